@@ -1,0 +1,216 @@
+"""The configuration: `klagg.toml`, with the environment on top.
+
+Every value has a default, so an empty file is a valid one. `KLAGG_CONFIG` names another file; `KLAGG_<SECTION>_<KEY>`
+overrides one value (`KLAGG_VIZ_PORT=9000`); `KLAGG_EXCHANGE`, `KLAGG_STREAM` and `KLAGG_DATABASE_URL` are the three
+that people set by hand. Relative paths count from the configuration file's folder.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+EXCHANGES = ("simulator", "binance-usdm", "binance-spot")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run, with the place and the reason in words."""
+
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    pass
+
+
+class Exchange(_Section):
+    name: Literal["simulator", "binance-usdm", "binance-spot"] = "simulator"
+    stream: Literal["aggTrade", "trade"] = "aggTrade"
+    symbols: list[str] = []
+    """Only these; empty: all that trade."""
+    symbols_max: int = 1000
+    """Streams on one connection, 1,024 at the exchange, less those of klagg's own."""
+    api_key: str = ""
+    """Only for history of the `trade` stream (historicalTrades)."""
+    backfill_rows: int = 99
+    """Closed klines an interval to begin with; up to 99 cost weight 1 a request."""
+    weight_share: float = 0.9
+    """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
+    clock_speed: float = 1.0
+    """1: the exchange's time runs. 0: it stands still between events, for replays."""
+    silence_ms: int = 15_000
+    """A connection on which nothing arrives for this long is taken for dead."""
+    symbols_refresh_ms: int = 300_000
+    """How often exchangeInfo is read again for listings and delistings that the ticker did not show."""
+
+
+class Engine(_Section):
+    max_symbols: int = 1000
+    window: int = 128
+    """Klines held in memory a symbol and interval; at least 100, so that the parents can be rebuilt from children."""
+    publish_interval_ms: int = 0
+    save_interval_ms: int = 5_000
+    save_rows: int = 1_000
+    gap_retry_ms: int = 15_000
+    """A gap that is still open after this long is asked for again."""
+    resume_max_ms: int = 3_600_000
+    """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
+    snapshots: str = "tcp://127.0.0.1:5556"
+    """Where the XPUB socket of the klines listens."""
+
+
+class Database(_Section):
+    url: str = ""
+    """Empty: the PostgreSQL that comes with klagg."""
+    port: int = 0
+    """TCP port of the embedded server on 127.0.0.1, for psql and other tools; 0: its Unix socket only."""
+
+
+class Viz(_Section):
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+class Simulator(_Section):
+    host: str = "127.0.0.1"
+    port: int = 9080
+    seed: int = 1
+    symbols: int = 300
+    trades_per_second: float = 500.0
+    """Individual trades of the whole market, on average."""
+    history_days: int = 60
+    speed: float = 1.0
+    """How fast the simulated exchange's time runs."""
+    replay: list[str] = []
+    """Recordings to play instead of a generated market."""
+    start_time: int = 0
+    """The exchange's time at start, ms; 0: the machine's."""
+    listing_interval_s: float = 600.0
+    """A new symbol is listed about this often; 0: never."""
+    quirks: bool = True
+    """Aggregates that straddle minutes, burnt ids inside them: what makes aggTrade klines differ from official ones."""
+    weight_limit: int = 2400
+
+
+class Config(_Section):
+    data_dir: str = "data"
+    exchange: Exchange = Exchange()
+    engine: Engine = Engine()
+    database: Database = Database()
+    viz: Viz = Viz()
+    simulator: Simulator = Simulator()
+    base_dir: str = "."
+    """The configuration file's folder; set by `load`."""
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.base_dir, self.data_dir).resolve()
+
+    @property
+    def run_path(self) -> Path:
+        """Sockets, locks: nothing that outlives a run."""
+        return self.data_path / "run"
+
+    @property
+    def postgres_path(self) -> Path:
+        return self.data_path / "postgres"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """Read the configuration. Raises ConfigError with the file, the key and the reason."""
+    environ = os.environ if environ is None else environ
+    path = Path(environ.get("KLAGG_CONFIG") or Path(__file__).resolve().parents[1] / "klagg.toml")
+    values = _read(path, required="KLAGG_CONFIG" in environ)
+    if "base_dir" in values:
+        raise ConfigError(f"{path}: base_dir is not a setting")
+    _override(values, environ)
+    values["base_dir"] = str(path.resolve().parent)
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    _check(path, config)
+    return config
+
+
+def _read(path: Path, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if required:
+            raise ConfigError(f"{path}: no such file") from error
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+_BY_HAND = {
+    "KLAGG_EXCHANGE": ("exchange", "name"),
+    "KLAGG_STREAM": ("exchange", "stream"),
+    "KLAGG_DATA_DIR": ("data_dir", ""),
+}
+
+
+def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config) if _is_section(field.type)}
+    for name, text in environ.items():
+        if not name.startswith("KLAGG_") or name == "KLAGG_CONFIG":
+            continue
+        section, key = _BY_HAND.get(name) or (name.removeprefix("KLAGG_").lower().split("_", 1) + [""])[:2]
+        if section == "data_dir":
+            values["data_dir"] = text
+            continue
+        fields = (
+            {field.name: field.type for field in msgspec.structs.fields(sections[section])}
+            if section in sections
+            else {}
+        )
+        if key not in fields:
+            raise ConfigError(f"{name}: there is no such setting")
+        section_values = values.setdefault(section, {})
+        if not isinstance(section_values, dict):
+            raise ConfigError(f"{section}: expected a table")
+        section_values[key] = _parse(name, text, fields[key])
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    if kind == list[str]:
+        return [part for part in text.split(",") if part]
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}={text!r}: {error}") from error
+
+
+def _check(path: Path, config: Config) -> None:
+    bounds = [
+        ("exchange.symbols_max", config.exchange.symbols_max, 1, 1020),
+        ("exchange.backfill_rows", config.exchange.backfill_rows, 0, 99),
+        ("exchange.weight_share", config.exchange.weight_share, 0.05, 1.0),
+        ("exchange.silence_ms", config.exchange.silence_ms, 500, 600_000),
+        ("exchange.symbols_refresh_ms", config.exchange.symbols_refresh_ms, 1_000, 86_400_000),
+        ("engine.max_symbols", config.engine.max_symbols, 1, 20_000),
+        ("engine.window", config.engine.window, 100, 10_000),
+        ("engine.publish_interval_ms", config.engine.publish_interval_ms, 0, 60_000),
+        ("engine.save_interval_ms", config.engine.save_interval_ms, 10, 600_000),
+        ("engine.save_rows", config.engine.save_rows, 1, 1_000_000),
+        ("engine.gap_retry_ms", config.engine.gap_retry_ms, 100, 3_600_000),
+        ("engine.resume_max_ms", config.engine.resume_max_ms, 0, 86_400_000),
+        ("database.port", config.database.port, 0, 65_535),
+        ("viz.port", config.viz.port, 1, 65_535),
+        ("simulator.port", config.simulator.port, 1, 65_535),
+        ("simulator.symbols", config.simulator.symbols, 1, 2_000),
+        ("simulator.trades_per_second", config.simulator.trades_per_second, 0.0, 1_000_000.0),
+        ("simulator.history_days", config.simulator.history_days, 0, 2_000),
+        ("simulator.speed", config.simulator.speed, 0.001, 10_000.0),
+    ]
+    for name, value, lowest, highest in bounds:
+        if not lowest <= value <= highest:
+            raise ConfigError(f"{path}: {name} = {value} is outside {lowest} .. {highest}")
+    if config.exchange.clock_speed not in (0.0, 1.0):
+        raise ConfigError(f"{path}: exchange.clock_speed = {config.exchange.clock_speed} is neither 0 nor 1")

@@ -1,0 +1,47 @@
+"""Exact decimals: the way of a number between the text that people and exchanges use and an int64.
+
+A scaled integer is the number times 10**decimals. Nothing here rounds: what does not fit raises.
+"""
+
+from decimal import Decimal, InvalidOperation
+
+INT64_MAX = 2**63 - 1
+
+
+def decimals_of(text: str) -> int:
+    """Return how many decimals a number needs: 2 for "0.0100". Raises ValueError on what is not a number."""
+    number = _finite(text)
+    exponent = number.normalize().as_tuple().exponent
+    return max(0, -int(exponent)) if number else 0
+
+
+def scaled(text: str, decimals: int) -> int:
+    """Return the number as an integer in units of 10**-decimals.
+
+    Raises ValueError if it is not a finite number, needs more decimals, or does not fit an int64.
+    """
+    value = _finite(text).scaleb(decimals)
+    whole = int(value)
+    if whole != value:
+        raise ValueError(f"{text!r} has more than {decimals} decimals")
+    if abs(whole) > INT64_MAX:
+        raise ValueError(f"{text!r} with {decimals} decimals does not fit an int64")
+    return whole
+
+
+def text_of(value: int, decimals: int) -> str:
+    """Return a scaled integer as a plain decimal with exactly `decimals` digits behind the point."""
+    if decimals == 0:
+        return str(value)
+    digits = str(abs(value)).rjust(decimals + 1, "0")
+    return f"{'-' if value < 0 else ''}{digits[:-decimals]}.{digits[-decimals:]}"
+
+
+def _finite(text: str) -> Decimal:
+    try:
+        number = Decimal(text)
+    except (InvalidOperation, TypeError) as error:
+        raise ValueError(f"{text!r} is not a number") from error
+    if not number.is_finite():
+        raise ValueError(f"{text!r} is not a finite number")
+    return number

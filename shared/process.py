@@ -1,0 +1,69 @@
+"""What every klagg process does around its own work: say what it does, end when asked, and never outlive its parent."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from shared.config import Config, ConfigError, load
+from shared.sockets import PortTaken
+
+PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
+
+
+class Unavailable(RuntimeError):
+    """Something that the process needs is not there, in words for the person who runs it."""
+
+
+def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
+    """Run a room's loop as this process: configuration, logging, and clear last words instead of a traceback.
+
+    Exit codes: what `body` returns or 0; 2 for a wrong configuration; 3 for something that is not there or taken.
+    """
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s {room:9} %(levelname)-7s %(message)s",
+    )
+    die_with_parent()
+    try:
+        code = body(load()) or 0
+    except ConfigError as error:
+        log.error("configuration: %s", error)
+        code = 2
+    except (PortTaken, Unavailable) as error:
+        log.error("%s", error)
+        code = 3
+    except KeyboardInterrupt:
+        code = 0
+    logging.shutdown()
+    sys.exit(code)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies: a killed supervisord must not leave its children behind."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a readable file descriptor, because a signal alone does not wake a ZeroMQ poll."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.asked = True
+        os.write(self._write_fd, b"!")

@@ -1,0 +1,88 @@
+"""Where the rooms meet: the sockets, their names, and who binds them.
+
+The engine binds all of its sockets, so that every other process may come and go. A bound PUSH without a peer would
+block; every send here is non-blocking, and its caller says what happens to a message that could not be sent.
+
+An ipc path can be stolen silently by a second bind, so a process that binds one holds a lock on the folder first.
+"""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import zmq
+
+QUEUE_MAX = 100_000
+"""Messages a queue holds at most; at a batch a message this is minutes of the busiest market."""
+IPC_PATH_MAX = 100
+"""The kernel takes 107 bytes; ZeroMQ and a suffix need a few."""
+
+
+class PortTaken(RuntimeError):
+    """Another process holds what this one was told to bind."""
+
+
+def ipc(run_dir: Path, name: str) -> str:
+    """Return the endpoint of an internal socket: `events`, `commands` or `store`."""
+    path = run_dir.resolve() / f"{name}.ipc"
+    if len(os.fsencode(path)) > IPC_PATH_MAX:
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"klagg-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{digest}.ipc"
+    return f"ipc://{path}"
+
+
+def lock_room(run_dir: Path, room: str) -> IO[str]:
+    """Take the room's lock for as long as the returned file is open. Raises PortTaken if another process has it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = (run_dir / f"{room}.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise PortTaken(f"another {room} (process {file.read() or '?'}) already runs on {run_dir}") from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
+    """Return a bound socket. Raises PortTaken."""
+    socket = _socket(context, kind)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise PortTaken(f"cannot listen on {endpoint}: {error}") from error
+    return socket
+
+
+def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
+    """Return a socket that connects now or whenever the other side appears."""
+    socket = _socket(context, kind)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.connect(endpoint)
+    return socket
+
+
+def send(socket: "zmq.Socket[bytes]", message: bytes) -> bool:
+    """Send without waiting. Return False if the queue is full or nobody is there; the message is then not sent."""
+    try:
+        socket.send(message, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
+
+
+def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
+    socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
+    socket.setsockopt(zmq.LINGER, 1_000)
+    return socket

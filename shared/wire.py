@@ -1,0 +1,339 @@
+"""Every message between the rooms, and the one codec for them.
+
+Decides the shapes; knows no socket and no rule of the domain. Messages are frozen, and msgpack on the wire, so a
+stranger reads them with any msgpack library. Rows travel as one binary field: a little-endian structured array of
+`TRADE`, `KLINE` or `PLACED_KLINE` (shared/kline.py), which `np.frombuffer` reads without a copy.
+
+`AppEvent` is the only way to change the engine's state; `Command` is what the engine asks of ingest; `StoreRequest` is
+what it asks of persist.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.kline import KLINE, PLACED_KLINE, TRADE
+
+Rows = NDArray[np.void]
+
+
+class Instrument(msgspec.Struct, frozen=True, array_like=True):
+    """A symbol as a batch speaks of it: its rows are integers in units of 10**-decimals."""
+
+    symbol: str
+    price_decimals: int
+    quantity_decimals: int
+
+
+class Covered(msgspec.Struct, frozen=True, array_like=True):
+    """A range of ids, both ends inclusive, that a batch answers for in whole.
+
+    An id of the range that is not among the batch's rows does not exist, or lies before the time that was asked for.
+    """
+
+    instrument: int
+    first_id: int
+    last_id: int
+
+
+class Trades(msgspec.Struct, frozen=True, tag="trades"):
+    """A columnar batch of trades, of the stream or of a repair."""
+
+    instruments: list[Instrument]
+    rows: bytes
+    """TRADE[n]; `symbol` indexes `instruments`."""
+    event_time: int = 0
+    """The exchange's time of the newest event in it, ms; 0 when the batch says nothing about now."""
+    covered: list[Covered] = []
+
+
+class IntervalKlines(msgspec.Struct, frozen=True, array_like=True):
+    interval: str
+    rows: bytes
+    """KLINE[n], ascending, closed ones only."""
+
+
+class AddSymbol(msgspec.Struct, frozen=True, tag="add_symbol"):
+    """A symbol that trades and that the engine did not name in its `Subscribe`: found at start or listed at run time.
+
+    Every trade before `klines_until` is in `klines`, and none after it.
+    """
+
+    symbol: str
+    price_decimals: int
+    quantity_decimals: int
+    stream: str
+    """The name of its trade stream, as the exchange spells it; opaque to the engine, which asks for it by this name."""
+    klines: list[IntervalKlines]
+    klines_until: int
+    event_time: int
+
+
+class RemoveSymbol(msgspec.Struct, frozen=True, tag="remove_symbol"):
+    """A symbol that trades no more: no flat klines from here on; its history stays."""
+
+    symbol: str
+    event_time: int
+
+
+class Klines(msgspec.Struct, frozen=True, tag="klines"):
+    """The exchange's own closed klines that `FetchKlines` asked for."""
+
+    symbol: str
+    price_decimals: int
+    quantity_decimals: int
+    interval: str
+    rows: bytes
+    """KLINE[n], ascending."""
+
+
+class SymbolMark(msgspec.Struct, frozen=True):
+    """What has been applied of a symbol, at the same instant as the rows that travel with it."""
+
+    symbol: str
+    price_decimals: int
+    quantity_decimals: int
+    stream: str
+    active: bool
+    """False once it was removed."""
+    grid_3d: int
+    """An open time of the symbol's 3d klines."""
+    seam_time: int
+    """Trades before this time are in the rows by way of the exchange's own klines; their ids add nothing."""
+    last_id: int
+    """The highest id applied; -1 before the first."""
+    gaps: list[tuple[int, int]]
+    """Missing ids below `last_id`: disjoint ascending ranges, both ends inclusive."""
+
+
+class Restored(msgspec.Struct, frozen=True, tag="restored"):
+    """The store's answer to `Load`, in one or more parts. A part holds all rows of its symbols."""
+
+    marks: list[SymbolMark]
+    rows: bytes
+    """PLACED_KLINE[n]; `symbol` indexes `marks`; ascending by open time within a symbol and interval."""
+    last: bool
+    exchange_time: int
+    """The engine's exchange time when the last batch was cut; 0 for an empty store."""
+
+
+class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
+    """The batch of this number is committed."""
+
+    batch: int
+
+
+class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
+    """Persist has come up: what was sent to a former one and not acknowledged must be sent again."""
+
+    session: int
+
+
+class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
+    """The feed's heartbeat, sent on every change and every second."""
+
+    session: int
+    """Another number means another ingest: it knows no subscriptions yet."""
+    connected: bool
+    since: int
+    """The exchange's time at which `connected` became what it is."""
+    exchange_time: int
+    """The exchange's time, ms, at the moment `monotonic_ns`."""
+    monotonic_ns: int
+    """CLOCK_MONOTONIC of this machine, ns: the same in every process."""
+    announced: int = 0
+    """How many symbols' history has been fetched since this ingest started, ..."""
+    to_announce: int = 0
+    """... out of how many ..."""
+    announce_ms: int = 0
+    """... and how long the rest will take, ms."""
+
+
+AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | StoreState | FeedState
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
+    streams: list[str]
+    complete: bool = False
+    """True: these are all the engine knows. Announce (`AddSymbol`) every other symbol that trades."""
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
+    streams: list[str]
+
+
+class FetchTrades(msgspec.Struct, frozen=True, tag="fetch_trades"):
+    """Ask for the trades of an id range; the answer is one or more `Trades` whose `covered` adds up to it."""
+
+    symbol: str
+    first_id: int
+    """0: the beginning is not known by id, only by `from_time`."""
+    last_id: int
+    """-1: up to the newest there is."""
+    from_time: int = 0
+    """Trades before it are not wanted; used when `first_id` is 0."""
+
+
+class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
+    """Ask for the exchange's own closed klines that open in [start_time, end_time]; answered by `Klines`."""
+
+    symbol: str
+    interval: str
+    start_time: int
+    end_time: int
+
+
+Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Ask the store for every symbol's mark and its newest `window` rows an interval."""
+
+    window: int
+
+
+class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
+    """A consistent cut: rows, and the marks of all symbols that the rows speak of. Saved in one transaction."""
+
+    batch: int
+    exchange_time: int
+    marks: list[SymbolMark]
+    rows: bytes
+    """PLACED_KLINE[n]; `symbol` indexes `marks`; (symbol, interval, open_time) is unique in it."""
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The engine has stopped: nothing follows."""
+
+
+StoreRequest = Load | DirtyBatch | Finished
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One kline as subscribers get it, on topic `kline.<SYMBOL>.<interval>`: always the whole row, in decimals.
+
+    A message is two frames: the topic, and this as a msgpack map.
+    """
+
+    symbol: str
+    interval: str
+    sequence: int
+    """Counts the messages of this topic since `session` began: a step of more than 1 is a loss, which this row heals."""
+    session: int
+    """Another number means another engine: its sequences begin anew."""
+    exchange_time: int
+    open_time: int
+    close_time: int
+    """Inclusive, as the exchange has it: the next open time less 1 ms."""
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    quote_volume: str
+    trade_count: int
+    taker_buy_volume: str
+    taker_buy_quote_volume: str
+    first_id: int
+    """The range of trade ids in it and their number; 0 when it has none."""
+    last_id: int
+    id_count: int
+    closed: bool
+    source: str
+    """`trades`, `exchange` (the exchange's own kline) or `both`."""
+    revision: int
+
+
+class Tickers(msgspec.Struct, frozen=True, kw_only=True):
+    """Last price and 24 h figures of all symbols, in columns, on topic `tickers`, twice a second."""
+
+    sequence: int
+    session: int
+    exchange_time: int
+    symbols: list[str]
+    last: list[str]
+    open_24h: list[str]
+    high_24h: list[str]
+    low_24h: list[str]
+    volume_24h: list[str]
+    quote_volume_24h: list[str]
+    active: list[bool]
+
+
+TICKERS_TOPIC = "tickers"
+HEALTH_TOPIC = "engine.health"
+"""A msgpack map of the engine's own figures, every second."""
+
+
+def kline_topic(symbol: str, interval: str) -> str:
+    return f"kline.{symbol}.{interval}"
+
+
+_encoder = msgspec.msgpack.Encoder()
+_event_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AppEvent)
+_command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Command)
+_store_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(StoreRequest)
+
+_snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
+_tickers_decoder = msgspec.msgpack.Decoder(Tickers)
+
+encode = _encoder.encode
+
+
+class WireError(ValueError):
+    """Bytes that are not the message they should be."""
+
+
+def decode_event(data: bytes) -> AppEvent:
+    """Decode an `AppEvent`. Raises WireError."""
+    return _decode(_event_decoder, data)  # type: ignore[no-any-return]
+
+
+def decode_command(data: bytes) -> Command:
+    """Decode a `Command`. Raises WireError."""
+    return _decode(_command_decoder, data)  # type: ignore[no-any-return]
+
+
+def decode_store_request(data: bytes) -> StoreRequest:
+    """Decode a `StoreRequest`. Raises WireError."""
+    return _decode(_store_decoder, data)  # type: ignore[no-any-return]
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Decode the second frame of a `kline.` topic. Raises WireError."""
+    return _decode(_snapshot_decoder, data)  # type: ignore[no-any-return]
+
+
+def decode_tickers(data: bytes) -> Tickers:
+    """Decode the second frame of the `tickers` topic. Raises WireError."""
+    return _decode(_tickers_decoder, data)  # type: ignore[no-any-return]
+
+
+def trade_rows(rows: bytes) -> Rows:
+    """Read TRADE[n]. Raises WireError. The array is read-only."""
+    return _read(rows, TRADE)
+
+
+def kline_rows(rows: bytes) -> Rows:
+    """Read KLINE[n]. Raises WireError. The array is read-only."""
+    return _read(rows, KLINE)
+
+
+def placed_rows(rows: bytes) -> Rows:
+    """Read PLACED_KLINE[n]. Raises WireError. The array is read-only."""
+    return _read(rows, PLACED_KLINE)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"{error} (message begins {data[:40]!r})") from error
+
+
+def _read(rows: bytes, dtype: np.dtype[np.void]) -> Rows:
+    if len(rows) % dtype.itemsize:
+        raise WireError(f"{len(rows)} bytes are no whole number of rows of {dtype.itemsize}")
+    return np.frombuffer(rows, dtype)

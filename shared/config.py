@@ -157,7 +157,7 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in environ.items():
         if not name.startswith("KLAGG_") or name == "KLAGG_CONFIG":
             continue
-        section, key = _BY_HAND.get(name) or (name.removeprefix("KLAGG_").lower().split("_", 1) + [""])[:2]
+        section, key = _BY_HAND.get(name) or ([*name.removeprefix("KLAGG_").lower().split("_", 1), ""])[:2]
         if section == "data_dir":
             values["data_dir"] = text
             continue

@@ -220,7 +220,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str
     interval: str
     sequence: int
-    """Counts the messages of this topic since `session` began: a step of more than 1 is a loss, which this row heals."""
+    """Counts this topic's messages since `session` began: a step of more than 1 is a loss, which this row heals."""
     session: int
     """Another number means another engine: its sequences begin anew."""
     exchange_time: int

@@ -1,0 +1,192 @@
+"""History: what may be asked, and the SQL that answers it.
+
+Decides what a question for klines must look like and how it is put to the database. Knows no viewer and no live row.
+The database may be away at any time: every answer is rows or `DatabaseAway` with the reason in words, and a new attempt
+to connect is made no sooner than `RETRY_S` after the last.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import msgspec
+import psycopg
+
+from services.viz.rows import ROW_FIELDS, Row
+from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
+
+LIMIT_MAX = 1_500
+LIMIT_DEFAULT = 500
+SYMBOL_MAX = 64
+"""Characters; the longest symbol of the exchange has some 25."""
+END_MAX = 253_402_300_799_999
+"""The last ms of the year 9999, the end of a datetime."""
+QUERY_TIMEOUT_MS = 5_000
+CONNECT_TIMEOUT_S = 3
+RETRY_S = 0.5
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+log = logging.getLogger(__name__)
+
+
+class BadQuestion(ValueError):
+    """A question that cannot be answered, in words for whoever asked."""
+
+
+class DatabaseAway(RuntimeError):
+    """The database cannot answer at present, with the reason."""
+
+
+class HistoryQuestion(msgspec.Struct, frozen=True):
+    symbol: str
+    interval: str
+    limit: int = LIMIT_DEFAULT
+    end: int = END_MAX
+    """Only klines that open at or before it, ms."""
+
+
+def history_question(query: Mapping[str, str]) -> HistoryQuestion:
+    """Read the question from a URL's query. Raises BadQuestion."""
+    unknown = sorted(set(query) - {"symbol", "interval", "limit", "end"})
+    if unknown:
+        raise BadQuestion(f"there is no parameter {unknown[0][:40]!r}; there are symbol, interval, limit and end")
+    return HistoryQuestion(
+        symbol=checked_symbol(query.get("symbol", "")),
+        interval=checked_interval(query.get("interval", "")),
+        limit=_whole("limit", query.get("limit", str(LIMIT_DEFAULT)), 1, LIMIT_MAX),
+        end=_whole("end", query.get("end", str(END_MAX)), 0, END_MAX),
+    )
+
+
+def checked_symbol(symbol: object) -> str:
+    """Return the symbol if it can be one; whether it exists, only its klines can tell. Raises BadQuestion."""
+    if not isinstance(symbol, str) or not symbol:
+        raise BadQuestion("symbol is missing: a name such as BTCUSDT")
+    if len(symbol) > SYMBOL_MAX or not symbol.isprintable() or any(character.isspace() for character in symbol):
+        raise BadQuestion(f"symbol {symbol[:SYMBOL_MAX]!r} cannot be the name of a symbol")
+    return symbol
+
+
+def checked_interval(interval: object) -> str:
+    """Return the interval if there is such a one. Raises BadQuestion."""
+    if not isinstance(interval, str) or interval not in INTERVAL_INDEX:
+        raise BadQuestion(f"interval {str(interval)[:20]!r} is none of {' '.join(INTERVAL_NAMES)}")
+    return interval
+
+
+def _whole(name: str, text: str, lowest: int, highest: int) -> int:
+    # isdecimal alone admits other scripts' digits; the length keeps int() from its limit on digits.
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+    if not lowest <= value <= highest:
+        raise BadQuestion(f"{name} {text[:30]!r} is not a whole number from {lowest} to {highest}")
+    return value
+
+
+_COLUMNS = {
+    "open_time": "(extract(epoch from open_time) * 1000)::bigint",
+    "close_time": "(extract(epoch from close_time) * 1000)::bigint",
+}
+_TEXTS = {
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "quote_volume",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+    "source",
+}
+
+HISTORY_SQL = f"""
+    select {", ".join(_COLUMNS.get(name) or (f"{name}::text" if name in _TEXTS else name) for name in ROW_FIELDS)}
+    from klines
+    where symbol = %s and "interval" = %s and open_time <= %s
+    order by open_time desc
+    limit %s
+"""
+
+# A walk over the primary key, a step a symbol: `distinct` would read every row.
+SYMBOLS_SQL = """
+    with recursive walk as (
+        (select symbol from klines order by symbol limit 1)
+        union all
+        select (select symbol from klines where symbol > walk.symbol order by symbol limit 1)
+        from walk where walk.symbol is not null
+    )
+    select symbol, coalesce((
+        select close::text from klines
+        where symbol = walk.symbol and "interval" = '1m'
+        order by open_time desc limit 1
+    ), '')
+    from walk where symbol is not null
+"""
+
+
+class Reader:
+    """One connection to the database, opened when it is needed and again after it was lost."""
+
+    def __init__(self, url_of: Callable[[], str]) -> None:
+        self._url_of = url_of
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
+        self._tried_at = float("-inf")
+        self.away = "not connected yet"
+        """Why the last question was not answered; empty if it was."""
+
+    async def history(self, question: HistoryQuestion) -> list[Row]:
+        """Return the newest saved klines that were asked for, ascending. Raises DatabaseAway."""
+        end = EPOCH + timedelta(milliseconds=question.end)
+        rows = await self._ask(HISTORY_SQL, (question.symbol, question.interval, end, question.limit))
+        return [Row(**dict(zip(ROW_FIELDS, values, strict=True))) for values in reversed(rows)]
+
+    async def symbols(self) -> dict[str, str]:
+        """Return the last saved price of every symbol. Raises DatabaseAway."""
+        return dict(await self._ask(SYMBOLS_SQL, ()))
+
+    async def probe(self) -> None:
+        """See whether history can be read. Raises DatabaseAway."""
+        await self._ask("select 1 from klines limit 1", ())
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _ask(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        async with self._turn:
+            try:
+                connection = await self._connected()
+                cursor = await connection.execute(sql, values)
+                rows = await cursor.fetchall()
+            except psycopg.errors.UndefinedTable:
+                self._lost("its tables are not there yet: persist has not made them")
+            except (psycopg.Error, OSError) as error:
+                # Whatever state the connection is in, a fresh one is in a better one.
+                await self.close()
+                self._lost(" ".join(str(error).split())[:300] or type(error).__name__)
+        if self.away:
+            log.info("the database answers")
+            self.away = ""
+        return rows
+
+    def _lost(self, reason: str) -> NoReturn:
+        if reason != self.away:
+            log.warning("no history: %s", reason)
+        self.away = reason
+        raise DatabaseAway(reason)
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            if time.monotonic() - self._tried_at < RETRY_S:
+                raise DatabaseAway(self.away)
+            self._tried_at = time.monotonic()
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url_of(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="klagg viz"
+            )
+            await self._connection.execute(f"set statement_timeout = {QUERY_TIMEOUT_MS}")
+            await self._connection.execute("set default_transaction_read_only = on")
+        return self._connection

@@ -1,0 +1,360 @@
+"""Who watches what, and what each viewer is still to be sent.
+
+Decides which topics are wanted of the engine, what is encoded, and what a slow viewer loses. Reads no socket, no
+database and no clock: `now` is seconds of any steady clock, and a viewer is told to wake by a function.
+
+The rules:
+
+1. A topic is subscribed while at least one viewer watches it. Its live klines are kept meanwhile, for those who come
+   later: the engine sends what is not yet in the database to a new subscription only.
+2. A message is encoded once, when the first viewer is ready for it, for all who watch its topic.
+3. A viewer's outbox holds the newest version of each thing, so whoever is slow skips versions and nothing else. An
+   outbox that is full all the same drops its oldest kline, counts it, and its viewer gets the history again.
+4. A viewer's history is read after the first live row of its topic, because that row proves that the engine has sent
+   everything unsaved: what is not in the database by then is live. It is read again whenever that proof is
+   lost: another session of the engine, a lost message, a database that was away.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from services.viz.rows import Row, merge_history, row_of
+from shared.wire import Snapshot, Tickers, kline_topic
+
+OUTBOX_MAX = 256
+"""Things a viewer is to be sent; attaching brings at most the klines that are not saved yet, usually 1 or 2."""
+LIVE_ROWS_MAX = 1_000
+"""Live klines kept a topic, which covers a database that is away for 16 hours of 1m klines."""
+VIEWERS_MAX = 500
+"""Open pages; more than this at once is a mistake or an attack."""
+ENGINE_SILENT_S = 3.0
+"""The engine speaks at least every second."""
+RESYNC_MIN_S = 5.0
+"""A topic that loses messages again and again is asked for again no more often than this."""
+
+Key = tuple[str, int]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Message:
+    """Something for viewers, encoded on first use and once for all of them."""
+
+    __slots__ = ("_body", "_text")
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self._text: bytes | None = None
+
+    @property
+    def text(self) -> bytes:
+        if self._text is None:
+            self._text = _encode(self._body)
+            self._body = None
+        return self._text
+
+
+class Viewer:
+    """One page. `wake` is called when its outbox stops being empty, `want_history` when its history must be read."""
+
+    def __init__(self, wake: Callable[[], None], want_history: Callable[[], None]) -> None:
+        self.wake = wake
+        self.want_history = want_history
+        self.topic = ""
+        self.symbol = ""
+        self.interval = ""
+        self.watch = 0
+        """Numbers what it watches, so that a history that was asked for earlier is known to be late."""
+        self.primed = False
+        """Its history was put: live rows may follow."""
+        self.skipped = 0
+        """Versions replaced by newer ones before they could be sent."""
+        self.dropped = 0
+        """Klines dropped from a full outbox."""
+        self._outbox: dict[Key, Message] = {}
+
+    def put(self, key: Key, message: Message) -> bool:
+        """Queue a message in the place of an older one of the same key. Return False if something else was dropped."""
+        if key in self._outbox:
+            self.skipped += 1
+        self._outbox[key] = message
+        kept = True
+        if len(self._outbox) > OUTBOX_MAX:
+            oldest = next((known for known in self._outbox if known[0] == "kline"), next(iter(self._outbox)))
+            del self._outbox[oldest]
+            self.dropped += 1
+            kept = False
+        self.wake()
+        return kept
+
+    def holds(self, key: Key) -> bool:
+        return key in self._outbox
+
+    def discard(self, *kinds: str) -> None:
+        for key in [key for key in self._outbox if key[0] in kinds]:
+            del self._outbox[key]
+
+    def take(self) -> list[bytes]:
+        """Return what is to be sent, oldest first, and forget it."""
+        messages, self._outbox = list(self._outbox.values()), {}
+        return [message.text for message in messages]
+
+
+class Topic:
+    def __init__(self, symbol: str, interval: str) -> None:
+        self.symbol = symbol
+        self.interval = interval
+        self.viewers: set[Viewer] = set()
+        self.rows: dict[int, Row] = {}
+        """Live klines by open time."""
+        self.live = False
+        """A row has come since the topic was last subscribed."""
+        self.asked_at = float("-inf")
+
+    def keep(self, row: Row) -> None:
+        self.rows[row.open_time] = row
+        if len(self.rows) > LIVE_ROWS_MAX:
+            del self.rows[min(self.rows)]
+
+
+class Hub:
+    """The state of the room: viewers, topics, and the last figures of all symbols.
+
+    `subscribe` and `unsubscribe` are called with a kline topic that is wanted of the engine, or no longer.
+    """
+
+    def __init__(self, subscribe: Callable[[str], None], unsubscribe: Callable[[str], None]) -> None:
+        self._subscribe = subscribe
+        self._unsubscribe = unsubscribe
+        self.viewers: set[Viewer] = set()
+        self.topics: dict[str, Topic] = {}
+        self.health: dict[str, Any] = {}
+        self.seen_at = float("-inf")
+        self.session = 0
+        self.exchange_time = 0
+        self.refused = 0
+        """Tickers whose columns differ in length."""
+        self.undecoded = 0
+        """Messages of the engine that could not be decoded, and ..."""
+        self.lost = 0
+        """... those that never arrived, as the subscriber counts them."""
+        self.skipped = 0
+        self.dropped = 0
+        """What viewers who have left had skipped and dropped."""
+        self.database = ""
+        """Why there is no database; empty if there is one."""
+        self._tickers: dict[str, tuple[Any, ...]] = {}
+        self._tickers_live = False
+        self._tickers_full = Message({})
+        self._status: dict[str, Any] = {}
+        self._status_message = Message({})
+
+    # Viewers.
+
+    def join(self, viewer: Viewer) -> bool:
+        """Take a viewer in and greet it with the state of things. Return False if there are too many."""
+        if len(self.viewers) >= VIEWERS_MAX:
+            return False
+        self.viewers.add(viewer)
+        if self._status:
+            viewer.put(("status", 0), self._status_message)
+        if self._tickers:
+            viewer.put(("tickers", 0), self._tickers_full)
+        return True
+
+    def leave(self, viewer: Viewer) -> None:
+        """Forget a viewer. Leaving twice is harmless."""
+        if viewer in self.viewers:
+            self.viewers.discard(viewer)
+            self._unwatch(viewer)
+            self.skipped += viewer.skipped
+            self.dropped += viewer.dropped
+
+    def watch(self, viewer: Viewer, symbol: str, interval: str) -> None:
+        """Let a viewer watch one topic instead of what it watched before; history first, once `prime` brings it."""
+        name = kline_topic(symbol, interval)
+        if name == viewer.topic:
+            viewer.want_history()
+            return
+        self._unwatch(viewer)
+        viewer.topic, viewer.symbol, viewer.interval = name, symbol, interval
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(symbol, interval)
+            self._subscribe(name)
+        topic.viewers.add(viewer)
+        if topic.live:
+            viewer.want_history()
+
+    def _unwatch(self, viewer: Viewer) -> None:
+        viewer.watch += 1
+        viewer.primed = False
+        viewer.discard("kline", "history")
+        topic = self.topics.get(viewer.topic)
+        if topic is not None:
+            topic.viewers.discard(viewer)
+            if not topic.viewers:
+                del self.topics[viewer.topic]
+                self._unsubscribe(viewer.topic)
+        viewer.topic = ""
+
+    def prime(self, viewer: Viewer, watch: int, saved: Iterable[Row] | None) -> bool:
+        """Put a viewer's history: the saved rows (None: no database) merged with the live ones.
+
+        `watch` is the viewer's at the time of asking; return False, and do nothing, if it watches something else.
+        """
+        topic = self.topics.get(viewer.topic)
+        if watch != viewer.watch or topic is None:
+            return False
+        rows = merge_history(saved or (), topic.rows.values())
+        viewer.discard("kline")
+        viewer.primed = True
+        body = {
+            "kind": "history",
+            "symbol": topic.symbol,
+            "interval": topic.interval,
+            "rows": rows,
+            "saved": saved is not None,
+            "live": topic.live,
+        }
+        viewer.put(("history", 0), Message(body))
+        return True
+
+    # What the engine says.
+
+    def snapshot(self, snapshot: Snapshot, now: float) -> None:
+        """Take a live row of a topic."""
+        self._heard(snapshot.session, snapshot.exchange_time, now)
+        topic = self.topics.get(kline_topic(snapshot.symbol, snapshot.interval))
+        if topic is None:
+            return  # On its way when its last viewer left.
+        row = row_of(snapshot)
+        topic.keep(row)
+        body = {"kind": "kline", "symbol": topic.symbol, "interval": topic.interval, "row": row}
+        message = Message(body)
+        for viewer in topic.viewers:
+            if viewer.primed and not viewer.put(("kline", row.open_time), message):
+                viewer.want_history()
+        if not topic.live:
+            topic.live = True
+            for viewer in topic.viewers:
+                viewer.want_history()
+
+    def tickers(self, tickers: Tickers, now: float) -> None:
+        """Take the figures of all symbols; viewers get those that changed."""
+        self._heard(tickers.session, tickers.exchange_time, now)
+        try:
+            columns = zip(
+                tickers.last,
+                tickers.open_24h,
+                tickers.high_24h,
+                tickers.low_24h,
+                tickers.volume_24h,
+                tickers.quote_volume_24h,
+                tickers.active,
+                strict=True,
+            )
+            figures = dict(zip(tickers.symbols, columns, strict=True))
+        except ValueError:
+            self.refused += 1
+            return
+        self._spread(figures, live=True)
+
+    def saved_symbols(self, last: dict[str, str]) -> None:
+        """Take the symbols that the database knows, with their last price, for as long as the engine says nothing."""
+        if not self._tickers_live:
+            self._spread({symbol: (price, "", "", "", "", "", False) for symbol, price in last.items()}, live=False)
+
+    def _spread(self, figures: dict[str, tuple[Any, ...]], live: bool) -> None:
+        before, self._tickers = self._tickers, figures
+        whole = live != self._tickers_live or not before.keys() <= figures.keys()
+        self._tickers_live = live
+        changed = {symbol: entry for symbol, entry in figures.items() if before.get(symbol) != entry}
+        base = {"kind": "tickers", "exchange_time": self.exchange_time, "live": live}
+        self._tickers_full = Message(base | {"whole": True, "symbols": figures})
+        message = self._tickers_full if whole else Message(base | {"whole": False, "symbols": changed})
+        for viewer in self.viewers:
+            # Changes that were never sent are in the full figures; so are those of a viewer that was slow.
+            late = viewer.holds(("tickers", 0))
+            viewer.put(("tickers", 0), self._tickers_full if late else message)
+
+    def engine_health(self, figures: dict[str, Any], now: float) -> None:
+        """Take the engine's own figures."""
+        self.health = figures
+        self.seen_at = now
+
+    def missing(self, name: str, now: float) -> bool:
+        """Note that messages of a topic were lost. Return whether to ask the engine for the topic again."""
+        topic = self.topics.get(name)
+        if topic is None or now < topic.asked_at + RESYNC_MIN_S:
+            return False
+        topic.asked_at = now
+        topic.live = False
+        return True
+
+    def _heard(self, session: int, exchange_time: int, now: float) -> None:
+        self.seen_at = now
+        self.exchange_time = exchange_time
+        if session != self.session:
+            self.session = session
+            for topic in self.topics.values():
+                topic.rows.clear()
+                topic.live = False
+
+    # The state of things.
+
+    def set_database(self, reason: str) -> None:
+        """Take why there is no database, empty if there is one. When it comes back, histories are read again."""
+        back = self.database and not reason
+        self.database = reason
+        if back:
+            for viewer in self.viewers:
+                if viewer.topic:
+                    viewer.want_history()
+
+    def engine_state(self, now: float) -> str:
+        """Return `live`, `silent` (it has spoken, but not lately) or `absent` (it never has)."""
+        if self.seen_at == float("-inf"):
+            return "absent"
+        return "live" if now - self.seen_at <= ENGINE_SILENT_S else "silent"
+
+    def tick(self, now: float) -> None:
+        """Tell viewers when the state of things has changed."""
+        status = {"engine": self.engine_state(now), "database": self.database, "feed": self.feed()}
+        if status != self._status:
+            self._status = status
+            self._status_message = Message({"kind": "status", **status})
+            for viewer in self.viewers:
+                viewer.put(("status", 0), self._status_message)
+
+    def feed(self) -> str:
+        """Return what the engine says of the exchange's feed: `connected`, `disconnected`, or empty for unknown."""
+        connected = self.health.get("connected", self.health.get("feed_connected"))
+        if not isinstance(connected, bool):
+            return ""
+        return "connected" if connected else "disconnected"
+
+    def symbols(self) -> dict[str, tuple[Any, ...]]:
+        """Return last, open, high, low, volume, quote volume of 24 h and `active`, by symbol."""
+        return self._tickers
+
+    def figures(self, now: float) -> dict[str, Any]:
+        """Return the room's own figures for health."""
+        return {
+            "engine": {
+                "state": self.engine_state(now),
+                "seen_ms_ago": None if self.seen_at == float("-inf") else round((now - self.seen_at) * 1000),
+                "exchange_time": self.exchange_time,
+                "session": self.session,
+                "health": self.health,
+            },
+            "database": {"ok": not self.database, "error": self.database},
+            "viewers": len(self.viewers),
+            "topics": len(self.topics),
+            "skipped": self.skipped + sum(viewer.skipped for viewer in self.viewers),
+            "dropped": self.dropped + sum(viewer.dropped for viewer in self.viewers),
+            "refused": self.refused + self.undecoded,
+            "lost": self.lost,
+        }

@@ -1,0 +1,130 @@
+"""The viz as a process: from the engine's snapshots and the database to whoever looks.
+
+Decides nothing: it connects the hub to the engine's snapshot port, as any stranger would, and to the web server. What a
+crash costs: viewers reconnect by themselves and get their history again; nobody else notices.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from contextlib import suppress
+
+import uvloop
+from aiohttp import web
+
+from services.viz.api import DatabaseAway, Reader
+from services.viz.hub import Hub
+from services.viz.web import Web
+from shared.client import AsyncSnapshots
+from shared.config import Config
+from shared.postgres import database_url
+from shared.sockets import PortTaken
+from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
+
+TICK_S = 0.25
+PROBE_S = 1.0
+"""How often the database is asked whether it is there."""
+SHUTDOWN_S = 0.5
+"""How long answers in progress may take when asked to stop."""
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config) -> int:
+    return uvloop.run(run(config))
+
+
+async def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT. Raises PortTaken."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    snapshots = AsyncSnapshots(config.engine.snapshots, [TICKERS_TOPIC, HEALTH_TOPIC])
+    hub = Hub(snapshots.subscribe, snapshots.unsubscribe)
+    reader = Reader(lambda: database_url(config))
+    hub.set_database(reader.away)
+    runner = web.AppRunner(
+        Web(hub, reader, time.monotonic, config.viz.host).app(),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await listen(runner, config.viz.host, config.viz.port)
+        tasks = [
+            asyncio.create_task(read_engine(snapshots, hub)),
+            asyncio.create_task(watch_database(reader, hub)),
+            asyncio.create_task(tick(snapshots, hub)),
+        ]
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await runner.cleanup()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(reader.close(), SHUTDOWN_S)
+        snapshots.close()
+    log.info("stopped")
+    return 0
+
+
+async def listen(runner: web.AppRunner, host: str, port: int) -> None:
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except (OSError, socket.gaierror) as error:
+        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    log.info("the page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+
+
+async def read_engine(snapshots: AsyncSnapshots, hub: Hub) -> None:
+    """Give the hub every message of the engine. A lost one costs a second subscription, which brings the rows again."""
+    async for topic, message in snapshots:
+        now = time.monotonic()
+        match message:
+            case Snapshot():
+                hub.snapshot(message, now)
+                if snapshots.missing and hub.missing(topic, now):
+                    log.info("%s: %d messages lost; asking for its rows again", topic, snapshots.missing)
+                    snapshots.unsubscribe(topic)
+                    snapshots.subscribe(topic)
+            case Tickers():
+                hub.tickers(message, now)
+            case _:
+                hub.engine_health(message, now)
+
+
+async def watch_database(reader: Reader, hub: Hub) -> None:
+    """Know at any time whether there is history, and name the symbols from it while the engine does not."""
+    while True:
+        with suppress(DatabaseAway):
+            await reader.probe()
+            if hub.engine_state(time.monotonic()) != "live":
+                hub.saved_symbols(await reader.symbols())
+        hub.set_database(reader.away)
+        await asyncio.sleep(PROBE_S)
+
+
+async def tick(snapshots: AsyncSnapshots, hub: Hub) -> None:
+    """Tell viewers and the log what has changed about the engine."""
+    engine, refused = "absent", 0
+    while True:
+        now = time.monotonic()
+        hub.lost, hub.undecoded = snapshots.lost.total(), snapshots.refused
+        hub.tick(now)
+        state = hub.engine_state(now)
+        if state != engine:
+            log.info("the engine is %s", state)
+            engine = state
+        if not refused and hub.refused + hub.undecoded:
+            refused = hub.refused + hub.undecoded
+            log.warning("refused a message of the engine, later ones are only counted: %s", snapshots.refused_last)
+        await asyncio.sleep(TICK_S)

@@ -1,0 +1,369 @@
+// The page: which symbol and interval are shown, what the feed says of them, and what is missing.
+//
+// All text goes through textContent or attributes: the name of a symbol is somebody else's text.
+
+import { KlineChart } from "./chart.js";
+import { Feed } from "./feed.js";
+import { change, clock, compact, count, countdown, grouped, opened, percent, tone } from "./format.js";
+import { SymbolList } from "./symbols.js";
+
+const INTERVALS = ["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"];
+const OLDER_ROWS = 1000;
+const ROWS_MAX = 30_000; // Klines that one chart holds; scrolling back ends there.
+const RETRY_MS = 3000;
+
+const element = (id) => document.getElementById(id);
+
+const state = {
+  symbol: "",
+  interval: "1m",
+  connection: "connecting",
+  status: null,
+  answered: false,
+  saved: true,
+  exhausted: false,
+  fetching: null,
+  retryAt: 0,
+  clockOffset: null,
+  errors: 0,
+};
+
+const chart = new KlineChart(element("chart"), {
+  onHover: () => showLegend(),
+  onEdge: () => fetchOlder(),
+  onScroll: (away) => (element("latest").hidden = !away),
+});
+const list = new SymbolList({
+  list: element("list"),
+  search: element("search"),
+  sorts: document.querySelector(".sorts"),
+  count: element("count"),
+  onChoose: (symbol) => {
+    closeMenu();
+    choose(symbol, state.interval);
+  },
+});
+const buttons = new Map(INTERVALS.map((interval) => [interval, intervalButton(interval)]));
+const feed = new Feed(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`, receive, connected);
+
+/** For whoever looks from the console. */
+window.klagg = { state, chart, list };
+
+// What is shown.
+
+function choose(symbol, interval) {
+  if (symbol === state.symbol && interval === state.interval) return;
+  const another = symbol !== state.symbol;
+  Object.assign(state, { symbol, interval, answered: false, exhausted: false, retryAt: 0 });
+  state.fetching?.abort();
+  state.fetching = null;
+  chart.clear();
+  element("latest").hidden = true;
+  for (const [name, button] of buttons) button.setAttribute("aria-pressed", String(name === interval));
+  buttons.get(interval).scrollIntoView({ block: "nearest", inline: "nearest" });
+  element("symbol").textContent = symbol;
+  list.choose(symbol);
+  const hash = `#${encodeURIComponent(symbol)}/${interval}`;
+  if (location.hash !== hash) location.hash = hash;
+  feed.watch(symbol, interval);
+  if (another) showTicker();
+  showLegend();
+  showNotice();
+}
+
+function fromHash() {
+  const [symbol, interval] = location.hash.slice(1).split("/");
+  try {
+    return { symbol: decodeURIComponent(symbol ?? ""), interval: INTERVALS.includes(interval) ? interval : "1m" };
+  } catch {
+    return { symbol: "", interval: "1m" }; // Not what this page writes.
+  }
+}
+
+function intervalButton(interval) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = interval;
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    if (state.symbol) choose(state.symbol, interval);
+    else state.interval = interval;
+  });
+  element("intervals").append(button);
+  return button;
+}
+
+// What the server says.
+
+function connected(connection) {
+  state.connection = connection;
+  showStates();
+  showNotice();
+}
+
+function receive(message) {
+  switch (message.kind) {
+    case "tickers":
+      takeTickers(message);
+      break;
+    case "history":
+      if (message.symbol === state.symbol && message.interval === state.interval) takeHistory(message);
+      break;
+    case "kline":
+      if (message.symbol === state.symbol && message.interval === state.interval) takeKline(message.row);
+      break;
+    case "status":
+      state.status = message;
+      showStates();
+      showNotice();
+      break;
+    case "error":
+      state.errors += 1;
+      console.warn(`klagg: ${message.error}`);
+      break;
+  }
+}
+
+function takeTickers(message) {
+  if (message.exchange_time) state.clockOffset = message.exchange_time - performance.now();
+  list.update(message.symbols, message.whole);
+  if (!state.symbol) {
+    const asked = fromHash(); // It may have changed a moment ago.
+    const symbol = asked.symbol || list.busiest();
+    if (symbol) choose(symbol, asked.symbol ? asked.interval : state.interval);
+  } else if (message.whole || state.symbol in message.symbols) {
+    showTicker();
+    showNotice();
+  }
+}
+
+function takeHistory(message) {
+  state.answered = true;
+  state.saved = message.saved;
+  if (!chart.merge(message.rows)) {
+    // A fresh chart, or so long away that older rows no longer join on: they are fetched again on the way back.
+    state.exhausted = false;
+    if (message.rows.length || !chart.rows.length) chart.replace(message.rows);
+  }
+  showTicker();
+  showLegend();
+  showNotice();
+}
+
+function takeKline(row) {
+  chart.update(row);
+  if (row === chart.last()) showTicker();
+  if (!chart.hovered() || row.open_time === chart.hovered().open_time) showLegend();
+  if (!element("notice").hidden) showNotice();
+}
+
+async function fetchOlder() {
+  const oldest = chart.rows[0];
+  if (!oldest || !state.saved || state.fetching || state.exhausted || performance.now() < state.retryAt) return;
+  if (chart.rows.length >= ROWS_MAX) return;
+  const asked = (state.fetching = new AbortController());
+  const query = new URLSearchParams({
+    symbol: state.symbol, interval: state.interval, end: oldest.open_time - 1, limit: OLDER_ROWS,
+  });
+  try {
+    const response = await fetch(`/api/history?${query}`, { signal: asked.signal });
+    if (!response.ok) throw new Error((await response.json()).error);
+    const rows = await response.json();
+    if (asked.signal.aborted) return;
+    state.exhausted = rows.length < OLDER_ROWS;
+    if (rows.length && chart.rows[0] === oldest) chart.prepend(rows);
+  } catch (error) {
+    if (asked.signal.aborted) return;
+    state.retryAt = performance.now() + RETRY_MS;
+    console.warn(`klagg: no older klines for now: ${error.message}`);
+  } finally {
+    if (state.fetching === asked) state.fetching = null;
+  }
+}
+
+// Words and figures.
+
+function showTicker() {
+  const ticker = list.tickers.get(state.symbol);
+  // The open kline knows the last price first; the list hears of it twice a second.
+  const row = chart.last();
+  const last = row && (!row.closed || !ticker?.last) ? row.close : (ticker?.last ?? "");
+  const moved = ticker ? change(ticker.open, last) : null;
+  write("last", last && grouped(last));
+  element("last").className = `last ${tone(moved)}`;
+  write("change", percent(moved));
+  element("change").className = tone(moved);
+  write("high", ticker?.high ? grouped(ticker.high) : "—");
+  write("low", ticker?.low ? grouped(ticker.low) : "—");
+  write("volume", compact(ticker?.volume ?? ""));
+  write("turnover", compact(ticker?.quoteVolume ?? ""));
+  document.title = state.symbol ? `${last && `${grouped(last)} · `}${state.symbol} · klagg` : "klagg";
+}
+
+function showLegend() {
+  const row = chart.hovered() ?? chart.last();
+  write("legend-name", state.symbol ? `${state.symbol} · ${state.interval}` : "");
+  element("legend").dataset.empty = row ? "" : "yes";
+  if (!row) return;
+  const moved = change(row.open, row.close);
+  for (const [id, value] of [["o", row.open], ["h", row.high], ["l", row.low], ["c", row.close]]) {
+    write(id, grouped(value));
+    element(id).className = tone(moved);
+  }
+  write("move", percent(moved));
+  element("move").className = tone(moved);
+  write("v", compact(row.volume));
+  write("q", compact(row.quote_volume));
+  write("n", count(row.trade_count));
+  const bought = Number(row.volume) > 0 ? (Number(row.taker_buy_volume) / Number(row.volume)) * 100 : null;
+  write("t", bought === null ? "—" : `${bought.toFixed(0)}%`);
+  write("legend-time", opened(row.open_time, state.interval));
+  element("legend-time").dateTime = new Date(row.open_time).toISOString();
+  showMarks(row);
+  const spoken = `${state.symbol} ${state.interval}, ${chart.rows.length} klines, last close ${chart.last().close}`;
+  if (element("chart").getAttribute("aria-label") !== spoken) element("chart").setAttribute("aria-label", spoken);
+}
+
+const SOURCES = {
+  trades: ["from trades", "Made of single trades, each applied exactly once"],
+  exchange: ["exchange's own", "Taken over from the exchange's own kline"],
+  both: ["trades + exchange's own", "Made of trades and of the exchange's own kline"],
+};
+
+function showMarks(row) {
+  const corrected = row.revision ? ` · revision ${row.revision}` : "";
+  if (row.closed) {
+    mark("mark-state", `closed${corrected}`, "closed", "The exchange's clock has passed its end");
+  } else {
+    const now = exchangeNow();
+    const left = now === null ? "" : ` · closes in ${countdown(row.close_time + 1 - now)}`;
+    mark("mark-state", `open${left}${corrected}`, "open", "Trades are still coming in");
+  }
+  const [word, meaning] = SOURCES[row.source] ?? [row.source, ""];
+  mark("mark-source", word, row.source, meaning);
+  const range = row.last_id - row.first_id + 1;
+  if (row.source !== "trades" || !row.id_count) mark("mark-proof", "", "", "");
+  else if (row.id_count === range) mark("mark-proof", "no trade missing", "whole", `${count(range)} ids, all of them`);
+  else mark("mark-proof", `${count(range - row.id_count)} ids missing`, "broken", "They are being fetched");
+}
+
+function mark(id, text, kind, meaning) {
+  write(id, text);
+  const target = element(id);
+  target.dataset.kind = kind;
+  target.title = meaning;
+  target.hidden = !text;
+}
+
+function exchangeNow() {
+  if (state.clockOffset === null || state.connection !== "open" || state.status?.engine !== "live") return null;
+  return state.clockOffset + performance.now();
+}
+
+function showStates() {
+  const open = state.connection === "open";
+  const status = open ? state.status : null;
+  const engine = status?.engine ?? "unknown";
+  light("page", open ? "good" : "bad", open ? "This page is connected" : "This page is not connected to klagg");
+  light("engine", { live: "good", silent: "bad", absent: "wait" }[engine] ?? "wait",
+    { live: "The engine is live", silent: "The engine has fallen silent", absent: "The engine was not seen yet" }[engine] ?? "Not known");
+  const feedState = engine === "live" ? status.feed : "";
+  light("exchange", { connected: "good", disconnected: "bad" }[feedState] ?? (engine === "live" ? "good" : "wait"),
+    { connected: "Trades are coming in", disconnected: "There is no connection to the exchange" }[feedState] ?? "Known by way of the engine");
+  light("database", !status ? "wait" : status.database ? "bad" : "good",
+    !status ? "Not known" : status.database ? `No history: ${status.database}` : "History is there");
+}
+
+function light(name, kind, meaning) {
+  const item = element(`state-${name}`);
+  if (item.dataset.state === kind && item.title === meaning) return;
+  item.dataset.state = kind;
+  item.title = meaning;
+  item.setAttribute("aria-label", `${name}: ${meaning}`);
+}
+
+/** Say what is missing, largest thing first; say nothing while klines are on their way. */
+function showNotice() {
+  const engine = state.status?.engine;
+  const database = state.status?.database;
+  let title = "";
+  let more = "";
+  if (state.connection !== "open" && !chart.rows.length) {
+    title = "Connecting to klagg";
+    more = "The page goes on by itself as soon as its server answers.";
+  } else if (state.connection !== "open") {
+    title = "Connection lost — trying again";
+  } else if (!state.status) {
+    return;
+  } else if (engine === "absent" && !chart.rows.length) {
+    title = "Waiting for the engine";
+    more = database ? `There is no history either: ${database}.` : "Choose a symbol to see its history meanwhile.";
+  } else if (engine === "silent") {
+    title = "The engine has fallen silent";
+    more = "What you see is not live. It goes on by itself.";
+  } else if (engine === "absent") {
+    title = "History only: the engine is not running";
+  } else if (state.answered && !chart.rows.length) {
+    const known = list.tickers.has(state.symbol);
+    title = known ? `No klines of ${state.symbol} ${state.interval} yet` : `There is no symbol ${state.symbol} here`;
+    more = known ? "They appear with the first trade." : "Choose another from the list.";
+  } else if (database) {
+    title = "Live only: no history";
+    more = database;
+  }
+  const notice = element("notice");
+  notice.hidden = !title;
+  notice.dataset.size = chart.rows.length ? "small" : "large";
+  if (notice.dataset.text === title + more) return;
+  notice.dataset.text = title + more;
+  const head = document.createElement("strong");
+  head.textContent = title;
+  const tail = document.createElement("span");
+  tail.textContent = more;
+  notice.replaceChildren(head, tail);
+}
+
+function write(id, text) {
+  const target = element(id);
+  if (target.textContent !== text) target.textContent = text;
+}
+
+function closeMenu() {
+  document.body.classList.remove("listed");
+  element("menu").setAttribute("aria-expanded", "false");
+}
+
+// What the user does.
+
+addEventListener("hashchange", () => {
+  const { symbol, interval } = fromHash();
+  if (symbol) choose(symbol, interval);
+});
+addEventListener("keydown", (event) => {
+  const typing = event.target instanceof HTMLInputElement;
+  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    document.body.classList.add("listed");
+    element("search").focus();
+    element("search").select();
+  } else if (event.key === "Escape") {
+    closeMenu();
+  }
+});
+element("menu").addEventListener("click", () => {
+  const listed = document.body.classList.toggle("listed");
+  element("menu").setAttribute("aria-expanded", String(listed));
+  if (listed) element("search").focus();
+});
+element("latest").addEventListener("click", () => chart.showLatest());
+setInterval(() => {
+  const now = exchangeNow();
+  write("clock", now === null ? "" : clock(now));
+  const row = chart.hovered() ?? chart.last();
+  if (row) showMarks(row);
+}, 250);
+
+const start = fromHash();
+state.interval = start.interval;
+buttons.get(start.interval).setAttribute("aria-pressed", "true");
+if (start.symbol) choose(start.symbol, start.interval);

@@ -1,0 +1,250 @@
+"""HTTP and the websocket: what a browser may ask of this room, and how it is answered.
+
+Decides addresses, status codes and who is let in; hub.py decides what viewers are sent, api.py what history is.
+
+A viewer has three tasks: one reads what it says, one sends what its outbox holds, one reads its history. A sender that
+waits for a slow viewer holds up nobody else, and meanwhile the outbox keeps only the newest of everything.
+"""
+
+import asyncio
+import importlib.util
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from services.viz.api import (
+    LIMIT_DEFAULT,
+    BadQuestion,
+    DatabaseAway,
+    HistoryQuestion,
+    Reader,
+    checked_interval,
+    checked_symbol,
+    history_question,
+)
+from services.viz.hub import Hub, Message, Viewer
+from shared.process import Unavailable
+
+PAGE = Path(__file__).with_name("page")
+FRAME_S = 0.016
+"""A viewer is sent at most one bundle in this time: more than 60 a second nobody can see."""
+LIVE_WAIT_S = 0.3
+"""How long a history waits for the engine's first live row, which takes a few ms unless something is wrong."""
+MESSAGE_MAX = 4_096
+"""Bytes of a viewer's message; a sensible one has about 60."""
+HEARTBEAT_S = 20.0
+"""A viewer who does not answer a ping for half as long is gone."""
+CLOSE_S = 0.7
+"""How long viewers have to say goodbye when the server stops."""
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "object-src 'none'; base-uri 'none'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+class Web:
+    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], host: str) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._now = now
+        self._only_loopback = is_loopback(host)
+        self._sockets: set[web.WebSocketResponse] = set()
+        self.bad_messages = 0
+        """What viewers said that was not understood."""
+
+    def app(self) -> web.Application:
+        """Return the application. Raises Unavailable if the chart library is not installed."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MESSAGE_MAX)
+        app.router.add_get("/", serve(PAGE / "index.html"))
+        for path in sorted(PAGE.iterdir()):
+            if path.is_file():
+                app.router.add_get(f"/{path.name}", serve(path))
+        app.router.add_get("/lightweight-charts.js", serve(chart_library()))
+        app.router.add_get("/api/history", self._history)
+        app.router.add_get("/api/symbols", self._symbols)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ws", self._websocket)
+        app.on_shutdown.append(self._close_sockets)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
+        host = request.headers.get("Host", "")
+        origin = request.headers.get("Origin")
+        if self._only_loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return refusal(403, "this server listens on this machine only; viz.host in klagg.toml opens it to others")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return refusal(403, "pages of other sites are not served")
+        try:
+            response = await handler(request)
+        except BadQuestion as error:
+            response = refusal(400, str(error))
+        except DatabaseAway as error:
+            response = refusal(503, f"the database does not answer: {error}")
+        except web.HTTPException as error:
+            response = refusal(error.status, error.reason, dict(error.headers))
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    async def _history(self, request: web.Request) -> web.Response:
+        rows = await self._reader.history(history_question(request.query))
+        response = answer(rows)
+        response.enable_compression()
+        return response
+
+    async def _symbols(self, _request: web.Request) -> web.Response:
+        names = ("last", "open_24h", "high_24h", "low_24h", "volume_24h", "quote_volume_24h", "active")
+        rows = [
+            {"symbol": symbol, **dict(zip(names, entry, strict=True))} for symbol, entry in self._hub.symbols().items()
+        ]
+        response = answer(rows)
+        response.enable_compression()
+        return response
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        figures = self._hub.figures(self._now()) | {"bad_messages": self.bad_messages}
+        figures["ok"] = figures["engine"]["state"] == "live" and figures["database"]["ok"]
+        return answer(figures)
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        wake, want_history = asyncio.Event(), asyncio.Event()
+        viewer = Viewer(wake.set, want_history.set)
+        if not self._hub.join(viewer):
+            return refusal(503, "too many viewers")
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_MAX, compress=False)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await socket.prepare(request)
+            self._sockets.add(socket)
+            tasks.append(asyncio.create_task(send(socket, viewer, wake)))
+            tasks.append(asyncio.create_task(self._read_histories(viewer, want_history)))
+            async for message in socket:
+                if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    self._hear(viewer, message.data)
+        finally:
+            self._sockets.discard(socket)
+            self._hub.leave(viewer)
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
+        return socket
+
+    def _hear(self, viewer: Viewer, text: str | bytes) -> None:
+        try:
+            symbol, interval = watch_of(text)
+        except BadQuestion as error:
+            self.bad_messages += 1
+            viewer.put(("error", 0), Message({"kind": "error", "error": str(error)}))
+            return
+        self._hub.watch(viewer, symbol, interval)
+        # A live row brings the history. Should none come, the history comes without.
+        patience = LIVE_WAIT_S if self._hub.engine_state(self._now()) == "live" else 0.0
+        asyncio.get_running_loop().call_later(patience, prime_at_last, viewer, viewer.watch)
+
+    async def _read_histories(self, viewer: Viewer, wanted: asyncio.Event) -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            watch = viewer.watch
+            if not viewer.topic:
+                continue
+            try:
+                question = HistoryQuestion(viewer.symbol, viewer.interval, LIMIT_DEFAULT)
+                rows = await self._reader.history(question)
+            except DatabaseAway:
+                self._hub.prime(viewer, watch, None)
+            else:
+                self._hub.prime(viewer, watch, rows)
+
+    async def _close_sockets(self, _app: web.Application) -> None:
+        closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"klagg stops") for socket in self._sockets]
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_S)
+
+
+async def send(socket: web.WebSocketResponse, viewer: Viewer, wake: asyncio.Event) -> None:
+    """Send what the outbox holds whenever it holds something, until the connection is gone."""
+    while not socket.closed:
+        await wake.wait()
+        wake.clear()
+        for text in viewer.take():
+            try:
+                await socket.send_frame(text, WSMsgType.TEXT)
+            except (ConnectionError, RuntimeError):
+                return  # It left; the task that reads from it sees that too.
+        await asyncio.sleep(FRAME_S)
+
+
+def prime_at_last(viewer: Viewer, watch: int) -> None:
+    if viewer.watch == watch and not viewer.primed:
+        viewer.want_history()
+
+
+def watch_of(text: str | bytes) -> tuple[str, str]:
+    """Read {"watch": {"symbol": ..., "interval": ...}}. Raises BadQuestion."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadQuestion("a message must be JSON") from error
+    watch = message.get("watch") if isinstance(message, dict) else None
+    if not isinstance(watch, dict):
+        raise BadQuestion('a message must be {"watch": {"symbol": ..., "interval": ...}}')
+    return checked_symbol(watch.get("symbol")), checked_interval(watch.get("interval"))
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def chart_library() -> Path:
+    """Return TradingView's lightweight-charts as the package litecharts brings it. Raises Unavailable."""
+    spec = importlib.util.find_spec("litecharts")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder, "js", "lightweight-charts.js")
+        if path.is_file():
+            return path
+    raise Unavailable("the package litecharts is not installed: it brings the chart library")
+
+
+def serve(path: Path) -> Handler:
+    async def response(_request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(path)
+
+    return response
+
+
+def answer(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=_encode(body), status=status, content_type="application/json")
+
+
+def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:
+    response = answer({"error": reason}, status)
+    if headers and "Allow" in headers:
+        response.headers["Allow"] = headers["Allow"]
+    return response

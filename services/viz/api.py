@@ -167,7 +167,8 @@ class Reader:
             except (psycopg.Error, OSError) as error:
                 # Whatever state the connection is in, a fresh one is in a better one.
                 await self.close()
-                self._lost(" ".join(str(error).split())[:300] or type(error).__name__)
+                lines = str(error).split("\n")
+                self._lost(lines[0][:300] or type(error).__name__)
         if self.away:
             log.info("the database answers")
             self.away = ""

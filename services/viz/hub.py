@@ -265,7 +265,7 @@ class Hub:
     def saved_symbols(self, last: dict[str, str]) -> None:
         """Take the symbols that the database knows, with their last price, for as long as the engine says nothing."""
         if not self._tickers_live:
-            self._spread({symbol: (price, "", "", "", "", "", False) for symbol, price in last.items()}, live=False)
+            self._spread({symbol: (price, "", "", "", "", "", True) for symbol, price in last.items()}, live=False)
 
     def _spread(self, figures: dict[str, tuple[Any, ...]], live: bool) -> None:
         before, self._tickers = self._tickers, figures

@@ -132,24 +132,31 @@ class Web:
         if not self._hub.join(viewer):
             return refusal(503, "too many viewers")
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_MAX, compress=False)
-        tasks: list[asyncio.Task[None]] = []
+        tasks: set[asyncio.Task[None]] = set()
         try:
             await socket.prepare(request)
             self._sockets.add(socket)
-            tasks.append(asyncio.create_task(send(socket, viewer, wake)))
-            tasks.append(asyncio.create_task(self._read_histories(viewer, want_history)))
-            async for message in socket:
-                if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                    self._hear(viewer, message.data)
+            tasks = {
+                asyncio.create_task(self._listen(socket, viewer)),
+                asyncio.create_task(self._read_histories(viewer, want_history)),
+                asyncio.create_task(send(socket, viewer, wake)),
+            }
+            # The first to end ends the visit: it left, or one of the three has a bug, which is raised here.
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
             self._sockets.discard(socket)
             self._hub.leave(viewer)
             for task in tasks:
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    raise outcome
+            await asyncio.gather(*tasks, return_exceptions=True)
         return socket
+
+    async def _listen(self, socket: web.WebSocketResponse, viewer: Viewer) -> None:
+        async for message in socket:
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                self._hear(viewer, message.data)
 
     def _hear(self, viewer: Viewer, text: str | bytes) -> None:
         try:

@@ -266,6 +266,24 @@ def test_the_name_of_a_symbol_is_text_and_nothing_else(screen: Screen) -> None:
     screen.shows(EVIL, "1m", 5)
 
 
+def test_figures_are_written_without_touching_a_digit(screen: Screen) -> None:
+    written = screen.page.evaluate(
+        """() => import("/format.js").then((f) => [
+            f.grouped("1234567.8900"), f.grouped("0.00000010"), f.grouped("999"), f.decimals("1.50"), f.decimals("7"),
+            f.percent(f.change("100", "101.005")), f.percent(f.change("100", "99")), f.percent(f.change("", "1")),
+            f.percent(f.change("0", "1")), f.percent(0.001),
+            f.countdown(0), f.countdown(59_001), f.countdown(3_600_000), f.countdown(200_000_000),
+            f.opened(1790000000000, "1m"), f.opened(1790000000000, "1w"), f.opened(1790000000000, "1M"),
+        ])"""
+    )
+    assert written == [
+        *("1,234,567.8900", "0.00000010", "999", 2, 0),
+        *("+1.00%", "−1.00%", "—", "—", "0.00%"),
+        *("00:00", "01:00", "01:00:00", "2d 07:33:20"),
+        *("2026-09-21 14:13", "2026-09-21", "2026-09"),
+    ]
+
+
 def test_an_unknown_symbol_in_the_address_is_said_in_words(browser: Browser, market: Market) -> None:
     screen = Screen(browser, market, "#NOSUCHUSDT/5m")
     expect(screen.page.locator("#notice")).to_contain_text("There is no symbol NOSUCHUSDT here")

@@ -297,7 +297,7 @@ function showNotice() {
     return;
   } else if (engine === "absent" && !chart.rows.length) {
     title = "Waiting for the engine";
-    more = database ? `There is no history either: ${database}.` : "Choose a symbol to see its history meanwhile.";
+    more = database ? `There is no history either: ${database}` : "Choose a symbol to see its history meanwhile.";
   } else if (engine === "silent") {
     title = "The engine has fallen silent";
     more = "What you see is not live. It goes on by itself.";

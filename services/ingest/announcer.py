@@ -1,0 +1,100 @@
+"""Tell the engine of every symbol that it does not know, with its history, a few at a time.
+
+Decides how many are under way and how long the rest will take. Which symbol is next is decided by symbols.py, what is
+asked of the exchange by history.py. A crash here costs nothing: the engine says again what it knows.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from services.ingest.binance import Malformed
+from services.ingest.governor import Governor
+from services.ingest.history import History
+from services.ingest.rest import RestError
+from services.ingest.symbols import Symbols
+from shared.interval import INTERVAL_NAMES
+from shared.wire import AddSymbol
+
+UNDER_WAY_MAX = 4
+"""Symbols whose history is fetched at once: enough to keep REST busy, and the first ones are soon there."""
+RETRY_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    def __init__(
+        self,
+        symbols: Symbols,
+        history: History,
+        governor: Governor,
+        rows: int,
+        symbol_weight: int,
+        rest_now: Callable[[], int],
+        send: Callable[[AddSymbol], None],
+    ) -> None:
+        """Announce with up to `rows` klines an interval, which weighs `symbol_weight` a symbol."""
+        self._symbols = symbols
+        self._history = history
+        self._governor = governor
+        self._rows = rows
+        self._symbol_weight = symbol_weight
+        self._rest_now = rest_now
+        self._send = send
+        self._under_way = 0
+        self._began_at = 0.0
+        self._began_with = 0
+        self.counts: Counter[str] = Counter()
+
+    def go(self, tasks: asyncio.TaskGroup) -> None:
+        """Start as many announcements as may be under way; each one that ends starts the next."""
+        if not self._under_way:
+            self._began_at = time.monotonic()
+            self._began_with = self._symbols.progress.announced
+        while self._under_way < UNDER_WAY_MAX:
+            symbol = self._symbols.take()
+            if symbol is None:
+                return
+            self._under_way += 1
+            tasks.create_task(self._announce(symbol, tasks))
+
+    async def _announce(self, symbol: str, tasks: asyncio.TaskGroup) -> None:
+        try:
+            event = await self._history.announcement(symbol, self._rows)
+        except (RestError, Malformed) as error:
+            self.counts["histories not fetched"] += 1
+            log.warning("the history of %s could not be fetched: %s", symbol, error)
+            asyncio.get_running_loop().call_later(RETRY_S, self._again, symbol, tasks)
+        else:
+            if self._symbols.announced(symbol):
+                self.counts["symbols announced"] += 1
+                self._send(event)
+        self._under_way -= 1
+        self.go(tasks)
+
+    def _again(self, symbol: str, tasks: asyncio.TaskGroup) -> None:
+        self._symbols.failed(symbol)
+        self.go(tasks)
+
+    def time_left_ms(self) -> int:
+        """Return how long the rest will take: by the weight it costs, or by how it went so far if that is longer."""
+        announced, to_announce = self._symbols.progress
+        left = to_announce - announced
+        if left <= 0:
+            return 0
+        by_budget = self._governor.estimate_ms(left * self._symbol_weight, self._rest_now())
+        done = announced - self._began_with
+        elapsed = time.monotonic() - self._began_at
+        return max(by_budget, int(elapsed * 1000 / done * left) if done > 0 else 0)
+
+    def tell_progress(self) -> None:
+        announced, to_announce = self._symbols.progress
+        log.info("history: %d of %d symbols, %d s left", announced, to_announce, round(self.time_left_ms() / 1000))
+
+
+def symbol_weight(kline_weight: int, rows: int) -> int:
+    """Return what a symbol's history weighs."""
+    return kline_weight * len(INTERVAL_NAMES) if rows else 0

@@ -1,0 +1,310 @@
+"""What REST knows of the past, in the shape that the engine asked for it.
+
+Decides which pages are asked, and which ids an answer may claim to cover: an id is covered if the exchange was asked
+for it and either named it or named one after it. What REST cannot reach is not answered, so that the engine keeps its
+gap and shows it. Knows no klines of ours and no websocket.
+
+A crash here costs nothing: the engine asks again.
+"""
+
+import asyncio
+import logging
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from services.ingest.binance import (
+    Malformed,
+    Refuse,
+    TradePage,
+    read_agg_trades,
+    read_klines,
+    read_trades,
+    stream_name,
+)
+from services.ingest.exact import trade_rows
+from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
+from services.ingest.rest import Answer, Priority, Rest, RestError
+from services.ingest.symbols import Symbols
+from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS, next_open_time
+from shared.wire import (
+    AddSymbol,
+    AppEvent,
+    Covered,
+    FetchKlines,
+    FetchTrades,
+    Instrument,
+    IntervalKlines,
+    Klines,
+    Trades,
+)
+
+SETTLE_MS = 3_000
+"""A kline counts as closed this long after its end: our clock is not the exchange's, and its last trades take a moment
+to be in it. Whatever is younger comes trade by trade."""
+PAGES_MAX = 500
+"""Pages of one answer, half a million trades; the engine asks for the rest if it still wants it."""
+UNREACHABLE_S = 600.0
+"""How long a question that REST cannot answer is not asked again: it costs weight each time."""
+UNREACHABLE_MAX = 10_000
+SHORTEST_MONTH_MS = 28 * DAY_MS
+ID_MAX = 2**62
+
+log = logging.getLogger(__name__)
+
+
+class History:
+    def __init__(
+        self,
+        rest: Rest,
+        venue: Venue,
+        kind: str,
+        symbols: Symbols,
+        exchange_time: Callable[[int], int],
+        refuse: Refuse,
+        send: Callable[[AppEvent], None],
+    ) -> None:
+        """Answer by `send`. `exchange_time` tells the exchange's time, ms, at a moment of the monotonic clock, ns."""
+        self._rest = rest
+        self._venue = venue
+        self._kind = kind
+        self._symbols = symbols
+        self._exchange_time = exchange_time
+        self._refuse = refuse
+        self._send = send
+        self._unreachable: dict[FetchTrades, float] = {}
+        self.counts: Counter[str] = Counter()
+
+    async def announcement(self, symbol: str, rows: int) -> AddSymbol:
+        """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
+        parts, until = await self._closed_klines(symbol, rows) if rows else ([], 0)
+        price_decimals, quantity_decimals = self._grown(symbol, parts)
+        klines = []
+        for part in parts:
+            content, left_out = kline_rows(part, price_decimals, quantity_decimals)
+            self._count_refused(symbol, part.interval, left_out)
+            if len(content):
+                klines.append(IntervalKlines(part.interval, content.tobytes()))
+        return AddSymbol(
+            symbol,
+            price_decimals,
+            quantity_decimals,
+            stream_name(symbol, self._kind),
+            klines,
+            until,
+            self._exchange_time(time.monotonic_ns()),
+        )
+
+    async def _closed_klines(self, symbol: str, rows: int) -> tuple[list[Parsed], int]:
+        """Return (rows of each interval, the time before which all trades are in them)."""
+        requests = [self._venue.klines(symbol, interval, rows + 1) for interval in INTERVAL_NAMES]
+        answers: list[Answer] = []
+        for outcome in await asyncio.gather(
+            *(self._rest.get(request, Priority.HISTORY) for request in requests), return_exceptions=True
+        ):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            answers.append(outcome)
+        # The clock of the first request counts: what closed while the others went is in them or not, and is not used.
+        until = self._settled(min(answer.sent_ns for answer in answers))
+        parts = [
+            self._parse(symbol, interval, answer).closed_before(until)
+            for interval, answer in zip(INTERVAL_NAMES, answers, strict=True)
+        ]
+        minutes = parts[INTERVAL_INDEX["1m"]].open_times
+        if len(minutes) and int(minutes[-1]) + MINUTE_MS < until:
+            # The exchange's minutes end earlier than its clock: trades from there on come one by one.
+            until = int(minutes[-1]) + MINUTE_MS
+            parts = [part.closed_before(until) for part in parts]
+        return parts, until
+
+    async def fetch_klines(self, ask: FetchKlines) -> None:
+        """Answer in pages, the last of which may be empty. What cannot be had is counted and not answered."""
+        length = INTERVALS[INTERVAL_INDEX[ask.interval]].length_ms or SHORTEST_MONTH_MS
+        start = ask.start_time
+        try:
+            for _ in range(PAGES_MAX):
+                limit = max(1, min(self._venue.klines_max, (ask.end_time - start) // length + 1))
+                answer = await self._rest.get(
+                    self._venue.klines(ask.symbol, ask.interval, limit, start, ask.end_time), Priority.KLINES
+                )
+                page = self._parse(ask.symbol, ask.interval, answer)
+                closed = page.closed_before(self._settled(answer.sent_ns))
+                price_decimals, quantity_decimals = self._grown(ask.symbol, [closed])
+                rows, left_out = kline_rows(closed, price_decimals, quantity_decimals)
+                self._count_refused(ask.symbol, ask.interval, left_out)
+                self._send(Klines(ask.symbol, price_decimals, quantity_decimals, ask.interval, rows.tobytes()))
+                if len(page.open_times) < limit:
+                    return
+                start = next_open_time(ask.interval, int(page.open_times[-1]))
+                if start > ask.end_time:
+                    return
+        except Malformed as error:
+            self._refuse("klines answer", str(error).encode())
+        except RestError as error:
+            self.counts["klines not answered"] += 1
+            log.warning("klines of %s %s: %s", ask.symbol, ask.interval, error)
+
+    async def fetch_trades(self, ask: FetchTrades) -> None:
+        """Answer in pages of trades. What cannot be had is counted, said once, and not answered."""
+        if self._unreachable.get(ask, 0.0) > time.monotonic():
+            self.counts["trades unreachable"] += 1
+            return
+        try:
+            await (self._agg_trades(ask) if self._kind == "aggTrade" else self._single_trades(ask))
+        except Malformed as error:
+            self._refuse("trades answer", str(error).encode())
+            self._give_up(ask, str(error))
+        except RestError as error:
+            if 400 <= error.status < 500:
+                self._give_up(ask, str(error))
+            else:
+                self.counts["trades not answered"] += 1
+                log.warning("trades %d to %d of %s: %s", ask.first_id, ask.last_id, ask.symbol, error)
+
+    def _give_up(self, ask: FetchTrades, why: str) -> None:
+        self.counts["trades unreachable"] += 1
+        log.warning("trades %d to %d of %s cannot be reached: %s", ask.first_id, ask.last_id, ask.symbol, why)
+        if len(self._unreachable) >= UNREACHABLE_MAX:
+            self._unreachable.clear()
+        self._unreachable[ask] = time.monotonic() + UNREACHABLE_S
+
+    async def _agg_trades(self, ask: FetchTrades) -> None:
+        end = ask.last_id if ask.last_id >= 0 else ID_MAX
+        first = ask.first_id
+        if first:
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first))
+        else:
+            page, newest = await self._since(ask.symbol, ask.from_time)
+            if newest is not None:
+                self._answer(ask.symbol, None, 0, min(newest, end))
+                return
+        for _ in range(PAGES_MAX):
+            if not page.ids:
+                break
+            reached = min(page.ids[-1], end)
+            self._answer(ask.symbol, page, first, reached)
+            if reached == end or len(page.ids) < PAGE_MAX:
+                return
+            first = reached + 1
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first))
+        if first == ask.first_id:
+            self._answer(ask.symbol, None, 0, -1)
+
+    async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int | None]:
+        """Return (the trades since a time, None), or (nothing, the newest id if all trades are older)."""
+        while True:
+            page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
+            if page.ids:
+                return page, None
+            newest = await self._agg_page(self._venue.agg_trades(symbol, limit=1))
+            if not newest.ids:
+                return newest, None
+            if newest.times[-1] < from_time:
+                return page, newest.ids[-1]
+            # It traded between the two answers, for the first time since then: ask again.
+
+    async def _agg_page(self, request: Request) -> TradePage:
+        return read_agg_trades((await self._rest.get(request, Priority.TRADES)).body)
+
+    async def _single_trades(self, ask: FetchTrades) -> None:
+        """The `trade` stream: recent trades need no key, older ones do, and void ids are in neither."""
+        recent = await self._trade_page(self._venue.recent_trades(ask.symbol))
+        if not recent.ids:
+            self._answer(ask.symbol, None, 0, -1)
+            return
+        end = min(ask.last_id, recent.ids[-1]) if ask.last_id >= 0 else recent.ids[-1]
+        # Fewer than a page is the symbol's whole life: ids before the first do not exist.
+        oldest = recent.ids[0] if len(recent.ids) >= PAGE_MAX else 0
+        if ask.first_id:
+            self._answer(ask.symbol, recent, max(ask.first_id, oldest), end)
+            await self._older(ask.symbol, ask.first_id, min(end, oldest - 1))
+            return
+        wanted = bisect_left(recent.times, ask.from_time)
+        if wanted or not oldest:
+            self._answer(ask.symbol, recent, 0, end, from_place=wanted)
+            return
+        self._answer(ask.symbol, recent, oldest, end)
+        await self._back_to(ask.symbol, ask.from_time, oldest, end)
+
+    async def _older(self, symbol: str, first: int, last: int) -> None:
+        """Answer [first, last], forwards."""
+        for _ in range(PAGES_MAX):
+            if first > last:
+                return
+            page = await self._keyed_page(symbol, first)
+            reached = min(page.ids[-1], last)
+            self._answer(symbol, page, first, reached)
+            first = reached + 1
+
+    async def _back_to(self, symbol: str, from_time: int, before: int, end: int) -> None:
+        """Answer the ids below `before` that are no older than `from_time`, backwards: its first id is not known."""
+        for _ in range(PAGES_MAX):
+            start = max(0, before - KEYED_PAGE_MAX)
+            # As many rows as ids lie between, so the page reaches `before` however many of them are void.
+            page = await self._keyed_page(symbol, start)
+            wanted = bisect_left(page.times, from_time)
+            done = wanted > 0 or start == 0
+            self._answer(symbol, page, 0 if done else start, min(before - 1, end), from_place=wanted)
+            if done:
+                return
+            before = start
+
+    async def _keyed_page(self, symbol: str, from_id: int) -> TradePage:
+        if not self._venue.api_key:
+            raise RestError("/historicalTrades", 401, 0, "needs exchange.api_key")
+        page = await self._trade_page(self._venue.keyed_trades(symbol, from_id))
+        if not page.ids:
+            raise RestError("/historicalTrades", 400, 0, f"knows nothing from id {from_id} on")
+        return page
+
+    async def _trade_page(self, request: Request) -> TradePage:
+        return read_trades((await self._rest.get(request, Priority.TRADES)).body)
+
+    def _answer(self, symbol: str, page: TradePage | None, first: int, last: int, from_place: int = 0) -> None:
+        """Send the trades of a page whose ids lie in [first, last], and say that the range is covered.
+
+        An empty range says that there is nothing to say. Rows before `from_place` are older than was asked for.
+        """
+        if page is None or first > last:
+            page = TradePage([], [], [], [], [], [])
+        start, stop = max(bisect_left(page.ids, first), from_place), bisect_left(page.ids, last + 1)
+        fields = array("q")
+        for place in range(start, stop):
+            fields.extend((0, page.ids[place], page.times[place], page.trade_counts[place], page.buyer_is_maker[place]))
+        decimals = np.array([self._symbols.decimals.get(symbol, (0, 0))], np.int64)
+        rows, refused = trade_rows(page.prices[start:stop], page.quantities[start:stop], fields, decimals)
+        if refused:
+            raise Malformed(f"{refused[0][1]} in the trades of {symbol} from {first} to {last}")
+        price_decimals, quantity_decimals = decimals[0].tolist()
+        self._symbols.decimals[symbol] = (price_decimals, quantity_decimals)
+        self._send(
+            Trades(
+                [Instrument(symbol, price_decimals, quantity_decimals)],
+                rows.tobytes(),
+                0,
+                [Covered(0, first, last)] if first <= last else [],
+            )
+        )
+
+    def _settled(self, at_ns: int) -> int:
+        return (self._exchange_time(at_ns) - SETTLE_MS) // MINUTE_MS * MINUTE_MS
+
+    def _parse(self, symbol: str, interval: str, answer: Answer) -> Parsed:
+        parsed, refused = parse(interval, read_klines(answer.body))
+        self._count_refused(symbol, interval, refused)
+        return parsed
+
+    def _count_refused(self, symbol: str, interval: str, count: int) -> None:
+        for _ in range(count):
+            self._refuse("kline row", f"{symbol} {interval}".encode())
+
+    def _grown(self, symbol: str, parts: list[Parsed]) -> tuple[int, int]:
+        decimals = decimals_for(parts, *self._symbols.decimals.get(symbol, (0, 0)))
+        self._symbols.decimals[symbol] = decimals
+        return decimals

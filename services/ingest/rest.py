@@ -1,0 +1,175 @@
+"""REST: one queue, one budget, bounded retries.
+
+Decides when a request goes and what is done about a refusal. The order is trades to repair first, then klines to
+repair, then the history of symbols, then metadata. Knows nothing of what an answer says, beyond its errors.
+
+A crash here costs nothing: whoever asked asks again.
+"""
+
+import asyncio
+import heapq
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import aiohttp
+
+from services.ingest.binance import banned_until, read_error
+from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
+from services.ingest.venue import KEY_HEADER, WEIGHT_HEADER, Request, Venue
+from shared.interval import utc
+
+IN_FLIGHT_MAX = 8
+"""Requests under way at once: enough to spend a minute's budget in seconds, and polite to a small server."""
+QUEUE_MAX = 20_000
+"""Requests waiting: all intervals of all symbols, and some."""
+ATTEMPTS_MAX = 5
+"""Of one request, when the exchange fails or is not there; whoever asked decides whether to begin again."""
+BACKOFF_MS = 300
+BACKOFF_MAX_MS = 8_000
+TIMEOUT_S = 15.0
+BAN_MS = 120_000
+"""How long a 418 that says nothing else lasts at least (protocol §3.1)."""
+
+log = logging.getLogger(__name__)
+
+
+class Priority(IntEnum):
+    TRADES = 0
+    KLINES = 1
+    HISTORY = 2
+    METADATA = 3
+
+
+class RestError(Exception):
+    """A request that came to nothing. `code` is the exchange's own, 0 if it is none of its."""
+
+    def __init__(self, path: str, status: int, code: int, message: str) -> None:
+        super().__init__(f"{path}: {status or ''} {code or ''} {message}".replace("  ", " "))
+        self.status = status
+        self.code = code
+
+
+class Answer(NamedTuple):
+    body: bytes
+    sent_ns: int
+    """Monotonic, before the request left and after its answer came."""
+    received_ns: int
+
+
+class Rest:
+    def __init__(
+        self, session: aiohttp.ClientSession, venue: Venue, governor: Governor, now: Callable[[], int]
+    ) -> None:
+        """Ask `venue`; `now` is the exchange's time, ms, in which its minutes are counted."""
+        self._session = session
+        self._venue = venue
+        self._governor = governor
+        self._now = now
+        self._waiting: list[tuple[int, int, int, asyncio.Future[int]]] = []
+        self._sequence = 0
+        self._in_flight = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def get(self, request: Request, priority: Priority, attempts_max: int = ATTEMPTS_MAX) -> Answer:
+        """Ask, wait for a turn as long as it takes, and return the answer. Raises RestError."""
+        attempt = 0
+        while True:
+            answer = await self._ask(request, await self._turn(request.weight, priority))
+            if isinstance(answer, Answer):
+                return answer
+            if answer.status in (418, 429):
+                # Not the request's fault: it waits with all the others.
+                continue
+            attempt += 1
+            if 400 <= answer.status < 500 and answer.status != 408:
+                self.counts["refused"] += 1
+                raise answer
+            if attempt >= attempts_max:
+                self.counts["failed"] += 1
+                raise answer
+            self.counts["retried"] += 1
+            await asyncio.sleep(random.uniform(0, min(BACKOFF_MAX_MS, BACKOFF_MS * 2**attempt)) / 1000)
+
+    async def _turn(self, weight: int, priority: Priority) -> int:
+        """Wait until a request may go; return the minute that it is charged to."""
+        if len(self._waiting) >= QUEUE_MAX:
+            self.counts["queue full"] += 1
+            raise RestError("queue", 0, 0, f"{QUEUE_MAX} requests are waiting")
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._sequence += 1
+        heapq.heappush(self._waiting, (priority, self._sequence, weight, turn))
+        self._dispatch()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._settle(weight, turn.result(), None)
+            raise
+
+    def _dispatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and self._in_flight < IN_FLIGHT_MAX:
+            priority, _, weight, turn = self._waiting[0]
+            if not turn.done():
+                now = self._now()
+                wait = self._governor.wait_ms(weight, now, repair=priority <= Priority.KLINES)
+                if wait > 0:
+                    self._timer = asyncio.get_running_loop().call_later(min(wait, MINUTE_MS) / 1000, self._dispatch)
+                    return
+                self._in_flight += 1
+                turn.set_result(self._governor.start(weight, now))
+            heapq.heappop(self._waiting)
+
+    def _settle(self, weight: int, minute: int, used: int | None) -> None:
+        self._governor.finish(weight, minute, self._now(), used)
+        self._in_flight -= 1
+        self._dispatch()
+
+    async def _ask(self, request: Request, minute: int) -> Answer | RestError:
+        """Send a request whose turn it is."""
+        used: int | None = None
+        self.counts["requests"] += 1
+        try:
+            headers = {KEY_HEADER: self._venue.api_key} if request.with_key else {}
+            sent_ns = time.monotonic_ns()
+            async with self._session.get(
+                self._venue.rest + request.path, params=request.parameters, headers=headers
+            ) as response:
+                text = response.headers.get(WEIGHT_HEADER, "")
+                used = int(text) if text.isascii() and text.isdigit() else None
+                body = await response.read()
+                if response.status == 200:
+                    return Answer(body, sent_ns, time.monotonic_ns())
+                code, message = read_error(body)
+                if response.status in (418, 429):
+                    self._stop(response.status, response.headers.get("Retry-After", ""), message)
+                return RestError(request.path, response.status, code, message)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return RestError(request.path, 0, 0, f"{type(error).__name__} {error}".strip())
+        finally:
+            self._settle(request.weight, minute, used)
+
+    def _stop(self, status: int, retry_after: str, message: str) -> None:
+        now = self._now()
+        until = banned_until(message) or 0
+        if retry_after.isascii() and retry_after.isdigit():
+            until = max(until, now + int(retry_after) * 1000)
+        if until <= now:
+            next_minute = (now // MINUTE_MS + 1) * MINUTE_MS + GUARD_MS
+            until = now + BAN_MS if status == 418 else next_minute
+        if now >= self._governor.stopped_until:
+            log.warning("the exchange says %d: no REST before %s", status, utc(until))
+        self.counts[f"status {status}"] += 1
+        self._governor.stop(until, now)

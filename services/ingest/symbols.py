@@ -1,0 +1,169 @@
+"""Which symbols there are, what the engine knows of them, and what it is still to be told.
+
+Pure: listings, volumes, stream names and the time come in as arguments. Decides what is announced and in which order,
+what is removed, and when a name in the ticker is worth another look at the list. Knows nothing of klines.
+
+A symbol is *wanted* if it trades and the configuration does not leave it out. The engine *knows* a symbol when it
+subscribed it. Every wanted symbol that it does not know is announced once, by 24 h quote volume; a symbol listed at run
+time goes before all others, because it has almost no history to wait for.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from services.ingest.binance import Listing
+
+LOOK_MS = 5_000
+"""How soon a name in the ticker that does not trade makes us read the list again; doubled each time in vain."""
+LOOK_MAX_MS = 300_000
+DOUBTS_MAX = 2_000
+"""Names remembered for that."""
+
+
+class Changes(NamedTuple):
+    """What a new list of symbols says."""
+
+    listed: list[str]
+    removed: list[str]
+    """Symbols that the engine was told of, and that trade no more."""
+
+
+class Progress(NamedTuple):
+    announced: int
+    to_announce: int
+
+
+class Symbols:
+    def __init__(self, only: Iterable[str], symbols_max: int) -> None:
+        """Want `only` these, if there are any, and at most `symbols_max`."""
+        self.decimals: dict[str, tuple[int, int]] = {}
+        """Price and quantity decimals of every symbol that was ever listed; they only grow."""
+        self.known: set[str] = set()
+        self._only = set(only)
+        self._symbols_max = symbols_max
+        self._trading: set[str] = set()
+        self._volumes: dict[str, float] = {}
+        self._queue: list[str] = []
+        """To be announced; the next one is the last."""
+        self._under_way: set[str] = set()
+        self._announced: set[str] = set()
+        self._doubts: dict[str, tuple[int, int]] = {}
+        self._listening = False
+
+    @property
+    def trading(self) -> int:
+        return len(self._trading)
+
+    def wants(self, symbol: str) -> bool:
+        return symbol in self._trading
+
+    def refresh(self, listings: list[Listing]) -> Changes:
+        """Take a new list of symbols. An empty one is no news but a fault, and changes nothing."""
+        if not listings:
+            return Changes([], [])
+        trading = set()
+        for listing in listings:
+            price, quantity = self.decimals.get(listing.symbol, (0, 0))
+            self.decimals[listing.symbol] = (
+                max(price, listing.price_decimals),
+                max(quantity, listing.quantity_decimals),
+            )
+            if listing.trading and (not self._only or listing.symbol in self._only):
+                trading.add(listing.symbol)
+        listed = self._by_volume(trading - self._trading)
+        gone = self._trading - trading
+        told = sorted(gone & (self.known | self._announced))
+        self._trading = trading
+        self._announced -= gone
+        self.known -= gone
+        self._queue = [symbol for symbol in self._queue if symbol in trading]
+        for symbol in listed:
+            self._doubts.pop(symbol, None)
+        if self._listening:
+            self._enqueue(listed, first=True)
+            self._enqueue(self._untold())
+        return Changes(listed, told)
+
+    def set_volumes(self, volumes: dict[str, float]) -> None:
+        self._volumes = volumes
+
+    def engine_knows(self, symbols: Iterable[str]) -> list[str]:
+        """The engine says all it knows: announce the rest. Return what it knows and should not."""
+        asked = list(dict.fromkeys(symbols))
+        wanted = self._by_volume(symbol for symbol in asked if symbol in self._trading)[: self._symbols_max]
+        self.known = set(wanted)
+        self._listening = True
+        self._queue = []
+        self._announced = set()
+        # What is under way goes on: its announcement is as good for this engine as for the one before.
+        self._enqueue(self._untold())
+        return [symbol for symbol in asked if symbol not in self.known]
+
+    def engine_subscribed(self, symbol: str) -> bool:
+        """The engine wants a symbol's trades; False if it cannot have them."""
+        if symbol not in self._trading:
+            return False
+        self.known.add(symbol)
+        return True
+
+    def engine_unsubscribed(self, symbol: str) -> None:
+        self.known.discard(symbol)
+
+    def take(self) -> str | None:
+        """Return the next symbol to announce, if there is one; it is under way until `announced` or `failed`."""
+        while self._queue:
+            symbol = self._queue.pop()
+            if symbol not in self.known:
+                self._under_way.add(symbol)
+                return symbol
+        return None
+
+    def announced(self, symbol: str) -> bool:
+        """A symbol's history is there; False if the engine need not be told any more."""
+        self._under_way.discard(symbol)
+        if symbol not in self._trading or symbol in self.known:
+            return False
+        self._announced.add(symbol)
+        return True
+
+    def failed(self, symbol: str) -> None:
+        """A symbol's history could not be had: it comes again, after all others."""
+        self._under_way.discard(symbol)
+        if symbol in self._trading:
+            self._queue.insert(0, symbol)
+
+    @property
+    def progress(self) -> Progress:
+        announced = len(self._announced)
+        return Progress(announced, announced + len(self._under_way - self.known) + len(self._queue))
+
+    @property
+    def left_out(self) -> int:
+        """How many symbols trade and are beyond `symbols_max`."""
+        return len(self._untold()) - len(self._queue)
+
+    def worth_a_look(self, names: Iterable[str], now: int) -> bool:
+        """Say whether the ticker named a symbol that the list may have by now. `now`: any clock, ms."""
+        look = False
+        for name in set(names) - self._trading:
+            if self._only and name not in self._only:
+                continue
+            at, wait = self._doubts.get(name, (now, LOOK_MS))
+            if now >= at and (name in self._doubts or len(self._doubts) < DOUBTS_MAX):
+                look = True
+                self._doubts[name] = (now + wait, min(wait * 2, LOOK_MAX_MS))
+        return look
+
+    def _untold(self) -> list[str]:
+        return self._by_volume(self._trading - self.known - self._announced - self._under_way)
+
+    def _enqueue(self, symbols: list[str], first: bool = False) -> None:
+        queued = set(self._queue)
+        symbols = [symbol for symbol in symbols if symbol not in queued]
+        taken = len(self.known | self._announced | self._under_way) + len(self._queue)
+        symbols = symbols[: max(0, self._symbols_max - taken)]
+        symbols.reverse()
+        self._queue = self._queue + symbols if first else symbols + self._queue
+
+    def _by_volume(self, symbols: Iterable[str]) -> list[str]:
+        return sorted(symbols, key=lambda symbol: (-self._volumes.get(symbol, 0.0), symbol))

@@ -1,0 +1,410 @@
+"""The room as a process, between a played exchange and a played engine, on real sockets."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.interval import INTERVAL_NAMES, next_open_time
+from shared.kline import CLOSED, EXCHANGE
+from shared.wire import (
+    AddSymbol,
+    FeedState,
+    FetchKlines,
+    FetchTrades,
+    Klines,
+    RemoveSymbol,
+    Subscribe,
+    Trades,
+    Unsubscribe,
+    kline_rows,
+    trade_rows,
+)
+from tests.ingest.played import (
+    FORMING,
+    MINUTE,
+    START,
+    Engine,
+    Exchange,
+    Fill,
+    agg_frame,
+    ticker_frame,
+    trade_frame,
+)
+from tests.support import Room, wait_for, write_config
+
+
+class Played:
+    """A running ingest with both of its neighbours."""
+
+    def __init__(self, exchange: Exchange, engine: Engine, room: Room) -> None:
+        self.exchange = exchange
+        self.engine = engine
+        self.room = room
+
+    def subscribe(self, *streams: str, complete: bool = True) -> None:
+        self.engine.connected()
+        self.engine.ask(Subscribe(list(streams), complete))
+        wait_for("the subscription", lambda: set(streams) <= set(self.exchange.names()))
+
+    def rows(self) -> list[tuple[str, int, int, int, int, int, int]]:
+        """Return every trade so far: symbol, id, time, price, quantity, count, maker."""
+        rows = []
+        for batch in self.engine.of(Trades):
+            for row in trade_rows(batch.rows).tolist():
+                rows.append((batch.instruments[row[0]].symbol, *row[1:]))
+        return rows
+
+    def covered(self) -> list[tuple[int, int]]:
+        return [(part.first_id, part.last_id) for batch in self.engine.of(Trades) for part in batch.covered]
+
+
+@contextmanager
+def playing(folder: Path, exchange: Exchange, **settings: Any) -> Iterator[Played]:
+    settings = {"backfill_rows": 5, **settings}
+    config = write_config(folder, exchange=settings, simulator={"port": exchange.port})
+    with Engine(config) as engine:
+        room = Room("ingest", config)
+        try:
+            yield Played(exchange, engine, room)
+        except BaseException:
+            print(room.log)
+            raise
+        finally:
+            code = room.stop(timeout=5)
+        assert code == 0, room.log
+        assert "Traceback" not in room.log, room.log
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    with Exchange() as exchange:
+        exchange.add("BTCUSDT", volume="900")
+        yield exchange
+
+
+def test_symbols_are_announced_by_volume_with_every_closed_kline_of_every_interval(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    exchange.add("ETHUSDT", volume="1000")
+    exchange.add("OLDUSDT", volume="5000", status="SETTLING")
+    with playing(tmp_path, exchange) as played:
+        state = played.engine.connected()
+        assert abs(state.exchange_time - exchange.now) < 2_000
+        assert not played.engine.of(AddSymbol)
+        assert exchange.names() == ["!miniTicker@arr"]
+        played.engine.ask(Subscribe([], complete=True))
+        bitcoin = played.engine.wait(AddSymbol, lambda event: event.symbol == "BTCUSDT")
+        ether = played.engine.wait(AddSymbol, lambda event: event.symbol == "ETHUSDT")
+        assert {event.symbol for event in played.engine.of(AddSymbol)} == {"BTCUSDT", "ETHUSDT"}
+        history = [asked["symbol"] for asked in exchange.requests("klines")]
+        assert history[0] == "ETHUSDT"
+        assert history.count("ETHUSDT") == 15
+        assert (bitcoin.price_decimals, bitcoin.quantity_decimals) == (2, 3)
+        assert (bitcoin.stream, ether.stream) == ("btcusdt@aggTrade", "ethusdt@aggTrade")
+        assert bitcoin.klines_until == FORMING
+        assert [part.interval for part in bitcoin.klines] == list(INTERVAL_NAMES)
+        for part in bitcoin.klines:
+            rows = kline_rows(part.rows)
+            opens = rows["open_time"].tolist()
+            assert len(opens) == 5
+            # The last closed one ends before the seam, and the one after it does not.
+            assert next_open_time(part.interval, opens[-1]) <= FORMING
+            assert next_open_time(part.interval, next_open_time(part.interval, opens[-1])) > FORMING
+            assert set(rows["flags"].tolist()) == {EXCHANGE | CLOSED}
+            assert not any(rows[name].any() for name in ("first_id", "last_id", "id_count", "open_id", "close_id"))
+            assert set(rows["volume"].tolist()) == {1500}
+            assert rows["quote_volume"].tolist() == (rows["close"] * 1500).tolist()
+            assert np.all(rows["trade_count"] == 3)
+        assert kline_rows(bitcoin.klines[0].rows)["open_time"].tolist()[-1] == FORMING - MINUTE
+        done = played.engine.wait(FeedState, lambda state: state.announced == 2)
+        assert (done.to_announce, done.announce_ms) == (2, 0)
+        # Nothing is subscribed before the engine says so.
+        assert exchange.names() == ["!miniTicker@arr"]
+
+
+def test_what_the_engine_knows_is_subscribed_and_not_announced(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.add("ETHUSDT")
+    with playing(tmp_path, exchange) as played:
+        # The engine knows one that trades, one that does not, and one of another kind of stream.
+        played.subscribe("btcusdt@aggTrade")
+        played.engine.ask(Subscribe(["btcusdt@aggTrade", "gonusdt@aggTrade", "ethusdt@trade"], complete=True))
+        played.engine.wait(AddSymbol, lambda event: event.symbol == "ETHUSDT")
+        played.engine.wait(RemoveSymbol, lambda event: event.symbol == "GONUSDT")
+        assert "ethusdt@trade" not in exchange.names()
+        assert exchange.names().count("btcusdt@aggTrade") == 1
+        assert "BTCUSDT" not in [event.symbol for event in played.engine.of(AddSymbol)]
+        # An engine that has lost everything hears of everything again.
+        before = len(played.engine.of(AddSymbol))
+        played.engine.ask(Subscribe([], complete=True))
+        wait_for(
+            "both again",
+            lambda: {event.symbol for event in played.engine.of(AddSymbol)[before:]} == {"BTCUSDT", "ETHUSDT"},
+        )
+
+
+def test_trades_come_as_exact_integers_and_a_bad_frame_harms_no_other(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.say(
+            agg_frame("BTCUSDT", Fill(1, START, "83091.70", "0.022", fills=3)),
+            '{"stream":"btcusdt@aggTrade","data":{"e":"aggTr',
+            agg_frame("NOSUCH", Fill(1, START)),
+            agg_frame("BTCUSDT", Fill(2, START, "abc")),
+            agg_frame("BTCUSDT", Fill(3, START, "100.1", "-0.5")),
+            agg_frame("BTCUSDT", Fill(4, START), l=1),
+            agg_frame("BTCUSDT", Fill(5, START), st=2),
+            agg_frame("BTCUSDT", Fill(6, START, "0.5", "1", buyer_is_maker=True)),
+            agg_frame("BTCUSDT", Fill(7, START, "0.12345", "1")),
+        )
+        wait_for("the last trade", lambda: len(played.rows()) >= 3)
+        batches = played.engine.of(Trades)
+        last = batches[-1].instruments[0]
+        assert (last.price_decimals, last.quantity_decimals) == (5, 3)
+        exact = []
+        for batch in batches:
+            scale = 10 ** (5 - batch.instruments[0].price_decimals)
+            exact += [(row[1], row[3] * scale, row[4], row[5], row[6]) for row in trade_rows(batch.rows).tolist()]
+        assert exact == [(1, 8309170000, 22, 3, 0), (6, 50000, 1000, 1, 1), (7, 12345, 1000, 1, 0)]
+        assert batches[-1].event_time == START + 5
+        # Decimals never shrink.
+        exchange.say(agg_frame("BTCUSDT", Fill(8, START, "83091.70", "0.022")))
+        wait_for("one more", lambda: len(played.rows()) == 4)
+        assert played.rows()[-1] == ("BTCUSDT", 8, START, 8309170000, 22, 1, 0)
+        for kind in ("not JSON", "unknown symbol", "price not a number", "quantity negative", "ids"):
+            assert played.room.log.count(f"refused ({kind})") == 1
+
+
+def test_a_silent_connection_is_replaced_and_every_stream_subscribed_again(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange, silence_ms=1000) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.ticking = False
+        lost = played.engine.wait(FeedState, lambda state: not state.connected)
+        assert "silent for" in played.room.log
+        exchange.ticking = True
+        wait_for("streams of the next connection", lambda: len(exchange.names(connection=2)) == 2)
+        back = played.engine.wait(FeedState, lambda state: state.connected and state.since >= lost.since)
+        assert back.session == lost.session
+        assert sorted(exchange.names(connection=2)) == ["!miniTicker@arr", "btcusdt@aggTrade"]
+
+
+def test_a_broken_connection_is_replaced(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.drop()
+        played.engine.wait(FeedState, lambda state: not state.connected)
+        wait_for("streams of the next connection", lambda: "btcusdt@aggTrade" in exchange.names(connection=2))
+        exchange.say(agg_frame("BTCUSDT", Fill(1, START)))
+        wait_for("its trades", played.rows)
+
+
+def test_a_listing_at_run_time_is_noticed_by_the_ticker_and_announced(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.add("币安人生USDT", status="PENDING_TRADING")
+        looks = len(exchange.requests("exchangeInfo"))
+        exchange.say(ticker_frame("币安人生USDT", event_time=exchange.now))
+        wait_for("a look at the list", lambda: len(exchange.requests("exchangeInfo")) > looks)
+        assert not played.engine.of(AddSymbol)
+        exchange.add("币安人生USDT")
+        new = played.engine.wait(AddSymbol)
+        assert (new.symbol, new.stream) == ("币安人生USDT", "币安人生usdt@aggTrade")
+        played.subscribe(new.stream, complete=False)
+        exchange.say(agg_frame("币安人生USDT", Fill(1, START)))
+        wait_for("its trade", lambda: [row[0] for row in played.rows()] == ["币安人生USDT"])
+
+
+def test_a_symbol_that_stops_trading_is_removed_and_can_come_back(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.add("ETHUSDT")
+    with playing(tmp_path, exchange, symbols_refresh_ms=1000) as played:
+        played.subscribe("btcusdt@aggTrade", "ethusdt@aggTrade")
+        exchange.add("ETHUSDT", status="SETTLING")
+        removed = played.engine.wait(RemoveSymbol)
+        assert removed.symbol == "ETHUSDT"
+        assert abs(removed.event_time - exchange.now) < 5_000
+        played.engine.ask(Unsubscribe(["ethusdt@aggTrade"]))
+        wait_for("the end of the stream", lambda: exchange.names("UNSUBSCRIBE") == ["ethusdt@aggTrade"])
+        exchange.add("ETHUSDT")
+        played.engine.wait(AddSymbol, lambda event: event.symbol == "ETHUSDT")
+
+
+def test_only_configured_symbols_are_announced_and_no_more_than_the_maximum(exchange: Exchange, tmp_path: Path) -> None:
+    for place in range(5):
+        exchange.add(f"S{place}USDT", volume=str(place))
+    with playing(tmp_path, exchange, symbols=["S1USDT", "S3USDT", "S4USDT"], symbols_max=2, backfill_rows=0) as played:
+        played.engine.connected()
+        played.engine.ask(Subscribe([], complete=True))
+        wait_for("both", lambda: len(played.engine.of(AddSymbol)) == 2)
+        assert [event.symbol for event in played.engine.of(AddSymbol)] == ["S4USDT", "S3USDT"]
+        assert all((event.klines, event.klines_until) == ([], 0) for event in played.engine.of(AddSymbol))
+        assert not exchange.requests("klines")
+
+
+def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 2600)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        played.engine.ask(FetchTrades("BTCUSDT", 100, 2299))
+        wait_for("all pages", lambda: played.covered()[-1:] == [(2100, 2299)])
+        assert played.covered() == [(100, 1099), (1100, 2099), (2100, 2299)]
+        assert [row[1] for row in played.rows()] == list(range(100, 2300))
+        assert all(batch.event_time == 0 for batch in played.engine.of(Trades))
+        # Up to the newest there is.
+        played.engine.ask(FetchTrades("BTCUSDT", 2500, -1))
+        wait_for("the newest", lambda: played.covered()[-1] == (2500, 2599))
+
+
+def test_trades_since_a_time_cover_every_id_before_it(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, FORMING - 1000 + number * 100) for number in range(1, 50)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        played.engine.ask(FetchTrades("BTCUSDT", 0, 29, FORMING))
+        wait_for("the answer", lambda: played.covered() == [(0, 29)])
+        assert [row[1] for row in played.rows()] == list(range(10, 30))
+        # Nothing since then: the newest id says where the future begins.
+        played.engine.ask(FetchTrades("BTCUSDT", 0, -1, START + 3_600_000))
+        wait_for("the newest id", lambda: played.covered()[-1] == (0, 49))
+        assert len(played.rows()) == 20
+        # Never traded.
+        before = len(played.engine.of(Trades))
+        played.engine.ask(FetchTrades("ETHUSDT", 0, -1, START))
+        wait_for("an empty answer", lambda: len(played.engine.of(Trades)) == before + 1)
+        assert played.engine.of(Trades)[-1].covered == []
+
+
+def test_trades_that_are_too_old_are_not_answered_and_not_asked_twice(exchange: Exchange, tmp_path: Path) -> None:
+    message = {"code": -4166, "msg": "Search window is restricted to recent 2 days only."}
+    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(1, 10)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.refusals.append(("aggTrades", 400, {}, message))
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 5))
+        wait_for("the log to say so", lambda: "cannot be reached" in played.room.log)
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 5))
+        played.engine.ask(FetchTrades("BTCUSDT", 2, 5))
+        wait_for("the other answer", lambda: played.covered() == [(2, 5)])
+        assert len(exchange.requests("aggTrades")) == 2
+
+
+def test_void_ids_of_the_trade_stream_are_covered_without_rows(exchange: Exchange, tmp_path: Path) -> None:
+    void = {5, 6, 1500, 2400}
+    exchange.trades["BTCUSDT"] = [
+        Fill(number, FORMING - 10_000 + number * 10) for number in range(1, 2600) if number not in void
+    ]
+    with playing(tmp_path, exchange, stream="trade") as played:
+        played.subscribe("btcusdt@trade")
+        assert [sent.route for sent in exchange.sent if "btcusdt@trade" in sent.names] == ["public"]
+        assert [sent.route for sent in exchange.sent if "!miniTicker@arr" in sent.names] == ["market"]
+        exchange.say(
+            trade_frame("BTCUSDT", Fill(2600, START)),
+            trade_frame("BTCUSDT", Fill(2601, START, "0", "0"), X="NA"),
+            trade_frame("BTCUSDT", Fill(2602, START, "1.2345678", "9"), X="INSURANCE_FUND"),
+            route="public",
+        )
+        wait_for("three trades", lambda: len(played.rows()) == 3)
+        assert [row[1:2] + row[3:6] for row in played.rows()] == [
+            (2600, 10050, 2000, 1),
+            (2601, 0, 0, 0),
+            (2602, 0, 0, 0),
+        ]
+        # The recent thousand needs no key, and goes by one request.
+        played.engine.ask(FetchTrades("BTCUSDT", 2399, 2410))
+        wait_for("the recent ones", lambda: (2399, 2410) in played.covered())
+        assert [row[1] for row in played.rows()[3:]] == [2399, *range(2401, 2411)]
+        assert not exchange.requests("historicalTrades")
+        # Older ones come by key, in pages of five hundred.
+        before = len(played.rows())
+        played.engine.ask(FetchTrades("BTCUSDT", 2, 1200))
+        wait_for("the older ones", lambda: sum(last - first + 1 for first, last in played.covered()) == 12 + 1199)
+        assert [row[1] for row in played.rows()[before:]] == [n for n in range(2, 1201) if n not in void]
+        assert exchange.requests("historicalTrades")[0]["key"] == "simulator"
+        # Since a time, backwards until it is passed: everything is covered, from 0.
+        before, parts_before = len(played.rows()), len(played.covered())
+        played.engine.ask(FetchTrades("BTCUSDT", 0, 2599, FORMING - 1000))
+        wait_for("the beginning", lambda: any(first == 0 for first, _ in played.covered()))
+        assert sorted(row[1] for row in played.rows()[before:]) == [n for n in range(900, 2600) if n not in void]
+        parts = sorted(played.covered()[parts_before:])
+        assert parts[0][0] == 0
+        assert parts[-1][1] == 2599
+        assert all(later[0] == earlier[1] + 1 for earlier, later in pairwise(parts))
+
+
+def test_klines_are_fetched_closed_ones_only(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        first = FORMING - 2000 * MINUTE
+        played.engine.ask(FetchKlines("BTCUSDT", "1m", first, FORMING + 10 * MINUTE))
+        wait_for("both pages", lambda: len(played.engine.of(Klines)) == 2)
+        opens = [row for page in played.engine.of(Klines) for row in kline_rows(page.rows)["open_time"].tolist()]
+        assert opens == list(range(first, FORMING, MINUTE))
+        assert [asked["limit"] for asked in exchange.requests("klines") if "startTime" in asked] == ["1500", "511"]
+        played.engine.ask(FetchKlines("BTCUSDT", "1M", FORMING, FORMING))
+        empty = played.engine.wait(Klines, lambda page: page.interval == "1M")
+        assert empty.rows == b""
+
+
+def test_rest_stops_at_429_and_goes_on_when_it_may(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(1, 10)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.refusals.append(("aggTrades", 429, {"Retry-After": "2"}, {"code": -1003, "msg": "Too many requests"}))
+        began = time.monotonic()
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 5))
+        wait_for("the refusal", lambda: not exchange.refusals)
+        asked = len(exchange.asked)
+        # Live trades are untouched meanwhile.
+        exchange.say(agg_frame("BTCUSDT", Fill(10, START)))
+        wait_for("a live trade", played.rows, timeout=1.5)
+        assert len(exchange.asked) == asked
+        wait_for("the answer", lambda: played.covered() == [(1, 5)])
+        assert time.monotonic() - began > 1.8
+        assert "the exchange says 429" in played.room.log
+
+
+def test_with_clock_speed_0_only_events_move_the_time(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.ticking = False
+    with playing(tmp_path, exchange, clock_speed=0.0, silence_ms=20_000) as played:
+        played.subscribe("btcusdt@aggTrade")
+        states = played.engine.of(FeedState)
+        wait_for("two more heartbeats", lambda: len(played.engine.of(FeedState)) >= len(states) + 2)
+        assert len({state.exchange_time for state in played.engine.of(FeedState)}) == 1
+        later = START + 600_000
+        exchange.say(ticker_frame("BTCUSDT", event_time=later))
+        assert played.engine.wait(FeedState, lambda state: state.exchange_time == later)
+        exchange.say(agg_frame("BTCUSDT", Fill(1, later + 55)))
+        assert played.engine.wait(FeedState, lambda state: state.exchange_time == later + 60)
+
+
+def test_ingest_waits_for_an_exchange_that_is_not_there_yet(tmp_path: Path) -> None:
+    late = Exchange()
+    late.add("BTCUSDT")
+    with playing(tmp_path, late) as played:
+        wait_for("its patience", lambda: "waiting for the exchange" in played.room.log)
+        with late:
+            played.engine.connected()
+            assert played.room.process.poll() is None
+
+
+def test_a_second_ingest_on_the_same_folder_does_not_start(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        second = Room("ingest", tmp_path / "klagg.toml")
+        assert second.process.wait(10) == 3
+
+
+def test_the_engine_may_come_back_and_misses_no_announcement(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        session = played.engine.connected().session
+        played.engine.close()
+        played.engine = Engine(tmp_path / "klagg.toml")
+        try:
+            assert played.engine.connected().session == session
+            played.engine.ask(Subscribe([], complete=True))
+            played.engine.wait(AddSymbol)
+        finally:
+            played.engine.close()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from services.ingest.binance import Malformed
+from services.ingest.complaints import Complaints
 from services.ingest.governor import Governor
 from services.ingest.history import History
 from services.ingest.rest import RestError
@@ -31,6 +32,7 @@ class Announcer:
         symbols: Symbols,
         history: History,
         governor: Governor,
+        complaints: Complaints,
         rows: int,
         symbol_weight: int,
         rest_now: Callable[[], int],
@@ -40,6 +42,7 @@ class Announcer:
         self._symbols = symbols
         self._history = history
         self._governor = governor
+        self._complaints = complaints
         self._rows = rows
         self._symbol_weight = symbol_weight
         self._rest_now = rest_now
@@ -65,8 +68,7 @@ class Announcer:
         try:
             event = await self._history.announcement(symbol, self._rows)
         except (RestError, Malformed) as error:
-            self.counts["histories not fetched"] += 1
-            log.warning("the history of %s could not be fetched: %s", symbol, error)
+            self._complaints.note("history not fetched", f"{symbol}: {error}")
             asyncio.get_running_loop().call_later(RETRY_S, self._again, symbol, tasks)
         else:
             if self._symbols.announced(symbol):

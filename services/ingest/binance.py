@@ -300,6 +300,9 @@ class TradePage(NamedTuple):
     quantities: list[str]
     buyer_is_maker: list[bool]
 
+    def beginning_at(self, place: int) -> "TradePage":
+        return TradePage(*(column[place:] for column in self))  # type: ignore[arg-type]
+
 
 def read_agg_trades(body: bytes) -> TradePage:
     """Raises Malformed."""

@@ -156,7 +156,7 @@ class Connection:
             oldest = min((at for _, _, at in self._unanswered.values()), default=now)
             if now - oldest >= REPLY_TIMEOUT_S:
                 return f"no reply to a control message for {now - oldest:.1f} s"
-            if not self._steady and quiet >= self._silence_s / 2 and pinged_at < wire.heard_at:
+            if not self._steady and quiet >= self._silence_s / 2 and pinged_at <= wire.heard_at:
                 pinged_at = now
                 wire.ping()
             await asyncio.wait([wire.closed], timeout=min(self._silence_s - quiet, self._silence_s / 4, 2.0))

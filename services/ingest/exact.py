@@ -24,8 +24,8 @@ Integers = NDArray[np.int64]
 
 DECIMALS_MAX = 10
 """Two more than the exchange has ever printed: decimals never shrink, so one odd number must not inflate them."""
-TEXT_MAX = 40
-"""Characters of a number; an int64 has 19 digits."""
+TEXT_MAX = 28
+"""Characters of a number: an int64 has 19 digits, and from 29 on `decimal` rounds."""
 
 _PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _POWERS = np.array([10**power for power in range(19)], np.int64)
@@ -89,6 +89,12 @@ def trade_rows(
     return _row_by_row(prices, quantities, columns, decimals)
 
 
+def warm_up() -> None:
+    """Compile, or load what was compiled: the first trades must not wait for it."""
+    numbers(["1"])
+    trade_rows(["1"], ["1"], array("q", [0, 0, 0, 1, 0]), np.zeros((1, 2), np.int64))
+
+
 def _row_by_row(
     prices: list[str], quantities: list[str], columns: Integers, decimals: Integers
 ) -> tuple[Rows, list[tuple[int, str]]]:
@@ -143,7 +149,7 @@ def _buffer(texts: list[str]) -> NDArray[np.uint8]:
 @njit(cache=True)
 def _next_number(text: Any, at: int) -> tuple[int, int, int]:
     """Return (mantissa, decimals, where the next one begins); decimals -1 for what is not plain."""
-    end = len(text)
+    end = min(len(text), at + TEXT_MAX)
     mantissa = 0
     decimals = -1
     zeros = 0
@@ -172,7 +178,8 @@ def _next_number(text: Any, at: int) -> tuple[int, int, int]:
         if decimals >= 0:
             decimals += zeros + 1
             zeros = 0
-    if digits == 0 or decimals > DECIMALS_MAX:
+    too_long = at < len(text) and text[at] != _NEWLINE
+    if digits == 0 or decimals > DECIMALS_MAX or too_long:
         return 0, -1, at
     return mantissa, max(decimals, 0), at + 1
 

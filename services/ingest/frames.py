@@ -116,11 +116,12 @@ class FrameReader:
         )
         for position, why in refused:
             self._refuse(why, msgspec.json.encode(trades[position]))
-        said.event_time = max(said.event_time, max([trade.event_time for trade in trades]))
+        event_time = max([trade.event_time for trade in trades])
+        said.event_time = max(said.event_time, event_time)
         if not len(rows):
             return
         instruments = []
         for symbol, (price_decimals, quantity_decimals) in zip(place, decimals.tolist(), strict=True):
             self._decimals[symbol] = (price_decimals, quantity_decimals)
             instruments.append(Instrument(symbol, price_decimals, quantity_decimals))
-        said.trades = Trades(instruments, rows.tobytes(), said.event_time)
+        said.trades = Trades(instruments, rows.tobytes(), event_time)

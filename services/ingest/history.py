@@ -8,24 +8,22 @@ A crash here costs nothing: the engine asks again.
 """
 
 import asyncio
-import logging
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
 from services.ingest.binance import (
     Malformed,
-    Refuse,
     TradePage,
     read_agg_trades,
     read_klines,
     read_trades,
     stream_name,
 )
+from services.ingest.complaints import Complaints
 from services.ingest.exact import trade_rows
 from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
 from services.ingest.rest import Answer, Priority, Rest, RestError
@@ -55,8 +53,6 @@ UNREACHABLE_MAX = 10_000
 SHORTEST_MONTH_MS = 28 * DAY_MS
 ID_MAX = 2**62
 
-log = logging.getLogger(__name__)
-
 
 class History:
     def __init__(
@@ -66,7 +62,7 @@ class History:
         kind: str,
         symbols: Symbols,
         exchange_time: Callable[[int], int],
-        refuse: Refuse,
+        complaints: Complaints,
         send: Callable[[AppEvent], None],
     ) -> None:
         """Answer by `send`. `exchange_time` tells the exchange's time, ms, at a moment of the monotonic clock, ns."""
@@ -75,10 +71,9 @@ class History:
         self._kind = kind
         self._symbols = symbols
         self._exchange_time = exchange_time
-        self._refuse = refuse
+        self._complaints = complaints
         self._send = send
         self._unreachable: dict[FetchTrades, float] = {}
-        self.counts: Counter[str] = Counter()
 
     async def announcement(self, symbol: str, rows: int) -> AddSymbol:
         """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
@@ -145,31 +140,28 @@ class History:
                 if start > ask.end_time:
                     return
         except Malformed as error:
-            self._refuse("klines answer", str(error).encode())
+            self._complaints.refuse("klines answer", str(error).encode())
         except RestError as error:
-            self.counts["klines not answered"] += 1
-            log.warning("klines of %s %s: %s", ask.symbol, ask.interval, error)
+            self._complaints.note("klines not answered", f"{ask.symbol} {ask.interval}: {error}")
 
     async def fetch_trades(self, ask: FetchTrades) -> None:
         """Answer in pages of trades. What cannot be had is counted, said once, and not answered."""
         if self._unreachable.get(ask, 0.0) > time.monotonic():
-            self.counts["trades unreachable"] += 1
+            self._complaints.counts["trades unreachable"] += 1
             return
         try:
             await (self._agg_trades(ask) if self._kind == "aggTrade" else self._single_trades(ask))
         except Malformed as error:
-            self._refuse("trades answer", str(error).encode())
+            self._complaints.refuse("trades answer", str(error).encode())
             self._give_up(ask, str(error))
         except RestError as error:
             if 400 <= error.status < 500:
                 self._give_up(ask, str(error))
             else:
-                self.counts["trades not answered"] += 1
-                log.warning("trades %d to %d of %s: %s", ask.first_id, ask.last_id, ask.symbol, error)
+                self._complaints.note("trades not answered", f"{ask.symbol} {ask.first_id} to {ask.last_id}: {error}")
 
     def _give_up(self, ask: FetchTrades, why: str) -> None:
-        self.counts["trades unreachable"] += 1
-        log.warning("trades %d to %d of %s cannot be reached: %s", ask.first_id, ask.last_id, ask.symbol, why)
+        self._complaints.note("trades unreachable", f"{ask.symbol} {ask.first_id} to {ask.last_id}: {why}")
         if len(self._unreachable) >= UNREACHABLE_MAX:
             self._unreachable.clear()
         self._unreachable[ask] = time.monotonic() + UNREACHABLE_S
@@ -198,16 +190,20 @@ class History:
 
     async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int | None]:
         """Return (the trades since a time, None), or (nothing, the newest id if all trades are older)."""
-        while True:
-            page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
-            if page.ids:
-                return page, None
-            newest = await self._agg_page(self._venue.agg_trades(symbol, limit=1))
-            if not newest.ids:
-                return newest, None
-            if newest.times[-1] < from_time:
-                return page, newest.ids[-1]
-            # It traded between the two answers, for the first time since then: ask again.
+        page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
+        if page.ids:
+            return page, None
+        newest = await self._agg_page(self._venue.agg_trades(symbol, limit=1))
+        if not newest.ids:
+            return newest, None
+        if newest.times[-1] < from_time:
+            return page, newest.ids[-1]
+        # It traded between the two answers, or after more silence than the exchange searches: look back by id.
+        page = await self._agg_page(self._venue.agg_trades(symbol, from_id=max(0, newest.ids[-1] - PAGE_MAX + 1)))
+        wanted = bisect_left(page.times, from_time)
+        if not wanted and len(page.ids) >= PAGE_MAX:
+            raise Malformed(f"no trades since {from_time}, and a thousand of them")
+        return page.beginning_at(wanted), None
 
     async def _agg_page(self, request: Request) -> TradePage:
         return read_agg_trades((await self._rest.get(request, Priority.TRADES)).body)
@@ -302,7 +298,7 @@ class History:
 
     def _count_refused(self, symbol: str, interval: str, count: int) -> None:
         for _ in range(count):
-            self._refuse("kline row", f"{symbol} {interval}".encode())
+            self._complaints.refuse("kline row", f"{symbol} {interval}".encode())
 
     def _grown(self, symbol: str, parts: list[Parsed]) -> tuple[int, int]:
         decimals = decimals_for(parts, *self._symbols.decimals.get(symbol, (0, 0)))

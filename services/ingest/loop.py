@@ -32,7 +32,9 @@ from services.ingest.binance import (
     stream_name,
     symbol_of,
 )
+from services.ingest.complaints import Complaints
 from services.ingest.connection import Connection
+from services.ingest.exact import warm_up
 from services.ingest.frames import FrameReader
 from services.ingest.governor import Governor
 from services.ingest.history import History
@@ -80,6 +82,7 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> int:
     lock = lock_room(config.run_path, "ingest")
     try:
+        warm_up()
         return uvloop.run(_run(config))
     finally:
         lock.close()
@@ -127,8 +130,8 @@ class Ingest:
         self._clock = ExchangeClock(self._settings.clock_speed)
         self._rest_clock = ExchangeClock()
         """The exchange's clock always runs for its REST minutes, whatever a replay makes of time."""
-        self._refused: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._complaints = Complaints()
+        self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
         self._pull: zmq.Socket[bytes]
         self._commands = ipc(config.run_path, "commands")
@@ -139,14 +142,14 @@ class Ingest:
         self._governor = Governor(self._venue.weight_limit, self._settings.weight_share)
         self._rest = Rest(session, self._venue, self._governor, self._rest_now)
         self._symbols = Symbols(self._settings.symbols, self._settings.symbols_max)
-        self._reader = FrameReader(self._settings.stream, self._symbols.decimals, self._refuse)
+        self._reader = FrameReader(self._settings.stream, self._symbols.decimals, self._complaints.refuse)
         self._history = History(
             self._rest,
             self._venue,
             self._settings.stream,
             self._symbols,
             self._clock.now,
-            self._refuse,
+            self._complaints,
             self._outbox.send,
         )
         rows = self._settings.backfill_rows
@@ -154,6 +157,7 @@ class Ingest:
             self._symbols,
             self._history,
             self._governor,
+            self._complaints,
             rows,
             symbol_weight(self._venue.klines("", INTERVAL_NAMES[0], rows + 1).weight, rows),
             self._rest_now,
@@ -169,6 +173,7 @@ class Ingest:
         self._since = 0
         self._all_open = asyncio.Event()
         self._look = asyncio.Event()
+        self._measure = asyncio.Event()
         self._tasks: asyncio.TaskGroup
         self._repairs: set[Command] = set()
 
@@ -186,7 +191,10 @@ class Ingest:
             self._open_commands()
             self._start(self._keep_time())
             self._start(self._keep_symbols())
-            await self._beat()
+            try:
+                await self._beat()
+            finally:
+                self._tell_counters()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.create_task(work)
@@ -229,11 +237,13 @@ class Ingest:
 
     async def _keep_time(self) -> None:
         while True:
-            await asyncio.sleep(CLOCK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._measure.wait(), CLOCK_S)
+            self._measure.clear()
             try:
                 await self._measure_time()
             except (RestError, Malformed) as error:
-                self._count_failure("time", error)
+                self._complaints.note("time not read", str(error))
 
     async def _keep_symbols(self) -> None:
         while True:
@@ -243,13 +253,13 @@ class Ingest:
             try:
                 await self._read_symbols()
             except (RestError, Malformed) as error:
-                self._count_failure("list of symbols", error)
+                self._complaints.note("symbols not read", str(error))
             self._announcer.go(self._tasks)
             await asyncio.sleep(LOOK_SPACING_S)
 
     async def _read_symbols(self, attempts_max: int = 3) -> None:
         answer = await self._ask(self._venue.exchange_info(), attempts_max)
-        listings, limit = read_exchange_info(answer.body, self._refuse)
+        listings, limit = read_exchange_info(answer.body, self._complaints.refuse)
         if limit:
             self._governor.set_limit(limit)
         first = not self._symbols.decimals
@@ -263,20 +273,11 @@ class Ingest:
     def _remove(self, symbol: str) -> None:
         self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
 
-    def _count_failure(self, what: str, error: Exception) -> None:
-        self._counts[f"{what} not read"] += 1
-        log.warning("the %s could not be read: %s", what, error)
-
-    def _refuse(self, kind: str, beginning: bytes) -> None:
-        self._refused[kind] += 1
-        if self._refused[kind] == 1:
-            log.warning("refused (%s), and counted from here on; the first begins %r", kind, bytes(beginning[:200]))
-
     def _received(self, connection: Connection, frames: list[bytes]) -> None:
         """Take the frames of one TCP read."""
         read = self._reader.read(frames)
         if read.trades is not None:
-            self._counts["trades"] += len(read.trades.rows) // TRADE.itemsize
+            self._trades += len(read.trades.rows) // TRADE.itemsize
             self._outbox.send(read.trades)
         for reply in read.replies:
             connection.replied(reply)
@@ -300,6 +301,10 @@ class Ingest:
         if connected != self._connected:
             self._connected = connected
             self._since = self._clock.now(time.monotonic_ns())
+            if connected and self._all_open.is_set():
+                # Who knows what happened to the exchange meanwhile, to its clock and to its symbols.
+                self._measure.set()
+                self._look.set()
             if connected:
                 self._all_open.set()
             self._tell_state()
@@ -377,7 +382,7 @@ class Ingest:
     def _repair(self, command: Command, work: Coroutine[Any, Any, None]) -> None:
         """Fetch what the engine asks for, once however often it asks."""
         if command in self._repairs or len(self._repairs) >= REPAIRS_MAX:
-            self._counts["repairs dropped" if command not in self._repairs else "repairs asked twice"] += 1
+            self._complaints.counts["repairs asked twice" if command in self._repairs else "repairs dropped"] += 1
             work.close()
             return
         self._repairs.add(command)
@@ -401,18 +406,11 @@ class Ingest:
                 self._tell_counters()
 
     def _tell_counters(self) -> None:
-        counts = self._counts.copy()
-        for part in (
-            self._counts,
-            self._announcer.counts,
-            self._rest.counts,
-            self._history.counts,
-            self._outbox.counts,
-        ):
-            counts.update(part)
+        counts = Counter({"trades": self._trades, "rows of another market": self._reader.foreign})
+        for part in (self._announcer, self._rest, self._outbox, self._complaints):
+            counts.update(part.counts)
         for connection in self._connections.values():
             counts.update({f"{connection.route} {name}": count for name, count in connection.counts.items()})
-        counts.update({f"refused ({kind})": count for kind, count in self._refused.items()})
         streams = sum(connection.streams for connection in self._connections.values())
         log.info(
             "%d streams, weight %d of %d this minute; since start: %s",

@@ -13,8 +13,8 @@ from shared.kline import TRADE
 from shared.sockets import send
 from shared.wire import AppEvent, FeedState, Trades, encode
 
-KEPT_MAX = 5_000
-"""Announcements of all symbols and as many klines again; an engine that is away for longer asks for everything anew."""
+KEPT_MAX = 2_000
+"""Announcements of all symbols, some 200 KB each, and as many others; an engine that comes back asks for all anew."""
 
 log = logging.getLogger(__name__)
 

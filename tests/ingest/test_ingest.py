@@ -176,8 +176,11 @@ def test_trades_come_as_exact_integers_and_a_bad_frame_harms_no_other(exchange: 
         exchange.say(agg_frame("BTCUSDT", Fill(8, START, "83091.70", "0.022")))
         wait_for("one more", lambda: len(played.rows()) == 4)
         assert played.rows()[-1] == ("BTCUSDT", 8, START, 8309170000, 22, 1, 0)
+        assert played.room.stop() == 0
+        assert "rows of another market 1," in played.room.log
+        assert "refused (ids) 1," in played.room.log
         for kind in ("not JSON", "unknown symbol", "price not a number", "quantity negative", "ids"):
-            assert played.room.log.count(f"refused ({kind})") == 1
+            assert played.room.log.count(f"refused ({kind}), and counted") == 1
 
 
 def test_a_silent_connection_is_replaced_and_every_stream_subscribed_again(exchange: Exchange, tmp_path: Path) -> None:
@@ -206,11 +209,7 @@ def test_a_broken_connection_is_replaced(exchange: Exchange, tmp_path: Path) -> 
 def test_a_listing_at_run_time_is_noticed_by_the_ticker_and_announced(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
-        exchange.add("币安人生USDT", status="PENDING_TRADING")
-        looks = len(exchange.requests("exchangeInfo"))
-        exchange.say(ticker_frame("币安人生USDT", event_time=exchange.now))
-        wait_for("a look at the list", lambda: len(exchange.requests("exchangeInfo")) > looks)
-        assert not played.engine.of(AddSymbol)
+        # The next ticker names it.
         exchange.add("币安人生USDT")
         new = played.engine.wait(AddSymbol)
         assert (new.symbol, new.stream) == ("币安人生USDT", "币安人生usdt@aggTrade")
@@ -270,6 +269,12 @@ def test_trades_since_a_time_cover_every_id_before_it(exchange: Exchange, tmp_pa
         played.engine.ask(FetchTrades("BTCUSDT", 0, -1, START + 3_600_000))
         wait_for("the newest id", lambda: played.covered()[-1] == (0, 49))
         assert len(played.rows()) == 20
+        # An exchange that searches no further than a little while is asked by id.
+        exchange.search_ms = 10
+        played.engine.ask(FetchTrades("BTCUSDT", 0, -1, FORMING + 3001))
+        wait_for("the last ones", lambda: len(played.rows()) == 29)
+        assert [row[1] for row in played.rows()[20:]] == list(range(41, 50))
+        assert played.covered()[-1] == (0, 49)
         # Never traded.
         before = len(played.engine.of(Trades))
         played.engine.ask(FetchTrades("ETHUSDT", 0, -1, START))
@@ -284,7 +289,7 @@ def test_trades_that_are_too_old_are_not_answered_and_not_asked_twice(exchange: 
         played.subscribe("btcusdt@aggTrade")
         exchange.refusals.append(("aggTrades", 400, {}, message))
         played.engine.ask(FetchTrades("BTCUSDT", 1, 5))
-        wait_for("the log to say so", lambda: "cannot be reached" in played.room.log)
+        wait_for("the log to say so", lambda: "trades unreachable" in played.room.log)
         played.engine.ask(FetchTrades("BTCUSDT", 1, 5))
         played.engine.ask(FetchTrades("BTCUSDT", 2, 5))
         wait_for("the other answer", lambda: played.covered() == [(2, 5)])

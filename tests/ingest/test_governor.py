@@ -1,0 +1,103 @@
+"""The weight budget on virtual time."""
+
+import random
+
+from services.ingest.governor import GUARD_MS, MINUTE_MS, STOP_MAX_MS, Governor
+
+NOON = 1_700_000_040_000
+BEGIN = NOON + GUARD_MS
+
+
+def test_a_minute_s_budget_is_spent_and_comes_back_with_the_next() -> None:
+    governor = Governor(1000, 0.9)
+    spent = 0
+    while governor.wait_ms(20, BEGIN, repair=True) == 0:
+        governor.finish(20, governor.start(20, BEGIN), BEGIN)
+        spent += 20
+    assert spent == 900
+    assert governor.wait_ms(20, BEGIN + 40_000, repair=True) == 20_000
+    assert governor.wait_ms(20, BEGIN + MINUTE_MS, repair=True) == 0
+
+
+def test_repairs_have_a_reserve_that_history_leaves_them() -> None:
+    governor = Governor(1000, 1.0)
+    governor.finish(900, governor.start(900, BEGIN), BEGIN)
+    assert governor.wait_ms(1, BEGIN) > 0
+    assert governor.wait_ms(100, BEGIN, repair=True) == 0
+    assert governor.wait_ms(101, BEGIN, repair=True) > 0
+
+
+def test_what_the_exchange_counted_raises_ours_and_never_lowers_it() -> None:
+    governor = Governor(1000, 1.0)
+    minute = governor.start(10, BEGIN)
+    other = governor.start(30, BEGIN)
+    governor.finish(10, minute, BEGIN, used=500)
+    assert governor.used(BEGIN) == 530
+    governor.finish(30, other, BEGIN, used=100)
+    assert governor.used(BEGIN) == 530
+    # An answer to a question of the minute before says nothing about this one.
+    late = governor.start(5, BEGIN)
+    governor.finish(5, late, BEGIN + MINUTE_MS, used=999)
+    assert governor.used(BEGIN + MINUTE_MS) == 5
+
+
+def test_a_request_on_its_way_over_the_minute_s_end_counts_in_both() -> None:
+    governor = Governor(1000, 1.0)
+    governor.start(40, BEGIN)
+    assert governor.used(BEGIN + MINUTE_MS) == 40
+
+
+def test_a_stop_is_kept_extended_and_bounded() -> None:
+    governor = Governor(1000, 1.0)
+    governor.stop(BEGIN + 5_000, BEGIN)
+    governor.stop(BEGIN + 3_000, BEGIN)
+    assert governor.wait_ms(1, BEGIN, repair=True) == 5_000
+    assert governor.wait_ms(1, BEGIN + 5_000, repair=True) == 0
+    governor.stop(BEGIN * 1000, BEGIN)
+    assert governor.stopped_until == BEGIN + STOP_MAX_MS
+
+
+def test_a_request_heavier_than_the_budget_goes_alone() -> None:
+    governor = Governor(10, 0.9)
+    assert governor.wait_ms(40, BEGIN) == 0
+    governor.start(40, BEGIN)
+    assert governor.wait_ms(1, BEGIN) > 0
+
+
+def test_an_exchange_whose_time_begins_anew_has_a_new_count() -> None:
+    governor = Governor(100, 1.0)
+    governor.finish(90, governor.start(90, BEGIN), BEGIN)
+    assert governor.wait_ms(50, BEGIN - 3_600_000) == 0
+
+
+def test_no_minute_of_the_exchange_ever_sees_more_than_the_limit() -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    generator = random.Random(seed)
+    governor = Governor(2400, 0.9)
+    counted: dict[int, int] = {}
+    now = BEGIN
+    on_way: list[tuple[int, int, int]] = []
+    for _ in range(20_000):
+        now += generator.choice([1, 5, 50, 400])
+        weight = generator.choice([1, 1, 5, 20])
+        if governor.wait_ms(weight, now, repair=generator.random() < 0.5) == 0:
+            arrival = now + generator.randrange(200)
+            # The exchange's own clock is up to 100 ms off ours.
+            minute = (arrival + generator.randrange(-100, 100)) // MINUTE_MS
+            counted[minute] = counted.get(minute, 0) + weight
+            on_way.append((weight, governor.start(weight, now), counted[minute]))
+        while on_way and generator.random() < 0.7:
+            weight, minute, used = on_way.pop(0)
+            governor.finish(weight, minute, now, used)
+    assert max(counted.values()) <= 2400
+    assert max(counted.values()) > 1500
+
+
+def test_the_time_that_a_weight_takes_is_told_by_the_minutes_it_needs() -> None:
+    governor = Governor(1000, 1.0)
+    assert governor.estimate_ms(900, BEGIN) == 0
+    assert governor.estimate_ms(901, BEGIN) == MINUTE_MS
+    assert governor.estimate_ms(2700, BEGIN + 20_000) == 40_000 + MINUTE_MS
+    governor.stop(BEGIN + 10_000, BEGIN)
+    assert governor.estimate_ms(10, BEGIN) == 10_000

@@ -1,0 +1,161 @@
+"""REST against a played exchange; the time of its minutes is the test's own."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
+from services.ingest.rest import Priority, Rest, RestError
+from services.ingest.venue import Venue, venue_of
+from shared.config import Config, Simulator
+from tests.ingest.played import START, Exchange, Fill
+
+TOO_MANY = {"code": -1003, "msg": "Too many requests"}
+
+
+class Clock:
+    """The exchange's time, ms, wherever the test puts it; it runs at the machine's pace from there."""
+
+    def __init__(self, now: int = START) -> None:
+        self._ahead = now - time.monotonic_ns() // 1_000_000
+
+    def __call__(self) -> int:
+        return time.monotonic_ns() // 1_000_000 + self._ahead
+
+
+def play(
+    exchange: Exchange,
+    story: Callable[[Rest, Venue, Governor], Awaitable[None]],
+    clock: Callable[[], int] | None = None,
+    limit: int = 2400,
+) -> None:
+    venue = venue_of(Config(simulator=Simulator(port=exchange.port)))
+    governor = Governor(limit, 1.0)
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            await story(Rest(session, venue, governor, clock or Clock()), venue, governor)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def exchange() -> Any:
+    with Exchange() as exchange:
+        exchange.ticking = False
+        exchange.add("BTCUSDT")
+        exchange.trades["BTCUSDT"] = [Fill(1, START)]
+        yield exchange
+
+
+def test_an_exchange_that_fails_is_asked_again_and_a_bad_question_is_not(exchange: Exchange) -> None:
+    exchange.refusals += [("time", 503, {}, {"msg": "Service Unavailable."}), ("time", 500, {}, {})]
+    exchange.refusals += [("klines", 400, {}, {"code": -1121, "msg": "Invalid symbol."})]
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        assert b"serverTime" in (await rest.get(venue.time(), Priority.METADATA)).body
+        with pytest.raises(RestError, match="Invalid symbol") as caught:
+            await rest.get(venue.klines("X", "1m", 5), Priority.KLINES)
+        assert (caught.value.status, caught.value.code) == (400, -1121)
+
+    play(exchange, story)
+    assert [path for path, _ in exchange.asked] == ["time", "time", "time", "klines"]
+
+
+def test_attempts_are_bounded(exchange: Exchange) -> None:
+    exchange.refusals += [("time", 503, {}, {})] * 5
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        with pytest.raises(RestError):
+            await rest.get(venue.time(), Priority.METADATA, attempts_max=2)
+
+    play(exchange, story)
+    assert len(exchange.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message", "wait_ms"),
+    [
+        (429, {"Retry-After": "7"}, "Too many requests", 7_000),
+        (429, {}, "Too many requests", 40_000 + GUARD_MS),
+        (418, {"Retry-After": "300"}, "Way too many requests", 300_000),
+        (418, {}, f"Way too many requests; IP(1.2.3.4) banned until {START + 500_000}. Please", 500_000),
+        (418, {}, "Way too many requests", 120_000),
+    ],
+)
+def test_all_requests_stop_for_as_long_as_the_exchange_says(
+    exchange: Exchange, status: int, headers: dict[str, str], message: str, wait_ms: int
+) -> None:
+    exchange.refusals.append(("aggTrades", status, headers, {"code": -1003, "msg": message}))
+
+    async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
+        task = asyncio.create_task(rest.get(venue.agg_trades("BTCUSDT"), Priority.TRADES))
+        while exchange.refusals or not governor.stopped_until:
+            await asyncio.sleep(0.01)
+        other = asyncio.create_task(rest.get(venue.time(), Priority.TRADES))
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        assert not other.done()
+        assert abs(governor.stopped_until - START - wait_ms) < 2_000
+        for waiting in (task, other):
+            waiting.cancel()
+        await asyncio.gather(task, other, return_exceptions=True)
+
+    play(exchange, story)
+    assert [path for path, _ in exchange.asked] == ["aggTrades"]
+
+
+def test_the_order_is_repairs_then_history_then_metadata(exchange: Exchange) -> None:
+    # So close to the minute's end that the wait for the next one is short.
+    clock = Clock(START // MINUTE_MS * MINUTE_MS + MINUTE_MS - 500)
+
+    async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
+        governor.start(2400, clock())
+        governor.finish(2400, 0, clock())
+        requests = [
+            (venue.time(), Priority.METADATA),
+            (venue.klines("BTCUSDT", "5m", 5), Priority.HISTORY),
+            (venue.klines("BTCUSDT", "1m", 5), Priority.KLINES),
+            (venue.agg_trades("BTCUSDT"), Priority.TRADES),
+        ]
+        tasks = [asyncio.create_task(rest.get(request, priority)) for request, priority in requests]
+        await asyncio.sleep(0.1)
+        assert not exchange.asked
+        assert rest.waiting == 4
+        # One at a time, or they would race each other on the way.
+        rest._in_flight = 7
+        await asyncio.gather(*tasks)
+
+    play(exchange, story, clock)
+    assert [path + asked.get("interval", "") for path, asked in exchange.asked] == [
+        "aggTrades",
+        "klines1m",
+        "klines5m",
+        "time",
+    ]
+
+
+def test_the_exchange_s_own_count_is_believed(exchange: Exchange) -> None:
+    exchange.weight = 1500
+
+    async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
+        await rest.get(venue.time(), Priority.METADATA)
+        assert governor.used(START + 1000) == 1501
+
+    play(exchange, story)
+
+
+def test_a_question_that_is_given_up_gives_its_turn_back(exchange: Exchange) -> None:
+    async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
+        for _ in range(30):
+            task = asyncio.create_task(rest.get(venue.time(), Priority.METADATA))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await rest.get(venue.time(), Priority.METADATA)
+
+    play(exchange, story)

@@ -1,0 +1,139 @@
+"""What is announced, in which order, and when a name is worth a look."""
+
+from services.ingest.binance import Listing
+from services.ingest.symbols import LOOK_MAX_MS, LOOK_MS, Symbols
+
+
+def listings(*names: str, halted: tuple[str, ...] = ()) -> list[Listing]:
+    return [Listing(name, name not in halted, 2, 3) for name in names]
+
+
+def announced(symbols: Symbols) -> list[str]:
+    names = []
+    while (name := symbols.take()) is not None:
+        assert symbols.announced(name)
+        names.append(name)
+    return names
+
+
+def test_nothing_is_announced_before_the_engine_said_what_it_knows() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B"))
+    assert symbols.take() is None
+    assert symbols.engine_knows(["B"]) == []
+    assert announced(symbols) == ["A"]
+    assert symbols.take() is None
+
+
+def test_the_largest_volume_comes_first() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B", "C", "D", halted=("D",)))
+    symbols.set_volumes({"A": 1.0, "B": 30.0, "C": 20.0, "D": 99.0})
+    symbols.engine_knows([])
+    assert announced(symbols) == ["B", "C", "A"]
+    assert symbols.progress == (3, 3)
+
+
+def test_a_listing_at_run_time_goes_before_the_others() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B", "C"))
+    symbols.engine_knows([])
+    assert symbols.take() == "A"
+    changes = symbols.refresh(listings("A", "B", "C", "N"))
+    assert changes == (["N"], [])
+    assert announced(symbols) == ["N", "B", "C"]
+
+
+def test_a_symbol_that_stops_trading_is_removed_if_the_engine_was_told_of_it() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B", "C", "D"))
+    symbols.engine_knows(["A"])
+    assert symbols.take() == "B"
+    assert symbols.announced("B")
+    assert symbols.take() == "C"
+    assert symbols.refresh(listings("A", "B", "C", "D", halted=("A", "B", "C", "D"))).removed == ["A", "B"]
+    # What was under way need not be told any more, and nothing is left.
+    assert not symbols.announced("C")
+    assert symbols.take() is None
+    assert symbols.progress == (0, 0)
+    # Trading again, it is announced again.
+    symbols.refresh(listings("A", "B", "C", "D"))
+    assert sorted(announced(symbols)) == ["A", "B", "C", "D"]
+
+
+def test_an_empty_list_changes_nothing() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A"))
+    symbols.engine_knows(["A"])
+    assert symbols.refresh([]) == ([], [])
+    assert symbols.wants("A")
+
+
+def test_an_engine_that_lost_everything_hears_everything_again() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B"))
+    symbols.engine_knows([])
+    assert announced(symbols) == ["A", "B"]
+    assert symbols.engine_subscribed("A")
+    symbols.engine_knows(["B"])
+    assert announced(symbols) == ["A"]
+
+
+def test_what_the_engine_knows_and_should_not_is_handed_back() -> None:
+    symbols = Symbols(["A", "B", "C"], 2)
+    symbols.refresh(listings("A", "B", "C", "X", "Y", halted=("C",)))
+    symbols.set_volumes({"A": 1.0, "B": 2.0})
+    assert symbols.engine_knows(["A", "B", "C", "X", "GONE"]) == ["C", "X", "GONE"]
+    assert symbols.known == {"A", "B"}
+    assert not symbols.engine_subscribed("X")
+
+
+def test_no_more_than_the_maximum_is_wanted() -> None:
+    symbols = Symbols([], 2)
+    symbols.refresh(listings("A", "B", "C", "D"))
+    symbols.engine_knows(["C"])
+    assert announced(symbols) == ["A"]
+    assert symbols.left_out == 2
+    # A place that is free is taken.
+    symbols.refresh(listings("A", "B", "D"))
+    assert announced(symbols) == ["B"]
+
+
+def test_a_history_that_failed_comes_again_after_the_others() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "B", "C"))
+    symbols.engine_knows([])
+    assert symbols.take() == "A"
+    symbols.failed("A")
+    assert symbols.progress == (0, 3)
+    assert announced(symbols) == ["B", "C", "A"]
+
+
+def test_an_unknown_name_in_the_ticker_is_worth_a_look_ever_less_often() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh(listings("A", "OLD", halted=("OLD",)))
+    assert not symbols.worth_a_look(["A"], 0)
+    assert symbols.worth_a_look(["A", "NEW"], 0)
+    assert not symbols.worth_a_look(["NEW"], LOOK_MS - 1)
+    assert symbols.worth_a_look(["NEW"], LOOK_MS)
+    assert not symbols.worth_a_look(["NEW"], LOOK_MS * 3 - 1)
+    looks, now = 0, 0
+    for now in range(0, 24 * 3_600_000, 1000):
+        looks += symbols.worth_a_look(["OLD"], now)
+    assert looks <= 24 * 3_600_000 // LOOK_MAX_MS + 10
+    # Once it trades it is no longer a question.
+    symbols.refresh(listings("A", "NEW"))
+    assert not symbols.worth_a_look(["NEW"], now + LOOK_MAX_MS)
+
+
+def test_names_outside_the_configuration_are_not_worth_a_look() -> None:
+    symbols = Symbols(["A"], 100)
+    symbols.refresh(listings("A"))
+    assert not symbols.worth_a_look(["B"], 0)
+
+
+def test_decimals_only_grow() -> None:
+    symbols = Symbols([], 100)
+    symbols.refresh([Listing("A", True, 4, 3)])
+    symbols.refresh([Listing("A", True, 2, 5)])
+    assert symbols.decimals["A"] == (4, 5)

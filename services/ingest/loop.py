@@ -62,7 +62,7 @@ HEARTBEAT_S = 1.0
 CLOCK_S = 60.0
 """How often the exchange's clock is measured."""
 CLOCK_SAMPLES = 3
-"""Of which the quickest counts; the first one at start opens the connection too."""
+"""At start, of which the last one counts: the first ones open the connection, which takes longer."""
 ROUND_TRIP_MAX_NS = 2_000_000_000
 """A slower answer says too little about the time to replace what is known."""
 COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
@@ -204,9 +204,9 @@ class Ingest:
         while True:
             try:
                 for _ in range(CLOCK_SAMPLES):
-                    await self._measure_time(attempts_max=1)
-                await self._read_symbols(attempts_max=1)
-                volumes = await self._ask(self._venue.tickers(), attempts_max=1)
+                    await self._measure_time(starting=True)
+                await self._read_symbols(starting=True)
+                volumes = await self._ask(self._venue.tickers(), starting=True)
                 self._symbols.set_volumes(read_volumes(volumes.body))
                 break
             except (RestError, Malformed) as error:
@@ -217,16 +217,19 @@ class Ingest:
         self._since = self._clock.now(time.monotonic_ns())
         log.info("%s: %d symbols trade", self._settings.name, self._symbols.trading)
 
-    def _ask(self, request: Request, attempts_max: int = 3) -> Coroutine[Any, Any, Answer]:
-        return self._rest.get(request, Priority.METADATA, attempts_max)
+    def _ask(self, request: Request, starting: bool = False) -> Coroutine[Any, Any, Answer]:
+        """Ask for metadata. At start everything waits for it: it may use the reserve, and is not tried in vain."""
+        if starting:
+            return self._rest.get(request, Priority.TRADES, attempts_max=1)
+        return self._rest.get(request, Priority.METADATA)
 
     def _rest_now(self) -> int:
         if self._rest_clock.known:
             return self._rest_clock.now(time.monotonic_ns())
         return time.time_ns() // 1_000_000
 
-    async def _measure_time(self, attempts_max: int = 3) -> None:
-        answer = await self._ask(self._venue.time(), attempts_max)
+    async def _measure_time(self, starting: bool = False) -> None:
+        answer = await self._ask(self._venue.time(), starting)
         exchange_ms = read_time(answer.body)
         round_trip = answer.received_ns - answer.sent_ns
         middle = (answer.sent_ns + answer.received_ns) // 2
@@ -257,8 +260,8 @@ class Ingest:
             self._announcer.go(self._tasks)
             await asyncio.sleep(LOOK_SPACING_S)
 
-    async def _read_symbols(self, attempts_max: int = 3) -> None:
-        answer = await self._ask(self._venue.exchange_info(), attempts_max)
+    async def _read_symbols(self, starting: bool = False) -> None:
+        answer = await self._ask(self._venue.exchange_info(), starting)
         listings, limit = read_exchange_info(answer.body, self._complaints.refuse)
         if limit:
             self._governor.set_limit(limit)

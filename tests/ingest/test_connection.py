@@ -136,7 +136,7 @@ def test_a_route_that_may_be_quiet_is_asked_before_it_is_given_up() -> None:
 
         async def story(client: Client) -> None:
             await client.until(lambda: client.changes == [True])
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.3)
             assert client.changes == [True]
 
         client.play(story)

@@ -24,7 +24,7 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=
     pass
 
 
-class Exchange(_Section):
+class Exchange(_Section, frozen=True, kw_only=True):
     name: Literal["simulator", "binance-usdm", "binance-spot"] = "simulator"
     stream: Literal["aggTrade", "trade"] = "aggTrade"
     symbols: list[str] = []
@@ -45,7 +45,7 @@ class Exchange(_Section):
     """How often exchangeInfo is read again for listings and delistings that the ticker did not show."""
 
 
-class Engine(_Section):
+class Engine(_Section, frozen=True, kw_only=True):
     max_symbols: int = 1000
     window: int = 128
     """Klines held in memory a symbol and interval; at least 100, so that the parents can be rebuilt from children."""
@@ -60,19 +60,19 @@ class Engine(_Section):
     """Where the XPUB socket of the klines listens."""
 
 
-class Database(_Section):
+class Database(_Section, frozen=True, kw_only=True):
     url: str = ""
     """Empty: the PostgreSQL that comes with klagg."""
     port: int = 0
     """TCP port of the embedded server on 127.0.0.1, for psql and other tools; 0: its Unix socket only."""
 
 
-class Viz(_Section):
+class Viz(_Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8080
 
 
-class Simulator(_Section):
+class Simulator(_Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 9080
     seed: int = 1
@@ -93,7 +93,7 @@ class Simulator(_Section):
     weight_limit: int = 2400
 
 
-class Config(_Section):
+class Config(_Section, frozen=True, kw_only=True):
     data_dir: str = "data"
     exchange: Exchange = Exchange()
     engine: Engine = Engine()

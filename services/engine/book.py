@@ -1,0 +1,397 @@
+"""The book: every kline in memory, laid out once, and the moves that keep it whole.
+
+`rows` is KLINE[symbol][interval][window]; a kline's place in its window is its bucket modulo the window. A row whose
+`open_time` is not the one that its place should hold is not there. The rules:
+
+1. All symbols share one clock. `calendars` says which kline of each interval is the newest, for each of the three 3d
+   grids; `next_minute` moves them on, closes what has ended and opens a flat kline for every symbol that trades.
+2. No row is ever made for a time that the calendars have not reached, so a trade belongs to the newest row, which is
+   found without arithmetic, or to an older one.
+3. A flat kline's prices are the close before it. Whoever changes a close carries it on into the flat klines behind it.
+4. What changes is marked: for saving always, for publishing if its topic is watched.
+
+Decides nothing about ids, and knows no message, no socket and no clock.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from services.engine.continuity import GAPS_MAX
+from services.engine.dirty import MARKED, DirtyTracker, Marks, mark
+from shared.interval import (
+    CHILD_INDEX,
+    DAY_MS,
+    GRID_3D_MS,
+    INTERVALS,
+    anchor_of,
+    bucket_of,
+    bucket_start,
+)
+from shared.kline import CLOSED, KLINE, merge
+from shared.wire import Rows
+
+GRIDS = GRID_3D_MS // DAY_MS
+"""3d klines open on one of three grids, which differs by symbol; everything else is the same for all."""
+
+SYMBOL = np.dtype(
+    [
+        ("last_id", "<i8"),
+        ("gap_count", "<i8"),
+        ("seam_time", "<i8"),  # trades before it are in the rows by way of the exchange's klines
+        ("price_decimals", "<i8"),
+        ("quantity_decimals", "<i8"),
+        ("grid", "<i8"),  # which of the 3d grids
+        ("active", "<i8"),
+        ("mark_changed", "<i8"),  # since the last batch
+    ]
+)
+
+CALENDAR = np.dtype(
+    [
+        ("length", "<i8"),  # ms; 0 for months
+        ("anchor", "<i8"),
+        ("bucket", "<i8"),  # the newest kline's, ...
+        ("open_time", "<i8"),
+        ("end_time", "<i8"),  # ... exclusive
+        ("place", "<i8"),
+    ]
+)
+
+COUNTERS = np.dtype(
+    [
+        ("applied", "<i8"),
+        ("duplicates", "<i8"),
+        ("late", "<i8"),  # applied to a row that was closed
+        ("before_seam", "<i8"),  # covered, but already in the exchange's own klines
+        ("refused", "<i8"),  # impossible numbers
+        ("unknown_symbol", "<i8"),
+        ("no_room_for_gap", "<i8"),  # not applied, and fetched later
+        ("beyond_window", "<i8"),  # not applied: the row has left memory
+        ("unsaved_overwritten", "<i8"),  # rows that left memory before they were saved
+    ]
+)
+
+
+class Book(NamedTuple):
+    """The arrays, for compiled code."""
+
+    symbols: Rows
+    """SYMBOL[symbols]"""
+    gaps: NDArray[np.int64]
+    """[symbols, GAPS_MAX, 2]"""
+    calendars: Rows
+    """CALENDAR[GRIDS, intervals]"""
+    rows: Rows
+    """KLINE[symbols, intervals, window]"""
+    unsaved: Marks
+    changed: Marks
+    watched: NDArray[np.uint8]
+    """[symbols, intervals]: whether the topic has a subscriber."""
+    counters: Rows
+    """COUNTERS[1]"""
+    scratch: Rows
+    """KLINE[1]"""
+
+
+def lay_out(symbols_max: int, window: int) -> tuple[Book, DirtyTracker, DirtyTracker]:
+    """Return an empty book and its trackers of unsaved and of changed rows. Pages are used up as they are written."""
+    intervals = len(INTERVALS)
+    unsaved = DirtyTracker(symbols_max * intervals * window)
+    changed = DirtyTracker(symbols_max * intervals * window)
+    calendars = np.zeros((GRIDS, intervals), CALENDAR)
+    for grid in range(GRIDS):
+        for index, interval in enumerate(INTERVALS):
+            calendars[grid, index]["length"] = interval.length_ms
+            calendars[grid, index]["anchor"] = anchor_of(interval.name, grid * DAY_MS)
+    book = Book(
+        np.zeros(symbols_max, SYMBOL),
+        np.zeros((symbols_max, GAPS_MAX, 2), np.int64),
+        calendars,
+        np.zeros((symbols_max, intervals, window), KLINE),
+        unsaved.marks,
+        changed.marks,
+        np.zeros((symbols_max, intervals), np.uint8),
+        np.zeros(1, COUNTERS),
+        np.zeros(1, KLINE),
+    )
+    return book, unsaved, changed
+
+
+@njit(cache=True)
+def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
+    """Make the klines that `time_ms` falls into the newest, without opening any."""
+    window = book.rows.shape[2]
+    for grid in range(book.calendars.shape[0]):
+        for interval in range(book.calendars.shape[1]):
+            calendar = book.calendars[grid, interval]
+            bucket = bucket_of(calendar.length, calendar.anchor, time_ms)
+            calendar.bucket = bucket
+            calendar.open_time = bucket_start(calendar.length, calendar.anchor, bucket)
+            calendar.end_time = bucket_start(calendar.length, calendar.anchor, bucket + 1)
+            calendar.place = bucket % window
+
+
+@njit(cache=True)
+def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
+    """Move the clock to the next minute: close what has ended, open flat klines for all symbols that trade."""
+    time_ms = book.calendars[0, 0].end_time
+    for symbol in range(symbol_count):
+        grid = book.symbols[symbol].grid
+        for interval in range(book.calendars.shape[1]):
+            calendar = book.calendars[grid, interval]
+            if calendar.end_time > time_ms:
+                continue
+            ended = book.rows[symbol, interval, calendar.place]
+            if ended.open_time != calendar.open_time:
+                continue
+            if not ended.flags & CLOSED:
+                ended.flags |= CLOSED
+                touch(book, symbol, interval, calendar.place)
+            if book.symbols[symbol].active:
+                _open(book, symbol, interval, calendar.bucket + 1, calendar.end_time, ended.close, 0)
+    set_calendars(book, time_ms)
+
+
+@njit(cache=True)
+def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
+    """Say whether the next minute would take the place of a row that is not saved yet."""
+    window, intervals = book.rows.shape[2], book.rows.shape[1]
+    time_ms = book.calendars[0, 0].end_time
+    for symbol in range(symbol_count):
+        grid = book.symbols[symbol].grid
+        for interval in range(intervals):
+            calendar = book.calendars[grid, interval]
+            place = (calendar.bucket + 1) % window
+            if calendar.end_time <= time_ms and book.unsaved.states[(symbol * intervals + interval) * window + place]:
+                return True
+    return False
+
+
+@njit(cache=True)
+def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
+    """Mark a row as changed."""
+    number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
+    mark(book.unsaved, number)
+    if book.watched[symbol, interval]:
+        mark(book.changed, number)
+
+
+@njit(cache=True)
+def _open(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
+    """Open a flat row and return it."""
+    place = bucket % book.rows.shape[2]
+    row = book.rows[symbol, interval, place]
+    if row.open_time != 0:
+        number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
+        if book.unsaved.states[number] & MARKED:
+            book.counters[0].unsaved_overwritten += 1
+    blank(row, open_time, price, flags)
+    touch(book, symbol, interval, place)
+    return row
+
+
+@njit(cache=True)
+def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
+    """Make a row a kline without trades."""
+    row.open_time = open_time
+    row.open = price
+    row.high = price
+    row.low = price
+    row.close = price
+    row.volume = 0
+    row.quote_volume = 0
+    row.trade_count = 0
+    row.taker_buy_volume = 0
+    row.taker_buy_quote_volume = 0
+    row.first_id = 0
+    row.last_id = 0
+    row.id_count = 0
+    row.open_id = 0
+    row.close_id = 0
+    row.flags = flags
+    row.revision = 0
+
+
+@njit(cache=True)
+def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
+    """Return the place of the row that `time_ms` falls into, opening it if it is not there; -1 beyond the window.
+
+    A symbol that trades has a row for every kline from its first to the newest, so what lies between is opened too.
+    """
+    window = book.rows.shape[2]
+    grid = book.symbols[symbol].grid
+    calendar = book.calendars[grid, interval]
+    bucket = calendar.bucket
+    if time_ms < calendar.open_time:
+        bucket = bucket_of(calendar.length, calendar.anchor, time_ms)
+    if calendar.bucket - bucket >= window:
+        return -1
+    open_time = bucket_start(calendar.length, calendar.anchor, bucket)
+    if book.rows[symbol, interval, bucket % window].open_time == open_time:
+        return bucket % window
+    price = 0
+    before = book.rows[symbol, interval, (bucket - 1) % window]
+    if before.open_time == bucket_start(calendar.length, calendar.anchor, bucket - 1):
+        price = before.close
+    last = calendar.bucket if book.symbols[symbol].active else bucket
+    for missing in range(bucket, last + 1):
+        start = bucket_start(calendar.length, calendar.anchor, missing)
+        if book.rows[symbol, interval, missing % window].open_time == start:
+            break
+        _open(book, symbol, interval, missing, start, price, CLOSED if missing < calendar.bucket else 0)
+    return bucket % window
+
+
+@njit(cache=True)
+def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
+    """Carry the close of the row that `time_ms` falls into on into the flat rows behind it."""
+    window = book.rows.shape[2]
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    bucket = bucket_of(calendar.length, calendar.anchor, time_ms)
+    price = book.rows[symbol, interval, bucket % window].close
+    for behind in range(bucket + 1, calendar.bucket + 1):
+        place = behind % window
+        row = book.rows[symbol, interval, place]
+        if row.open_time != bucket_start(calendar.length, calendar.anchor, behind) or row.trade_count > 0:
+            break
+        if row.close == price:
+            break
+        row.open = price
+        row.high = price
+        row.low = price
+        row.close = price
+        if row.flags & CLOSED:
+            row.revision += 1
+        touch(book, symbol, interval, place)
+
+
+@njit(cache=True)
+def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
+    """Merge a kline of trades of one moment into the rows of all intervals. The minute's row must be in the window.
+
+    A void id before a symbol's first trade has no price to show and no row to be in: it is left out.
+    """
+    grid = book.symbols[symbol].grid
+    newest = book.calendars[grid, 0]
+    if kline.trade_count == 0 and book.rows[symbol, 0, newest.place].open_time != newest.open_time:
+        return
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[grid, interval]
+        place = calendar.place
+        row = book.rows[symbol, interval, place]
+        if time_ms >= calendar.open_time and row.open_time == calendar.open_time:
+            merge(row, kline)
+        else:
+            place = place_of(book, symbol, interval, time_ms)
+            row = book.rows[symbol, interval, place]
+            merge(row, kline)
+            if row.flags & CLOSED:
+                row.revision += 1
+                if interval == 0:
+                    book.counters[0].late += 1
+            carry(book, symbol, interval, time_ms)
+        touch(book, symbol, interval, place)
+
+
+@njit(cache=True)
+def forget_rows(book, symbol):  # type: ignore[no-untyped-def]
+    """Take a symbol's rows out of the book."""
+    for interval in range(book.rows.shape[1]):
+        for place in range(book.rows.shape[2]):
+            book.rows[symbol, interval, place].open_time = 0
+
+
+@njit(cache=True)
+def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
+    """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
+    window = book.rows.shape[2]
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    outside = 0
+    for n in range(len(klines)):
+        open_time = klines[n].open_time
+        bucket = bucket_of(calendar.length, calendar.anchor, open_time)
+        if (
+            bucket > calendar.bucket
+            or calendar.bucket - bucket >= window
+            or bucket_start(calendar.length, calendar.anchor, bucket) != open_time
+        ):
+            outside += 1
+            continue
+        book.rows[symbol, interval, bucket % window] = klines[n]
+        if changed:
+            touch(book, symbol, interval, bucket % window)
+    return outside
+
+
+@njit(cache=True)
+def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
+    """Make a symbol's rows whole from `until` to the newest, where every trade before `until` is in its closed rows.
+
+    The row that `until` falls into is the merge of its children before `until`; those behind it are flat. For symbols
+    without any closed row nothing is known, and nothing is done.
+    """
+    window = book.rows.shape[2]
+    grid = book.symbols[symbol].grid
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[grid, interval]
+        bucket = bucket_of(calendar.length, calendar.anchor, until)
+        open_time = bucket_start(calendar.length, calendar.anchor, bucket)
+        known = False
+        price = 0
+        before = book.rows[symbol, interval, (bucket - 1) % window]
+        if before.open_time == bucket_start(calendar.length, calendar.anchor, bucket - 1):
+            known = True
+            price = before.close
+        row = book.scratch[0]
+        blank(row, open_time, price, 0)
+        child = CHILD_INDEX[interval]
+        if child >= 0:
+            nested = book.calendars[grid, child]
+            first = bucket_of(nested.length, nested.anchor, open_time)
+            last = min(bucket_of(nested.length, nested.anchor, until), nested.bucket)
+            for part in range(max(first, nested.bucket - window + 1), last + 1):
+                start = bucket_start(nested.length, nested.anchor, part)
+                piece = book.rows[symbol, child, part % window]
+                if piece.open_time == start and start < until:
+                    if not known and row.trade_count == 0:
+                        blank(row, open_time, piece.close, row.flags)
+                    known = True
+                    merge(row, piece)
+        if not known:
+            continue
+        for missing in range(bucket, calendar.bucket + 1):
+            start = bucket_start(calendar.length, calendar.anchor, missing)
+            flags = CLOSED if missing < calendar.bucket else 0
+            place = missing % window
+            if missing == bucket:
+                row.flags |= flags
+                book.rows[symbol, interval, place] = row
+                price = row.close
+                touch(book, symbol, interval, place)
+            else:
+                _open(book, symbol, interval, missing, start, price, flags)
+
+
+@njit(cache=True)
+def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-def]
+    """Multiply the numbers of KLINE[n] to finer decimals."""
+    for n in range(len(klines)):
+        row = klines[n]
+        row.open *= price_factor
+        row.high *= price_factor
+        row.low *= price_factor
+        row.close *= price_factor
+        row.volume *= quantity_factor
+        row.taker_buy_volume *= quantity_factor
+        row.quote_volume *= price_factor * quantity_factor
+        row.taker_buy_quote_volume *= price_factor * quantity_factor
+
+
+def largest(klines: Rows) -> tuple[int, int, int]:
+    """Return the largest price, volume and quote volume of KLINE[n]."""
+    if not len(klines):
+        return 0, 0, 0
+    return int(klines["high"].max()), int(klines["volume"].max()), int(klines["quote_volume"].max())

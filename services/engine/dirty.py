@@ -1,0 +1,73 @@
+"""Which rows have changed since somebody last took them: a byte a row and a list of row numbers.
+
+Decides nothing about what a change is for; the engine keeps one of these for saving and one for publishing. Marking
+costs the same however often a row changes, taking costs what is taken. A row that was taken counts as *under way* until
+it is released, so that a batch that is never acknowledged can be marked again.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+MARKED = 1
+UNDER_WAY = 2
+
+
+class Marks(NamedTuple):
+    """The arrays of a tracker, for compiled code."""
+
+    states: NDArray[np.uint8]
+    """MARKED | UNDER_WAY of every row."""
+    rows: NDArray[np.int64]
+    """The numbers of the marked rows in the order of marking; the first `marked` count."""
+    marked: NDArray[np.int64]
+    """int64[1]."""
+
+
+@njit(cache=True)
+def mark(marks, row):  # type: ignore[no-untyped-def]
+    """Mark a row; marking it twice is marking it once."""
+    if not marks.states[row] & MARKED:
+        marks.states[row] |= MARKED
+        marks.rows[marks.marked[0]] = row
+        marks.marked[0] += 1
+
+
+class DirtyTracker:
+    def __init__(self, size: int) -> None:
+        """Track the rows 0 .. size - 1."""
+        self.marks = Marks(np.zeros(size, np.uint8), np.zeros(size, np.int64), np.zeros(1, np.int64))
+
+    def __len__(self) -> int:
+        return int(self.marks.marked[0])
+
+    def mark(self, rows: NDArray[np.int64]) -> None:
+        """Mark rows, some of which may be marked already."""
+        states, listed, count = self.marks
+        fresh = np.unique(rows[(states[rows] & MARKED) == 0])
+        states[fresh] |= MARKED
+        listed[count[0] : count[0] + len(fresh)] = fresh
+        count[0] += len(fresh)
+
+    def take(self, limit: int = 0, together: int = 1) -> NDArray[np.int64]:
+        """Return marked rows, ascending, and leave them unmarked and under way.
+
+        With a `limit`, take about so many and leave the rest marked; but rows of the same `together` consecutive
+        numbers are taken all or not at all.
+        """
+        states, listed, count = self.marks
+        taken, left = np.sort(listed[: count[0]]), listed[:0]
+        if 0 < limit < len(taken):
+            groups = taken // together
+            cut = int(np.searchsorted(groups, groups[limit])) or int(np.searchsorted(groups, groups[limit], "right"))
+            taken, left = taken[:cut], taken[cut:]
+        listed[: len(left)] = left
+        count[0] = len(left)
+        states[taken] = (states[taken] & ~np.uint8(MARKED)) | UNDER_WAY
+        return taken
+
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """The rows that were taken have arrived."""
+        self.marks.states[rows] &= ~np.uint8(UNDER_WAY)

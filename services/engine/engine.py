@@ -1,0 +1,601 @@
+"""The engine's state machine: events in, rows and wishes out. It owns all kline state.
+
+Pure: no socket, no file, no environment, no log, and no clock but the `monotonic_ns` it is given. Decides when klines
+open and close, which trades are missing and must be asked for, what is saved when, and how a symbol begins. How a trade
+gets into the rows is the kernel's; how a row looks to a subscriber is snapshots.py's.
+
+How it lives:
+
+1. It begins when it knows the exchange's time (`FeedState`) and what the store holds (`Restored`). Until then trades do
+   not count: they are found missing later, by their ids.
+2. It tells ingest every symbol that it knows; ingest announces all others (`AddSymbol`).
+3. Whatever begins, begins at a *seam*: trades before it are in the exchange's own klines, trades from it on are applied
+   by id. A restored symbol's seam is past and only its frontier matters; one that was away for long begins anew.
+4. A missing id is asked for at once, and again while it stays missing.
+5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
+"""
+
+from typing import NamedTuple, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.engine.book import (
+    COUNTERS,
+    build_open_rows,
+    forget_rows,
+    lay_out,
+    next_minute,
+    put_rows,
+    rescale,
+    set_calendars,
+    would_overwrite,
+)
+from services.engine.continuity import GAPS_MAX, cover
+from services.engine.kernel import PRODUCT_MAX, apply_trades
+from shared.clock import ExchangeClock
+from shared.config import Engine as EngineConfig
+from shared.interval import DAY_MS, GRID_3D_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
+from shared.kline import CLOSED, PLACED_KLINE
+from shared.wire import (
+    AddSymbol,
+    AppEvent,
+    Command,
+    DirtyBatch,
+    FeedState,
+    FetchKlines,
+    FetchTrades,
+    Klines,
+    Persisted,
+    RemoveSymbol,
+    Restored,
+    Rows,
+    StoreState,
+    Subscribe,
+    SymbolMark,
+    Trades,
+    Unsubscribe,
+    kline_rows,
+    placed_rows,
+    trade_rows,
+)
+
+FUTURE_MAX_MS = 10_000
+"""A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
+BATCH_ROWS_MAX = 50_000
+"""Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
+ASK_AGAIN_MS = 1_000
+"""After an answer, the rest of a gap may be on its way for this long."""
+ASKS_MAX = 8
+"""Gaps of one symbol asked for at once."""
+PASSING_MAX = 200_000
+"""Rows older than the window that wait for the store; further answers are dropped and counted."""
+
+
+class Absent(NamedTuple):
+    """A symbol of the store that begins anew: the first open time of each interval that the store lacks."""
+
+    mark: SymbolMark
+    lacks_from: dict[str, int]
+
+
+class KlineEngine:
+    def __init__(self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0) -> None:
+        """`session` differs from that of every engine before it: its batches are numbered from there."""
+        self._config = config
+        self._session = session
+        self.clock = ExchangeClock(clock_speed)
+        self.book, self.unsaved, self.changed = lay_out(config.max_symbols, config.window)
+        self.symbols: list[str] = []
+        """By the book's index."""
+        self.index: dict[str, int] = {}
+        self.streams: list[str] = []
+        self.grids: list[int] = []
+        """An open time of each symbol's 3d klines."""
+        self.feed: FeedState | None = None
+        self.started = False
+        self.dropped: dict[str, int] = {}
+        """What was not taken, by reason; the kernel's own counters are in `book.counters`."""
+
+        self._commands: list[Command] = []
+        self._restored: list[Restored] = []
+        self._absent: dict[str, Absent] = {}
+        self._ask_at: dict[int, int] = {}
+        """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._kline_asks: dict[tuple[int, int], FetchKlines] = {}
+        """What the store lacks before the oldest klines of a symbol that began anew."""
+        self._store_session = 0
+        self._batch = session
+        self._under_way: NDArray[np.int64] | None = None
+        self._passing: list[tuple[int, int, Rows]] = []
+        self._passing_under_way: list[tuple[int, int, Rows]] = []
+        self._save_at = 0
+        self._held: list[Trades] = []
+        """Of a replay: trades that would push unsaved rows out of memory."""
+
+    # Events.
+
+    def apply(self, event: AppEvent, now_ns: int) -> None:
+        """Take an event: the only way to change state, clock ticks aside. Raises WireError on rows that are none."""
+        match event:
+            case Trades():
+                self._apply_trades(event, now_ns)
+            case FeedState():
+                self._apply_feed(event, now_ns)
+            case AddSymbol():
+                self._add(event, now_ns)
+            case RemoveSymbol():
+                self._remove(event.symbol)
+            case Klines():
+                self._pass_klines(event)
+            case Restored():
+                self._restore(event, now_ns)
+            case Persisted():
+                self._persisted(event.batch)
+            case StoreState():
+                self._store_changed(event.session)
+            case _:
+                assert_never(event)
+
+    def tick(self, now_ns: int) -> None:
+        """Open the minutes that the exchange's clock has reached, and ask again for what is still missing."""
+        if not self.started:
+            return
+        if self._held:
+            self._replay_held(now_ns)
+        if not self._held:
+            self._open_minutes(self.clock.now(now_ns))
+        self._ask_for_gaps(now_ns)
+
+    def take_commands(self) -> list[Command]:
+        """Return what is to be asked of ingest, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def wait_ms(self, now_ns: int) -> int | None:
+        """Return how long until there is something to do without an event, ms; None if there is nothing."""
+        if not self.started:
+            return None
+        waits = []
+        minute = self.clock.wait_ms(self.minute_end, now_ns)
+        if minute is not None:
+            waits.append(minute)
+        if self._ask_at:
+            waits.append(max(0, min(self._ask_at.values()) - now_ns) // 1_000_000)
+        if self._under_way is None and (len(self.unsaved) or self._passing):
+            waits.append(max(0, self._save_at - now_ns) // 1_000_000)
+        return min(waits, default=None)
+
+    @property
+    def minute_end(self) -> int:
+        """The end of the newest 1m klines, exclusive; 0 before the start."""
+        return int(self.book.calendars[0, 0]["end_time"])
+
+    # Trades.
+
+    def _apply_trades(self, batch: Trades, now_ns: int) -> None:
+        if not self.started:
+            self._drop("trades before the start", len(trade_rows(batch.rows)))
+            return
+        if self.clock.speed == 0 and batch.event_time:
+            self.clock.at_least(batch.event_time, now_ns)
+        if self._held:
+            self._held.append(batch)
+            return
+        left = self._apply_batch(batch, now_ns)
+        if left is not None:
+            self._held.append(left)
+
+    def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
+        """Apply a batch and return what of it must wait for the store, if anything."""
+        rows = trade_rows(batch.rows)
+        count = len(batch.instruments)
+        symbols = np.full(count, -1, np.int64)
+        price_factors, quantity_factors = np.ones(count, np.int64), np.ones(count, np.int64)
+        for place, instrument in enumerate(batch.instruments):
+            symbol = self.index.get(instrument.symbol, -1)
+            if symbol < 0:
+                continue
+            state = self.book.symbols[symbol]
+            price, quantity = instrument.price_decimals, instrument.quantity_decimals
+            if price != state["price_decimals"] or quantity != state["quantity_decimals"]:
+                if not self._grow(symbol, price, quantity):
+                    self._drop("trades whose decimals do not fit")
+                    continue
+                price_factors[place] = 10 ** (int(state["price_decimals"]) - price)
+                quantity_factors[place] = 10 ** (int(state["quantity_decimals"]) - quantity)
+            symbols[place] = symbol
+        time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
+        done = 0
+        while True:
+            done = apply_trades(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
+            if done == len(rows):
+                break
+            if not self._open_minutes(int(rows[done]["time"])):
+                return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
+        for part in batch.covered:
+            if 0 <= part.instrument < count and symbols[part.instrument] >= 0:
+                self._cover(int(symbols[part.instrument]), part.first_id, part.last_id)
+        self._note_gaps(symbols[symbols >= 0], now_ns, answered=not batch.event_time)
+        return None
+
+    def _cover(self, symbol: int, first_id: int, last_id: int) -> None:
+        if not cover(self.book.symbols[symbol], self.book.gaps[symbol], first_id, last_id):
+            self._drop("ranges of ids without room")
+        self.book.symbols[symbol]["mark_changed"] = 1
+
+    def _note_gaps(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
+        for symbol in symbols[self.book.symbols["gap_count"][symbols] > 0].tolist():
+            self._ask_at.setdefault(symbol, now_ns)
+        if answered:
+            for symbol in symbols.tolist():
+                if symbol in self._ask_at:
+                    self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
+
+    def _ask_for_gaps(self, now_ns: int) -> None:
+        for symbol, ask_at in list(self._ask_at.items()):
+            if ask_at > now_ns:
+                continue
+            if not self.book.symbols[symbol]["gap_count"]:
+                del self._ask_at[symbol]
+            else:
+                self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+                for first_id, last_id in self.gaps(symbol)[-ASKS_MAX:]:
+                    seam = 0 if first_id else int(self.book.symbols[symbol]["seam_time"])
+                    self._commands.append(FetchTrades(self.symbols[symbol], first_id, last_id, seam))
+
+    def gaps(self, symbol: int) -> list[tuple[int, int]]:
+        """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
+        count = int(self.book.symbols[symbol]["gap_count"])
+        return [(first, last) for first, last in self.book.gaps[symbol, :count].tolist()]
+
+    def _grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
+        """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
+        state = self.book.symbols[symbol]
+        price = max(0, price_decimals - int(state["price_decimals"]))
+        quantity = max(0, quantity_decimals - int(state["quantity_decimals"]))
+        if not price and not quantity:
+            return True
+        rows = self.book.rows[symbol].reshape(-1)
+        largest = max(int(rows["quote_volume"].max()) * 10 ** (price + quantity), int(rows["high"].max()) * 10**price)
+        if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
+            return False
+        rescale(rows, 10**price, 10**quantity)
+        state["price_decimals"] += price
+        state["quantity_decimals"] += quantity
+        state["mark_changed"] = 1
+        return True
+
+    # The clock.
+
+    def _open_minutes(self, time_ms: int) -> bool:
+        """Open all minutes up to the one of `time_ms`. Return False if the store must catch up first."""
+        while self.minute_end <= time_ms:
+            if self.clock.speed == 0 and would_overwrite(self.book, len(self.symbols)):
+                return False
+            next_minute(self.book, len(self.symbols))
+        return True
+
+    def _replay_held(self, now_ns: int) -> None:
+        while self._held:
+            left = self._apply_batch(self._held[0], now_ns)
+            if left is not None:
+                self._held[0] = left
+                self._save_at = now_ns
+                return
+            del self._held[0]
+
+    def _apply_feed(self, state: FeedState, now_ns: int) -> None:
+        if self.clock.speed:
+            self.clock.set(state.exchange_time, state.monotonic_ns)
+        else:
+            self.clock.at_least(state.exchange_time, now_ns)
+        known, self.feed = self.feed, state
+        if not self.started:
+            self._try_to_start(now_ns)
+        elif known is None or known.session != state.session:
+            self._introduce()
+
+    # How it begins.
+
+    def _restore(self, part: Restored, now_ns: int) -> None:
+        if self.started:
+            self._drop("rows restored after the start")
+            return
+        self._restored.append(part)
+        self._try_to_start(now_ns)
+
+    def _try_to_start(self, now_ns: int) -> None:
+        if not self.clock.known or not self._restored or not self._restored[-1].last:
+            return
+        parts, self._restored = self._restored, []
+        now = self.clock.now(now_ns)
+        stored_time = parts[-1].exchange_time
+        resumes = 0 <= now - stored_time <= self._config.resume_max_ms
+        set_calendars(self.book, stored_time if resumes else now)
+        for part in parts:
+            rows = placed_rows(part.rows)
+            rows = rows[np.argsort(rows["symbol"], kind="stable")]
+            ends = np.searchsorted(rows["symbol"], np.arange(len(part.marks)), "right")
+            begin = 0
+            for mark, end in zip(part.marks, ends.tolist(), strict=True):
+                if resumes and mark.active:
+                    self._resume(mark, rows[begin:end], now_ns)
+                else:
+                    self._absent[mark.symbol] = Absent(mark, _lacks_from(rows[begin:end]))
+                begin = end
+        self.started = True
+        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
+        self._open_minutes(now)
+        self._introduce()
+
+    def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
+        symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)
+        if symbol < 0:
+            return
+        state = self.book.symbols[symbol]
+        state["price_decimals"], state["quantity_decimals"] = mark.price_decimals, mark.quantity_decimals
+        state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
+        gaps = mark.gaps[-GAPS_MAX:]
+        state["gap_count"] = len(gaps)
+        if gaps:
+            self.book.gaps[symbol, : len(gaps)] = gaps
+            self._ask_at[symbol] = now_ns
+        for interval in range(len(INTERVALS)):
+            put_rows(self.book, symbol, interval, rows["kline"][rows["interval"] == interval], False)
+
+    def _introduce(self) -> None:
+        """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
+        active = self.book.symbols["active"]
+        streams = [stream for symbol, stream in enumerate(self.streams) if active[symbol]]
+        self._commands.append(Subscribe(streams, complete=True))
+        self._commands.extend(self._kline_asks.values())
+        for symbol in self._ask_at:
+            self._ask_at[symbol] = 0
+
+    def _place(self, name: str, stream: str, grid_3d: int) -> int:
+        """Return the index of a symbol that trades from here on, with nothing known of it; -1 if the book is full."""
+        symbol = self.index.get(name, len(self.symbols))
+        if symbol == len(self.symbols):
+            if symbol == self._config.max_symbols:
+                self._drop("symbols beyond max_symbols")
+                return -1
+            self.symbols.append(name)
+            self.streams.append(stream)
+            self.grids.append(grid_3d)
+            self.index[name] = symbol
+        self.streams[symbol], self.grids[symbol] = stream, grid_3d
+        state = self.book.symbols[symbol]
+        state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
+        state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
+        return symbol
+
+    def _add(self, event: AddSymbol, now_ns: int) -> None:
+        if not self.started:
+            self._drop("symbols announced before the start")
+            return
+        known = self.index.get(event.symbol, -1)
+        if known >= 0 and self.book.symbols[known]["active"]:
+            self._commands.append(Subscribe([event.stream]))
+            return
+        klines = {part.interval: kline_rows(part.rows) for part in event.klines if part.interval in INTERVAL_INDEX}
+        absent = self._absent.pop(event.symbol, None)
+        if known >= 0:
+            self._forget(known)
+        symbol = self._place(event.symbol, event.stream, _grid_3d(klines, event.klines_until or event.event_time))
+        if symbol < 0:
+            return
+        state = self.book.symbols[symbol]
+        state["price_decimals"], state["quantity_decimals"] = event.price_decimals, event.quantity_decimals
+        state["seam_time"] = event.klines_until
+        if self.clock.speed == 0:
+            self.clock.at_least(event.event_time, now_ns)
+        self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
+        for interval, name in enumerate(INTERVAL_NAMES):
+            rows = klines.get(name)
+            if rows is None or not len(rows):
+                continue
+            off = put_rows(self.book, symbol, interval, rows, True)
+            if off:
+                self._drop("klines off the calendar", off)
+            begin, end = absent.lacks_from.get(name, 0) if absent else 0, int(rows[0]["open_time"])
+            if 0 < begin < end:
+                self._kline_asks[symbol, interval] = FetchKlines(event.symbol, name, begin, end - 1)
+                self._commands.append(self._kline_asks[symbol, interval])
+        build_open_rows(self.book, symbol, event.klines_until)
+        self._commands.append(Subscribe([event.stream]))
+        self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
+        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+
+    def _remove(self, name: str) -> None:
+        symbol = self.index.get(name, -1)
+        if symbol < 0 or not self.book.symbols[symbol]["active"]:
+            return
+        self.book.symbols[symbol]["active"] = 0
+        self.book.symbols[symbol]["mark_changed"] = 1
+        self._commands.append(Unsubscribe([self.streams[symbol]]))
+
+    def _forget(self, symbol: int) -> None:
+        """Forget a symbol that begins anew. What was unsaved of it is fetched as the exchange's own klines."""
+        forget_rows(self.book, symbol)
+        self._ask_at.pop(symbol, None)
+
+    # Klines that are older than memory.
+
+    def _pass_klines(self, event: Klines) -> None:
+        """Pass the exchange's own klines on to the store; those that are in memory are known better there."""
+        symbol = self.index.get(event.symbol, -1)
+        interval = INTERVAL_INDEX.get(event.interval, -1)
+        rows = kline_rows(event.rows)
+        if symbol < 0 or interval < 0 or sum(len(rows) for _, _, rows in self._passing) + len(rows) > PASSING_MAX:
+            self._drop("klines that nobody asked for", len(rows))
+            return
+        state = self.book.symbols[symbol]
+        if not self._grow(symbol, event.price_decimals, event.quantity_decimals):
+            self._drop("klines whose decimals do not fit", len(rows))
+            return
+        ask = self._kline_asks.pop((symbol, interval), None)
+        if ask is not None and len(rows):
+            begin = next_open_time(event.interval, int(rows[-1]["open_time"]))
+            if begin <= ask.end_time:
+                self._kline_asks[symbol, interval] = FetchKlines(ask.symbol, ask.interval, begin, ask.end_time)
+        held = self.book.rows[symbol, interval]["open_time"]
+        rows = rows[~np.isin(rows["open_time"], held)]
+        if len(rows):
+            rows = rows.copy()
+            price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
+            rescale(rows, price_factor, 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals))
+            self._passing.append((symbol, interval, rows))
+
+    # Saving.
+
+    def take_batch(self, now_ns: int, last: bool = False) -> DirtyBatch | None:
+        """Return the next batch for the store if one is due, or with `last` whatever is unsaved.
+
+        Its caller sends it, or calls `batch_failed`.
+        """
+        marks_changed = self.book.symbols["mark_changed"][: len(self.symbols)]
+        if not self.started or self._under_way is not None:
+            return None
+        if not last and len(self.unsaved) < self._config.save_rows and now_ns < self._save_at:
+            return None
+        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
+        if not len(self.unsaved) and not self._passing and not marks_changed.any():
+            return None
+        numbers = self.unsaved.take(BATCH_ROWS_MAX, len(INTERVALS) * self._config.window)
+        self._under_way = numbers
+        self._passing, self._passing_under_way = [], self._passing
+        self._batch += 1
+        return self._batch_of(numbers, self.clock.now(now_ns))
+
+    def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
+        window, intervals = self._config.window, len(INTERVALS)
+        symbols = numbers // (intervals * window)
+        whole = np.ones(len(self.symbols), bool)
+        if len(self.unsaved):
+            # The rows of these symbols are in a later batch, and their frontiers must not come before them.
+            left = self.unsaved.marks.rows[: len(self.unsaved)] // (intervals * window)
+            whole[left] = False
+        changed = np.flatnonzero(self.book.symbols["mark_changed"][: len(self.symbols)].astype(bool) & whole)
+        spoken = np.unique(
+            np.concatenate([symbols, changed, np.array([s for s, _, _ in self._passing_under_way], int)])
+        )
+        places = np.zeros(len(self.symbols), np.int32)
+        places[spoken] = np.arange(len(spoken))
+        self.book.symbols["mark_changed"][spoken] = 0
+        parts = [_placed(places[symbols], numbers // window % intervals, self.book.rows.reshape(-1)[numbers])]
+        for symbol, interval, rows in self._passing_under_way:
+            parts.append(_placed(places[symbol], interval, rows))
+        marks = [self._mark(symbol) for symbol in spoken.tolist()]
+        return DirtyBatch(self._batch, exchange_time, marks, np.concatenate(parts).tobytes())
+
+    def _mark(self, symbol: int) -> SymbolMark:
+        state = self.book.symbols[symbol]
+        return SymbolMark(
+            self.symbols[symbol],
+            int(state["price_decimals"]),
+            int(state["quantity_decimals"]),
+            self.streams[symbol],
+            bool(state["active"]),
+            self.grids[symbol],
+            int(state["seam_time"]),
+            int(state["last_id"]),
+            self.gaps(symbol),
+        )
+
+    def batch_failed(self, now_ns: int) -> None:
+        """The last batch could not be sent or is lost: its rows are unsaved again."""
+        if self._under_way is None:
+            return
+        self.unsaved.release(self._under_way)
+        self.unsaved.mark(self._under_way)
+        self.book.symbols["mark_changed"][self._under_way // (len(INTERVALS) * self._config.window)] = 1
+        self._passing = self._passing_under_way + self._passing
+        self._passing_under_way = []
+        self._under_way = None
+        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
+
+    def _persisted(self, batch: int) -> None:
+        if batch != self._batch or self._under_way is None:
+            self._drop("acknowledgements of nothing")
+            return
+        self.unsaved.release(self._under_way)
+        self._under_way = None
+        self._passing_under_way = []
+
+    def _store_changed(self, session: int) -> None:
+        if session != self._store_session:
+            self._store_session = session
+            self.batch_failed(0)
+            self._save_at = 0
+
+    @property
+    def unsaved_rows(self) -> int:
+        """How many rows the store does not have yet."""
+        under_way = 0 if self._under_way is None else len(self._under_way)
+        return len(self.unsaved) + under_way + sum(len(rows) for _, _, rows in self._passing + self._passing_under_way)
+
+    @property
+    def saving(self) -> bool:
+        """A batch is unacknowledged."""
+        return self._under_way is not None
+
+    # Figures.
+
+    def _drop(self, reason: str, count: int = 1) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def health(self, now_ns: int) -> dict[str, object]:
+        """Return the engine's own figures."""
+        symbols = self.book.symbols[: len(self.symbols)]
+        gapped = np.flatnonzero(symbols["gap_count"])
+        missing = sum(last - first + 1 for symbol in gapped.tolist() for first, last in self.gaps(symbol))
+        counters = {name: int(self.book.counters[0][name]) for name in COUNTERS.names or ()}
+        feed = self.feed
+        return {
+            "started": self.started,
+            "exchange_time": self.clock.now(now_ns),
+            "connected": feed is not None and feed.connected,
+            "connected_since": feed.since if feed is not None else 0,
+            "announced": feed.announced if feed is not None else 0,
+            "to_announce": feed.to_announce if feed is not None else 0,
+            "announce_ms": feed.announce_ms if feed is not None else 0,
+            "symbols": int(symbols["active"].sum()),
+            "symbols_with_gaps": len(gapped),
+            "missing_ids": missing,
+            "rows_unsaved": len(self.unsaved),
+            "saving": self.saving,
+            "batches": self._batch - self._session,
+            **counters,
+            "dropped": dict(self.dropped),
+        }
+
+
+def _placed(symbols: "NDArray[np.int32] | np.int32", intervals: "NDArray[np.int64] | int", klines: Rows) -> Rows:
+    placed = np.zeros(len(klines), PLACED_KLINE)
+    placed["symbol"], placed["interval"], placed["kline"] = symbols, intervals, klines
+    return placed
+
+
+def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:
+    """Return an open time of a symbol's 3d klines: those of the exchange, else counted from its first day."""
+    for name in ("3d", "1d"):
+        rows = klines.get(name)
+        if rows is not None and len(rows):
+            return int(rows[0]["open_time"])
+    return listed_at // DAY_MS * DAY_MS
+
+
+def _lacks_from(rows: Rows) -> dict[str, int]:
+    """Return for each interval of PLACED_KLINE[n] the open time of the first kline that is not there and closed."""
+    lacks = {}
+    for interval, name in enumerate(INTERVAL_NAMES):
+        klines = rows["kline"][rows["interval"] == interval]
+        if not len(klines):
+            continue
+        closed = klines[(klines["flags"] & CLOSED) != 0]
+        if len(closed) == len(klines):
+            lacks[name] = next_open_time(name, int(klines["open_time"].max()))
+        else:
+            lacks[name] = int(klines["open_time"][(klines["flags"] & CLOSED) == 0].min())
+    return lacks

@@ -1,0 +1,178 @@
+"""The room's loop: poll, feed, tick, drain, send. No rule of the domain stands here.
+
+All sockets are bound here, so that every neighbour may come and go. Each turn drains what is there, up to a bound, then
+lets the clock tick, sends what the engine wishes, and publishes. A busy engine's turns get longer and carry more: that
+is all there is to load.
+
+A crash at any step costs what is not yet in the database; the next engine asks for it by id. On SIGTERM the last dirty
+rows are saved before the process ends; if the store is not there for it, they too are fetched by id next time.
+"""
+
+import logging
+import time
+
+import zmq
+
+from services.engine.engine import KlineEngine
+from services.engine.snapshots import Snapshots
+from services.engine.warm import warm_up
+from shared.config import Config
+from shared.process import StopSignal
+from shared.sockets import bind, ipc, lock_room, send
+from shared.wire import AppEvent, FeedState, Finished, Load, StoreState, WireError, decode_event, encode
+
+TURN_MESSAGES_MAX = 1_000
+"""Events a turn, so that a flood cannot keep the clock from ticking or subscribers from hearing."""
+LAST_BATCH_S = 3.0
+"""How long the end waits for the store to take the last rows."""
+LOAD_AGAIN_S = 5.0
+"""The store says when it comes up; this is for a question that was lost with it."""
+FIGURES_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config) -> int:
+    stop = StopSignal()
+    lock = lock_room(config.run_path, "engine")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        Loop(config, context, stop).run()
+    finally:
+        context.destroy(linger=1_000)
+        lock.close()
+    return 0
+
+
+class Loop:
+    def __init__(self, config: Config, context: "zmq.Context[zmq.Socket[bytes]]", stop: StopSignal) -> None:
+        session = time.time_ns() // 1_000
+        self._stop = stop
+        self._events = bind(context, zmq.PULL, ipc(config.run_path, "events"))
+        self._commands = bind(context, zmq.PUSH, ipc(config.run_path, "commands"))
+        self._store = bind(context, zmq.PUSH, ipc(config.run_path, "store"))
+        self._public = bind(context, zmq.XPUB, config.engine.snapshots)
+        self._public.setsockopt(zmq.XPUB_VERBOSE, 1)
+        started_at = time.monotonic()
+        warm_up()
+        self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session)
+        self._snapshots = Snapshots(self._engine, session, config.engine.publish_interval_ms)
+        self._window = config.engine.window
+        self._load_at = 0.0
+        self._figures_at = time.monotonic() + FIGURES_S
+        self._undecoded = 0
+        self._unsent = 0
+        self._connected: bool | None = None
+        self._was_started = False
+        log.info(
+            "ready in %.1f s; snapshots on %s; waiting for the store and for the exchange's time",
+            time.monotonic() - started_at,
+            config.engine.snapshots,
+        )
+
+    def run(self) -> None:
+        """Serve until a signal, then save what is unsaved."""
+        poller = zmq.Poller()
+        poller.register(self._events, zmq.POLLIN)
+        poller.register(self._public, zmq.POLLIN)
+        poller.register(self._stop.fd, zmq.POLLIN)
+        while not self._stop.asked:
+            poller.poll(self._wait_ms())
+            self._drain(TURN_MESSAGES_MAX)
+            self._turn()
+        self._finish(poller)
+
+    def _wait_ms(self) -> int:
+        now = time.monotonic_ns()
+        engine = self._engine.wait_ms(now)
+        snapshots = self._snapshots.wait_ms(now)
+        # A poll that rounds down would spin through the last millisecond before a timer.
+        return 1 + (snapshots if engine is None else min(engine, snapshots))
+
+    def _drain(self, messages_max: int) -> bool:
+        """Apply the events that are there. Return whether there was none."""
+        for number in range(messages_max):
+            try:
+                message = self._events.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return number == 0
+            self._apply(message)
+        return False
+
+    def _apply(self, message: bytes) -> None:
+        try:
+            event = decode_event(message)
+            self._engine.apply(event, time.monotonic_ns())
+        except WireError as error:
+            self._undecoded += 1
+            if self._undecoded == 1:
+                log.warning("refused a message that is no event; more of them are only counted: %s", error)
+            return
+        self._notice(event)
+
+    def _turn(self) -> None:
+        now = time.monotonic_ns()
+        self._engine.tick(now)
+        for command in self._engine.take_commands():
+            if not send(self._commands, encode(command)):
+                self._unsent += 1  # Nobody is there: who comes is told everything.
+        self._save(now)
+        while True:
+            try:
+                subscription = self._public.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            for frames in self._snapshots.subscription(subscription, now):
+                self._public.send_multipart(frames, copy=True)
+        for frames in self._snapshots.due(now):
+            self._public.send_multipart(frames, copy=True)
+        if not self._engine.started and time.monotonic() >= self._load_at:
+            self._load()
+        if time.monotonic() >= self._figures_at:
+            self._figures_at = time.monotonic() + FIGURES_S
+            self._tell_figures()
+
+    def _save(self, now: int, last: bool = False) -> None:
+        batch = self._engine.take_batch(now, last)
+        if batch is not None and not send(self._store, encode(batch)):
+            self._engine.batch_failed(now)
+
+    def _load(self) -> None:
+        if send(self._store, encode(Load(self._window))):
+            self._load_at = time.monotonic() + LOAD_AGAIN_S
+
+    def _notice(self, event: AppEvent) -> None:
+        """Say what has changed, once."""
+        if isinstance(event, StoreState) and not self._engine.started:
+            self._load_at = 0.0
+        if isinstance(event, FeedState) and event.connected != self._connected:
+            self._connected = event.connected
+            log.info("the exchange is %s", "connected" if event.connected else "not connected")
+        if self._engine.started and not self._was_started:
+            self._was_started = True
+            log.info("live with %d symbols of the store", len(self._engine.symbols))
+
+    def _tell_figures(self) -> None:
+        figures = self._engine.health(time.monotonic_ns())
+        told = ("symbols", "applied", "duplicates", "late", "missing_ids", "rows_unsaved", "batches")
+        log.info("since start: %s", ", ".join(f"{name} {figures[name]}" for name in told))
+
+    def _finish(self, poller: zmq.Poller) -> None:
+        """Take the events that have arrived, save everything, and say that nothing follows."""
+        deadline = time.monotonic() + LAST_BATCH_S
+        while time.monotonic() < deadline and not self._drain(TURN_MESSAGES_MAX):
+            self._engine.tick(time.monotonic_ns())
+        poller.unregister(self._stop.fd)
+        while time.monotonic() < deadline:
+            self._save(time.monotonic_ns(), last=True)
+            if not self._engine.saving and not self._engine.unsaved_rows:
+                break
+            poller.poll(20)
+            self._drain(TURN_MESSAGES_MAX)
+        if self._engine.unsaved_rows:
+            log.warning(
+                "the store did not take the last %d rows: they are fetched by id at the next start",
+                self._engine.unsaved_rows,
+            )
+        send(self._store, encode(Finished()))
+        self._tell_figures()

@@ -1,0 +1,58 @@
+"""Compile everything before the first trade, so that no batch ever waits for a compiler.
+
+The compiled code is cached on disk; a warm start only loads it. Compiled functions are chosen by the types of their
+arguments, and an array read from a message is read-only, which is a type of its own: so the arguments here are made the
+way that the loop makes them.
+"""
+
+import numpy as np
+
+from services.engine.engine import KlineEngine
+from services.engine.snapshots import Snapshots
+from shared.config import Engine as EngineConfig
+from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS, open_time_of
+from shared.kline import CLOSED, EXCHANGE, KLINE, TRADE
+from shared.wire import (
+    AddSymbol,
+    AppEvent,
+    Covered,
+    FeedState,
+    Instrument,
+    IntervalKlines,
+    Klines,
+    Restored,
+    Trades,
+    decode_event,
+    encode,
+)
+
+
+def warm_up() -> None:
+    """Play the life of one symbol through an engine of its own."""
+    begin = 20_000 * DAY_MS
+    engine = KlineEngine(EngineConfig(max_symbols=1, window=100))
+    klines = []
+    for name in INTERVAL_NAMES:
+        row = np.zeros(1, KLINE)
+        row["open_time"] = open_time_of(name, open_time_of(name, begin) - 1)
+        row["open"] = row["high"] = row["low"] = row["close"] = 100
+        row["flags"] = CLOSED | EXCHANGE
+        klines.append(IntervalKlines(name, row.tobytes()))
+    trades = np.zeros(4, TRADE)
+    trades["id"] = [7, 9, 8, 9]
+    trades["time"] = [begin + 1, begin + MINUTE_MS, begin + 2, begin + 3]
+    trades["price"] = trades["quantity"] = trades["trade_count"] = 1
+    events: list[AppEvent] = [
+        FeedState(1, True, 0, begin + 2 * MINUTE_MS, 0),
+        Restored([], b"", True, 0),
+        AddSymbol("X", 0, 0, "x", klines, begin, begin),
+        Trades([Instrument("X", 1, 1)], trades.tobytes(), begin, [Covered(0, 0, 6)]),
+        Klines("X", 1, 1, "1m", klines[0].rows),
+    ]
+    for event in events:
+        engine.apply(decode_event(encode(event)), 0)
+        engine.tick(0)
+    snapshots = Snapshots(engine, 0, 0)
+    snapshots.subscription(b"\x01", 0)
+    list(snapshots.due(0))
+    engine.take_batch(0, last=True)

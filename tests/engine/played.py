@@ -1,0 +1,230 @@
+"""An engine without sockets, a market of made-up trades, and klines computed the plain way to compare with."""
+
+import random
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from services.engine.engine import KlineEngine
+from shared.config import Engine as EngineConfig
+from shared.interval import INTERVAL_NAMES
+from shared.kline import CLOSED, KLINE, PLACED_KLINE, TRADE
+from shared.wire import (
+    AddSymbol,
+    Covered,
+    DirtyBatch,
+    FeedState,
+    Instrument,
+    IntervalKlines,
+    Persisted,
+    Restored,
+    SymbolMark,
+    Trades,
+    placed_rows,
+)
+
+START = int(datetime(2026, 3, 30, 23, 57, tzinfo=UTC).timestamp() * 1000)
+"""Three minutes before a Tuesday that is the last day of a month: whatever rolls, rolls soon."""
+MINUTE = 60_000
+MS = 1_000_000
+FIELDS = tuple(
+    name for name in KLINE.names or () if name not in ("open_time", "open_id", "close_id", "flags", "revision")
+)
+
+
+class Trade(NamedTuple):
+    id: int
+    time: int
+    price: int
+    quantity: int
+    trade_count: int = 1
+    buyer_is_maker: int = 0
+
+
+def market(seed: int, count: int, begin: int = START, span_ms: int = 6 * MINUTE, first_id: int = 100) -> list[Trade]:
+    """Return trades with ids without holes, ascending in time, some of them void."""
+    source = random.Random(seed)
+    times = sorted(source.randrange(begin, begin + span_ms) for _ in range(count))
+    price, trades = 5_000, []
+    for number, time in enumerate(times):
+        price = max(1, price + source.randrange(-20, 21))
+        void = source.random() < 0.05 and number > 0
+        trades.append(
+            Trade(
+                first_id + number,
+                time,
+                0 if void else price,
+                source.randrange(0, 500),
+                0 if void else source.randrange(1, 4),
+                source.randrange(2),
+            )
+        )
+    return trades
+
+
+def opens_at(interval: str, time: int) -> int:
+    """Return the open time, by the calendar and not by arithmetic; 3d counts from the day of `START`."""
+    moment = datetime.fromtimestamp(time / 1000, UTC)
+    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    number, unit = int(interval[:-1]), interval[-1]
+    match unit:
+        case "m":
+            start = moment.replace(minute=moment.minute // number * number, second=0, microsecond=0)
+        case "h":
+            start = day.replace(hour=moment.hour // number * number)
+        case "d":
+            start = day - timedelta(days=(day - datetime(2026, 3, 30, tzinfo=UTC)).days % number)
+        case "w":
+            start = day - timedelta(days=day.weekday())
+        case _:
+            start = day.replace(day=1)
+    return int(start.timestamp() * 1000)
+
+
+def expected(trades: Iterable[Trade], until: int = 0) -> dict[tuple[str, int], dict[str, int]]:
+    """Return what the klines with ids must hold, computed one trade at a time in the order of ids."""
+    rows: dict[tuple[str, int], dict[str, int]] = {}
+    for trade in sorted(set(trades)):
+        for interval in INTERVAL_NAMES:
+            row = rows.setdefault((interval, opens_at(interval, trade.time)), dict.fromkeys(FIELDS, 0))
+            row["first_id"] = row["first_id"] or trade.id
+            row["last_id"] = trade.id
+            row["id_count"] += 1
+            if not trade.trade_count:
+                continue
+            if not row["trade_count"]:
+                row["open"] = row["high"] = row["low"] = trade.price
+            row["high"], row["low"] = max(row["high"], trade.price), min(row["low"], trade.price)
+            row["close"] = trade.price
+            row["trade_count"] += trade.trade_count
+            row["volume"] += trade.quantity
+            row["quote_volume"] += trade.quantity * trade.price
+            if not trade.buyer_is_maker:
+                row["taker_buy_volume"] += trade.quantity
+                row["taker_buy_quote_volume"] += trade.quantity * trade.price
+    return rows
+
+
+def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
+    rows = np.array([(0, *trade) for trade in trades], TRADE)
+    covered = [Covered(0, first, last) for first, last in more.pop("covered", [])]
+    return Trades([Instrument(symbol, *decimals)], rows.tobytes(), covered=covered, **more)
+
+
+class PlayedEngine:
+    """A `KlineEngine` with its clock in hand, and a store that takes what it is given."""
+
+    def __init__(self, time: int = START, restored: list[Restored] | None = None, **config: Any) -> None:
+        config = {"max_symbols": 4, "window": 100} | config
+        self.speed = config.pop("clock_speed", 1.0)
+        self.engine = KlineEngine(EngineConfig(**config), self.speed, session=7_000)
+        self.now_ns = 0
+        self.begin = time
+        self.engine.apply(self.feed(), 0)
+        for part in restored if restored is not None else [Restored([], b"", True, 0)]:
+            self.engine.apply(part, 0)
+        self.engine.tick(0)
+        self.stored: dict[tuple[str, str, int], np.void] = {}
+        self.marks: dict[str, SymbolMark] = {}
+        self.stored_time = 0
+
+    def feed(self, session: int = 1, connected: bool = True) -> FeedState:
+        return FeedState(session, connected, self.begin, self.time, self.now_ns)
+
+    @property
+    def time(self) -> int:
+        return self.begin + self.now_ns // MS
+
+    def until(self, time: int) -> None:
+        """Let the exchange's clock run to `time`."""
+        self.now_ns = (time - self.begin) * MS
+        self.engine.tick(self.now_ns)
+
+    def apply(self, *events: Any) -> None:
+        for event in events:
+            self.engine.apply(event, self.now_ns)
+
+    def add(self, symbol: str = "BTCUSDT", klines: list[IntervalKlines] | None = None, until: int = 0) -> None:
+        self.apply(AddSymbol(symbol, 2, 3, f"{symbol.lower()}@aggTrade", klines or [], until, START))
+
+    def rows(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], np.void]:
+        """Return the rows in memory by interval and open time."""
+        rows = self.engine.book.rows[self.engine.index[symbol]]
+        return {
+            (interval, int(row["open_time"])): row
+            for index, interval in enumerate(INTERVAL_NAMES)
+            for row in rows[index]
+            if row["open_time"]
+        }
+
+    def values(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], dict[str, int]]:
+        """Return the rows that hold ids."""
+        return {
+            key: {name: int(row[name]) for name in FIELDS} for key, row in self.rows(symbol).items() if row["id_count"]
+        }
+
+    def save(self, acknowledge: bool = True) -> DirtyBatch | None:
+        """Take what is unsaved into the store."""
+        saved = self.engine.take_batch(self.now_ns, last=True)
+        if saved is not None and acknowledge:
+            for placed in placed_rows(saved.rows):
+                name = saved.marks[placed["symbol"]].symbol
+                key = (name, INTERVAL_NAMES[placed["interval"]], int(placed["kline"]["open_time"]))
+                self.stored[key] = placed["kline"].copy()
+            self.marks |= {mark.symbol: mark for mark in saved.marks}
+            self.stored_time = saved.exchange_time
+            self.apply(Persisted(saved.batch))
+        return saved
+
+    def restored(self) -> list[Restored]:
+        """Return what the store would answer to `Load`, a part a symbol."""
+        parts = []
+        for name, mark in self.marks.items():
+            keys = sorted(key for key in self.stored if key[0] == name)
+            rows = np.zeros(len(keys), PLACED_KLINE)
+            for place, key in enumerate(keys):
+                rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
+                rows[place]["kline"] = self.stored[key]
+            parts.append(Restored([mark], rows.tobytes(), False, self.stored_time))
+        parts.append(Restored([], b"", True, self.stored_time))
+        return parts
+
+
+def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[IntervalKlines]:
+    """Return the exchange's own closed klines of these trades, as ingest announces them, flat ones included."""
+    by_interval: dict[str, dict[int, dict[str, int]]] = {name: {} for name in INTERVAL_NAMES}
+    for (interval, open_time), row in expected(trade for trade in trades if trade.time < until).items():
+        by_interval[interval][open_time] = row
+    answer = []
+    for interval, rows in by_interval.items():
+        if not rows:
+            continue
+        open_time, close, klines = min(rows), 0, []
+        while True:
+            after = next_open(interval, open_time)
+            if after > until:
+                break
+            kline = np.zeros(1, KLINE)
+            kline["open_time"], kline["flags"] = open_time, CLOSED | 2
+            row = rows.get(open_time)
+            if row is not None and row["trade_count"]:
+                close = row["close"]
+                for name in FIELDS[:9]:
+                    kline[name] = row[name]
+            else:
+                kline["open"] = kline["high"] = kline["low"] = kline["close"] = close
+            klines.append(kline)
+            open_time = after
+        if klines:
+            answer.append(IntervalKlines(interval, np.concatenate(klines[-limit:]).tobytes()))
+    return answer
+
+
+def next_open(interval: str, open_time: int) -> int:
+    time = open_time
+    step = MINUTE if interval.endswith("m") else 60 * MINUTE
+    while opens_at(interval, time) == open_time:
+        time += step
+    return opens_at(interval, time)

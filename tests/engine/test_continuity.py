@@ -1,0 +1,75 @@
+"""Ids: new, twice, missing, covered."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.engine.book import SYMBOL
+from services.engine.continuity import DUPLICATE, GAPS_MAX, NEW, NO_ROOM, cover, take_id
+
+
+class Ids:
+    def __init__(self, room: int = GAPS_MAX) -> None:
+        self.symbol = np.zeros(1, SYMBOL)
+        self.symbol["last_id"] = -1
+        self.gaps = np.zeros((room, 2), np.int64)
+
+    def take(self, trade_id: int) -> int:
+        return int(take_id(self.symbol[0], self.gaps, trade_id))
+
+    def cover(self, first: int, last: int) -> bool:
+        return bool(cover(self.symbol[0], self.gaps, first, last))
+
+    @property
+    def last(self) -> int:
+        return int(self.symbol[0]["last_id"])
+
+    @property
+    def missing(self) -> list[list[int]]:
+        found: list[list[int]] = self.gaps[: self.symbol[0]["gap_count"]].tolist()
+        return found
+
+
+steps = st.lists(
+    st.one_of(
+        st.integers(0, 60), st.tuples(st.integers(0, 60), st.integers(-2, 30)).map(lambda t: (t[0], t[0] + t[1]))
+    ),
+    max_size=80,
+)
+
+
+@given(steps)
+def test_an_id_is_new_exactly_once_and_the_gaps_are_what_is_missing(steps: list[int | tuple[int, int]]) -> None:
+    ids, seen = Ids(), set[int]()
+    for step in steps:
+        if isinstance(step, int):
+            assert ids.take(step) == (DUPLICATE if step in seen else NEW)
+            seen.add(step)
+        else:
+            assert ids.cover(*step)
+            seen |= set(range(step[0], step[1] + 1))
+        missing = {trade_id for first, last in ids.missing for trade_id in range(first, last + 1)}
+        assert ids.last == max(seen, default=-1)
+        assert missing == set(range(ids.last + 1)) - seen
+        for (_, last), (first, _) in zip(ids.missing, ids.missing[1:], strict=False):
+            assert last + 1 < first
+
+
+@given(steps)
+def test_without_room_nothing_is_forgotten(steps: list[int | tuple[int, int]]) -> None:
+    ids, seen = Ids(room=2), set[int]()
+    for step in steps:
+        if isinstance(step, int):
+            outcome = ids.take(step)
+            assert (outcome == DUPLICATE) == (step in seen)
+            if outcome == NEW:
+                seen.add(step)
+            elif outcome == NO_ROOM:
+                assert len(ids.missing) == 2
+        elif ids.cover(*step):
+            seen |= set(range(step[0], step[1] + 1))
+        missing = {trade_id for first, last in ids.missing for trade_id in range(first, last + 1)}
+        assert missing >= set(range(ids.last + 1)) - seen
+        assert not missing & (
+            seen - {trade_id for step in steps if not isinstance(step, int) for trade_id in range(step[0], step[1] + 1)}
+        )

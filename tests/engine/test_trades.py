@@ -1,0 +1,164 @@
+"""Trades become klines, each id once, in whatever order and company they come."""
+
+import random
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.wire import FetchTrades, Instrument, Trades
+from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, market
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 120))
+def test_shuffled_split_and_duplicated_feeds_give_the_same_klines(seed: int, count: int) -> None:
+    trades = market(seed, count)
+    source = random.Random(seed)
+    feed = trades + source.choices(trades, k=source.randrange(40))
+    source.shuffle(feed)
+    played = PlayedEngine(START + 6 * MINUTE)
+    played.add()
+    # A void id that comes before any price has nowhere to be.
+    feed.insert(0, next(trade for trade in feed if trade.trade_count))
+    while feed:
+        size = source.randrange(1, 20)
+        played.apply(batch(feed[:size]))
+        feed = feed[size:]
+    assert played.values() == expected(trades)
+    assert played.engine.book.counters[0]["applied"] == len(trades)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_live_feed_that_opens_minutes_gives_the_same_klines(seed: int) -> None:
+    trades = market(seed, 150)
+    played = PlayedEngine()
+    played.add()
+    for start in range(0, len(trades), 7):
+        part = trades[start : start + 7]
+        played.until(part[0].time)
+        played.now_ns = (part[-1].time - START) * 1_000_000
+        played.apply(batch(part))
+    assert played.values() == expected(trades)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))
+def test_decimals_that_grow_midway_change_no_value(seed: int, price: int, quantity: int) -> None:
+    trades = market(seed, 60)
+    played = PlayedEngine(START + 6 * MINUTE)
+    played.add()
+    played.apply(batch(trades[:30]))
+    finer = [
+        trade._replace(price=trade.price * 10**price, quantity=trade.quantity * 10**quantity) for trade in trades[30:40]
+    ]
+    played.apply(batch(finer, decimals=(2 + price, 3 + quantity)))
+    played.apply(batch(trades[40:]))
+    scaled = [trade._replace(price=trade.price * 10**price, quantity=trade.quantity * 10**quantity) for trade in trades]
+    assert played.values() == expected(scaled)
+
+
+def test_a_trade_seen_twice_counts_once() -> None:
+    played = PlayedEngine()
+    played.add()
+    trade = Trade(5, START + 10, 100, 7)
+    played.apply(batch([trade, trade]), batch([trade]))
+    assert played.values()["1m", START]["volume"] == 7
+    assert played.engine.book.counters[0]["duplicates"] == 2
+
+
+def test_a_void_id_is_covered_and_decides_no_price() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 100, 7), Trade(6, START + 20, 1, 9, trade_count=0)]))
+    row = played.values()["1m", START]
+    assert (row["low"], row["close"], row["volume"], row["last_id"], row["id_count"]) == (100, 100, 7, 6, 2)
+
+
+def test_a_late_trade_corrects_its_own_minute_and_the_flat_ones_behind_it() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 100, 7)]))
+    played.until(START + 3 * MINUTE)
+    played.apply(batch([Trade(6, START + 59_999, 120, 1)]))
+    rows = played.rows()
+    assert rows["1m", START]["close"] == 120
+    assert rows["1m", START]["revision"] == 1
+    assert [int(rows["1m", START + minute * MINUTE]["close"]) for minute in (1, 2, 3)] == [120, 120, 120]
+    assert [int(rows["1m", START + minute * MINUTE]["revision"]) for minute in (1, 2, 3)] == [1, 1, 0]
+    assert played.engine.book.counters[0]["late"] == 1
+
+
+def test_impossible_trades_are_refused_counted_and_still_missing() -> None:
+    played = PlayedEngine()
+    played.add()
+    good = Trade(5, START + 10, 100, 7)
+    bad = [
+        good._replace(id=6, price=0),
+        good._replace(id=7, price=-5),
+        good._replace(id=8, quantity=-1),
+        good._replace(id=9, time=START + 3_600_000),
+        good._replace(id=10, time=-1),
+        good._replace(id=11, price=2**40, quantity=2**40),
+        good._replace(id=-3),
+        good._replace(id=12, trade_count=-1),
+    ]
+    played.apply(batch([good, *bad, good._replace(id=13, quantity=1)]))
+    assert played.engine.book.counters[0]["refused"] == len(bad)
+    assert played.values()["1m", START]["volume"] == 8
+    assert played.engine.gaps(0) == [(0, 4), (6, 12)]
+    rows = np.frombuffer(batch([good]).rows, dtype=np.int64).copy()
+    rows[0] = 5
+    played.apply(Trades([Instrument("BTCUSDT", 2, 3)], rows.tobytes()))
+    assert played.engine.book.counters[0]["refused"] == len(bad) + 1
+
+
+def test_a_symbol_that_nobody_announced_is_counted_and_dropped() -> None:
+    played = PlayedEngine()
+    played.apply(batch([Trade(5, START + 10, 100, 7)], symbol="NOBODYUSDT"))
+    assert played.engine.book.counters[0]["unknown_symbol"] == 1
+
+
+def test_numbers_that_would_not_fit_are_refused_and_nothing_is_changed() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 10**9, 10**8)]))
+    played.apply(batch([Trade(6, START + 20, 1, 1)], decimals=(12, 12)))
+    assert played.values()["1m", START]["quote_volume"] == 10**17
+    assert played.engine.dropped == {"trades whose decimals do not fit": 1}
+
+
+def test_what_is_missing_is_asked_for_and_asked_again() -> None:
+    played = PlayedEngine(gap_retry_ms=5_000)
+    played.add()
+    played.apply(batch([], covered=[(0, 9)]))
+    played.apply(batch([Trade(10, START + 10, 100, 7)], event_time=START + 20))
+    played.until(START + 1_500)
+    played.engine.take_commands()
+    played.apply(batch([Trade(14, START + 1_400, 100, 7), Trade(20, START + 1_400, 100, 7)], event_time=START + 1_450))
+    played.engine.tick(played.now_ns)
+    asked = [FetchTrades("BTCUSDT", 11, 13), FetchTrades("BTCUSDT", 15, 19)]
+    assert played.engine.take_commands() == asked
+    played.until(START + 4_000)
+    assert played.engine.take_commands() == []
+    played.until(START + 7_000)
+    assert played.engine.take_commands() == asked
+    played.apply(batch([Trade(12, START + 1_000, 90, 1)], covered=[(11, 13)]))
+    played.until(START + 8_100)
+    assert played.engine.take_commands() == [FetchTrades("BTCUSDT", 15, 19)]
+    played.apply(batch([], covered=[(15, 19)]))
+    played.until(START + 20_000)
+    assert played.engine.take_commands() == []
+    assert played.engine.gaps(0) == []
+    assert played.values()["1m", START]["id_count"] == 4
+
+
+def test_a_trade_of_a_minute_that_has_left_memory_is_not_applied() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 100, 7)]))
+    played.until(START + 100 * MINUTE)
+    played.apply(batch([Trade(6, START + 20, 100, 7), Trade(7, START + MINUTE, 100, 1)]))
+    assert played.engine.book.counters[0]["beyond_window"] == 1
+    assert played.engine.gaps(0) == [(0, 4), (6, 6)]

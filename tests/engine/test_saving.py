@@ -1,0 +1,108 @@
+"""Batches for the store: when, what is in them, and what happens to those that are lost."""
+
+import numpy as np
+
+from services.engine import engine as engine_module
+from shared.interval import INTERVAL_NAMES
+from shared.wire import Persisted, StoreState, decode_store_request, encode, placed_rows
+from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, expected, market
+
+
+def test_a_batch_is_due_after_the_interval_or_at_so_many_rows() -> None:
+    played = PlayedEngine(save_interval_ms=5_000, save_rows=20)
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    assert played.engine.take_batch(4_999 * MS) is None
+    first = played.engine.take_batch(5_000 * MS)
+    assert first is not None
+    assert len(placed_rows(first.rows)) == 15
+    played.apply(Persisted(first.batch))
+    played.until(START + 5 * MINUTE)
+    played.apply(batch([Trade(1, START + 5 * MINUTE, 100, 7)]))
+    assert len(played.engine.unsaved) >= 20
+    assert played.engine.take_batch(5_001 * MS) is not None
+
+
+def test_there_is_one_batch_at_a_time() -> None:
+    played = PlayedEngine(save_rows=1)
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    first = played.engine.take_batch(1)
+    assert first is not None
+    played.apply(batch([Trade(1, START, 100, 7)]))
+    assert played.engine.take_batch(10**12) is None
+    played.apply(Persisted(first.batch - 1))
+    assert played.engine.take_batch(10**12) is None
+    played.apply(Persisted(first.batch))
+    second = played.engine.take_batch(10**12)
+    assert second is not None
+    assert second.batch == first.batch + 1
+    assert second.marks[0].last_id == 1
+
+
+def test_rows_and_frontiers_of_a_batch_are_one_cut() -> None:
+    trades = market(5, 80)
+    played = PlayedEngine(START + 6 * MINUTE, save_rows=1)
+    played.add()
+    for begin in range(0, 80, 8):
+        played.apply(batch(trades[begin : begin + 8]))
+        played.save()
+        applied = [trade for trade in trades if trade.id <= played.marks["BTCUSDT"].last_id]
+        assert len(applied) == begin + 8
+        want = expected(applied)
+        got = {key[1:]: int(row["volume"]) for key, row in played.stored.items() if row["id_count"]}
+        assert got == {key: row["volume"] for key, row in want.items()}
+
+
+def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    lost = played.save(acknowledge=False)
+    played.apply(batch([Trade(1, START + 1, 110, 1)]))
+    assert played.save() is None
+    played.apply(StoreState(9))
+    assert not played.engine.saving
+    again = played.save()
+    assert again is not None
+    assert lost is not None
+    assert len(placed_rows(again.rows)) == len(placed_rows(lost.rows)) == len(INTERVAL_NAMES)
+    assert played.stored["BTCUSDT", "1m", START]["volume"] == 8
+    # The acknowledgement of the lost one comes late and means nothing.
+    played.apply(Persisted(lost.batch))
+    assert played.engine.dropped == {"acknowledgements of nothing": 1}
+
+
+def test_large_batches_are_parted_between_symbols(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(engine_module, "BATCH_ROWS_MAX", 20)
+    played = PlayedEngine()
+    for number, name in enumerate(("AUSDT", "BUSDT", "CUSDT")):
+        played.add(name)
+        played.apply(batch([Trade(number, START, 100, 7)], symbol=name))
+    seen = []
+    while (part := played.save()) is not None:
+        assert len(part.marks) == 1
+        assert set(placed_rows(part.rows)["symbol"].tolist()) == {0}
+        seen.append(part.marks[0].symbol)
+    assert seen == ["AUSDT", "BUSDT", "CUSDT"]
+
+
+def test_a_frontier_that_moves_without_rows_is_saved_too() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.save()
+    played.apply(batch([], covered=[(0, 41)]))
+    saved = played.save()
+    assert saved is not None
+    assert [(mark.symbol, mark.last_id, mark.gaps) for mark in saved.marks] == [("BTCUSDT", 41, [])]
+
+
+def test_a_batch_survives_its_journey() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7), Trade(9, START, 100, 7)]))
+    saved = played.save(acknowledge=False)
+    assert decode_store_request(encode(saved)) == saved
+    assert saved is not None
+    assert saved.marks[0].gaps == [(1, 8)]
+    assert np.array_equal(np.unique(placed_rows(saved.rows)["interval"]), np.arange(15))

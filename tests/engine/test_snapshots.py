@@ -1,0 +1,142 @@
+"""What subscribers see: whole rows, numbered a topic, the current ones at once."""
+
+from typing import Any
+
+import msgpack
+
+from services.engine.snapshots import Snapshots
+from shared.wire import RemoveSymbol, decode_snapshot, decode_tickers
+from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
+
+SECOND = 1_000 * MS
+
+
+class Subscriber:
+    def __init__(self, played: PlayedEngine, publish_interval_ms: int = 0) -> None:
+        self.played = played
+        self.snapshots = Snapshots(played.engine, 77, publish_interval_ms)
+        list(self.snapshots.due(0))
+
+    def subscribe(self, topic: str) -> list[Any]:
+        return [
+            decode_snapshot(body)
+            for _, body in self.snapshots.subscription(b"\x01" + topic.encode(), self.played.now_ns)
+        ]
+
+    def unsubscribe(self, topic: str) -> None:
+        self.snapshots.subscription(b"\x00" + topic.encode(), self.played.now_ns)
+
+    def due(self) -> dict[str, bytes]:
+        return {topic.decode(): body for topic, body in self.snapshots.due(self.played.now_ns)}
+
+
+def test_a_subscription_brings_the_current_row_and_those_that_are_not_saved() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 12_345, 7_001, 2, 1), Trade(1, START + 1, 12_300, 500)]))
+    played.save()
+    subscriber = Subscriber(played)
+    (row,) = subscriber.subscribe("kline.BTCUSDT.1m")
+    assert (row.open, row.high, row.low, row.close) == ("123.45", "123.45", "123.00", "123.00")
+    assert (row.volume, row.quote_volume, row.trade_count) == ("7.501", "925.77345", 3)
+    assert (row.taker_buy_volume, row.taker_buy_quote_volume) == ("0.500", "61.50000")
+    assert (row.first_id, row.last_id, row.id_count, row.closed, row.source) == (0, 1, 2, False, "trades")
+    assert (row.open_time, row.close_time, row.sequence, row.session) == (START, START + MINUTE - 1, 1, 77)
+    played.until(START + 2 * MINUTE)
+    times = [row.open_time for row in subscriber.subscribe("kline.BTCUSDT.1m")]
+    assert times == [START, START + MINUTE, START + 2 * MINUTE]
+
+
+def test_only_topics_with_a_subscriber_are_encoded_and_each_is_numbered() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.add("ETHUSDT")
+    subscriber = Subscriber(played)
+    assert subscriber.subscribe("kline.BTCUSDT.5m") == []
+    for number in range(3):
+        played.apply(batch([Trade(number, START, 100, 7)]), batch([Trade(number, START, 100, 7)], symbol="ETHUSDT"))
+        messages = subscriber.due()
+        assert list(messages) == ["kline.BTCUSDT.5m"]
+        assert decode_snapshot(messages["kline.BTCUSDT.5m"]).sequence == number + 1
+    assert subscriber.due() == {}
+    subscriber.unsubscribe("kline.BTCUSDT.5m")
+    played.apply(batch([Trade(3, START, 100, 7)]))
+    assert subscriber.due() == {}
+    assert subscriber.snapshots.published == 3
+
+
+def test_a_prefix_subscribes_all_that_begin_with_it_and_symbols_that_come_later() -> None:
+    played = PlayedEngine()
+    played.add()
+    subscriber = Subscriber(played)
+    subscriber.subscribe("kline.")
+    subscriber.subscribe("kline.BTC")
+    subscriber.unsubscribe("kline.BTC")
+    played.add("ETHUSDT")
+    played.apply(batch([Trade(0, START, 100, 7)]), batch([Trade(0, START, 100, 7)], symbol="ETHUSDT"))
+    assert len(subscriber.due()) == 30
+    subscriber.subscribe("kline.NEWUSDT.1m")
+    trades = market(1, 50, START - 3 * MINUTE, 3 * MINUTE)
+    played.add("NEWUSDT", klines=history(trades, START), until=START)
+    messages = [message for message in subscriber.snapshots.due(0) if message[0] == b"kline.NEWUSDT.1m"]
+    times = [decode_snapshot(body).open_time for _, body in messages]
+    assert times == [START - 3 * MINUTE, START - 2 * MINUTE, START - MINUTE, START]
+
+
+def test_rows_are_held_back_as_long_as_they_are_told_to() -> None:
+    played = PlayedEngine()
+    played.add()
+    subscriber = Subscriber(played, publish_interval_ms=100)
+    subscriber.subscribe("kline.BTCUSDT.1m")
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    assert len(subscriber.due()) == 1
+    played.apply(batch([Trade(1, START, 100, 7)]))
+    assert subscriber.due() == {}
+    assert 0 < subscriber.snapshots.wait_ms(played.now_ns) <= 100
+    played.until(START + 100)
+    assert len(subscriber.due()) == 1
+
+
+def test_tickers_carry_the_last_day_of_every_symbol() -> None:
+    trades = [trade for trade in market(2, 3_000, START - 30 * 60 * MINUTE, 30 * 60 * MINUTE) if trade.trade_count]
+    played = PlayedEngine()
+    played.add(klines=history(trades, START), until=START)
+    played.add("SILENTUSDT")
+    played.apply(RemoveSymbol("SILENTUSDT", START))
+    subscriber = Subscriber(played)
+    subscriber.subscribe("tickers")
+    played.until(START + 600)
+    tickers = decode_tickers(subscriber.due()["tickers"])
+    day = [trade for trade in trades if trade.time >= (START + 600 - 24 * 60 * MINUTE) // 900_000 * 900_000 + 900_000]
+    assert tickers.symbols == ["BTCUSDT"]
+    assert tickers.last == [f"{day[-1].price / 100:.2f}"]
+    assert tickers.open_24h == [f"{day[0].price / 100:.2f}"]
+    assert tickers.high_24h == [f"{max(trade.price for trade in day) / 100:.2f}"]
+    assert tickers.low_24h == [f"{min(trade.price for trade in day) / 100:.2f}"]
+    assert tickers.volume_24h == [f"{sum(trade.quantity for trade in day) / 1000:.3f}"]
+    assert tickers.active == [True]
+    assert "tickers" not in subscriber.due()
+
+
+def test_health_is_a_map_that_any_msgpack_reads() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START, 100, 7)]))
+    subscriber = Subscriber(played)
+    subscriber.subscribe("engine.health")
+    played.until(START + 1_000)
+    health = msgpack.unpackb(subscriber.due()["engine.health"])
+    assert health["connected"] is True
+    assert health["missing_ids"] == 5
+    assert health["applied"] == 1
+    assert health["rows_unsaved"] == 15
+
+
+def test_the_source_of_a_row_is_told() -> None:
+    trades = market(1, 100, START - 60 * MINUTE, 60 * MINUTE)
+    played = PlayedEngine()
+    played.add(klines=history(trades, START), until=START)
+    subscriber = Subscriber(played)
+    assert {row.source for row in subscriber.subscribe("kline.BTCUSDT.1m")} == {"exchange", "trades"}
+    played.apply(batch([Trade(900, START + 10, 100, 7)]))
+    assert decode_snapshot(b"" or subscriber.snapshots.subscription(b"\x01kline.BTCUSDT.1h", 0)[-1][1]).source == "both"

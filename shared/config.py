@@ -208,6 +208,9 @@ def _check(path: Path, config: Config) -> None:
         ("simulator.trades_per_second", config.simulator.trades_per_second, 0.0, 1_000_000.0),
         ("simulator.history_days", config.simulator.history_days, 0, 2_000),
         ("simulator.speed", config.simulator.speed, 0.001, 10_000.0),
+        ("simulator.start_time", config.simulator.start_time, 0, 4_102_444_800_000),
+        ("simulator.listing_interval_s", config.simulator.listing_interval_s, 0.0, 1e9),
+        ("simulator.weight_limit", config.simulator.weight_limit, 1, 1_000_000_000),
     ]
     for name, value, lowest, highest in bounds:
         if not lowest <= value <= highest:

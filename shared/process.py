@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,6 +13,8 @@ from shared.config import Config, ConfigError, load
 from shared.sockets import PortTaken
 
 PR_SET_PDEATHSIG = 1
+RETRY_S = 5.0
+"""How long a process that cannot run stays before it ends under supervisord, which starts it again at once."""
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,7 @@ def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
     """Run a room's loop as this process: configuration, logging, and clear last words instead of a traceback.
 
     Exit codes: what `body` returns or 0; 2 for a wrong configuration; 3 for something that is not there or taken.
+    supervisord (which sets SUPERVISOR_ENABLED) gets 2 and 3 after `RETRY_S`, so that the message does not rush by.
     """
     logging.basicConfig(
         level=logging.INFO,
@@ -41,6 +45,10 @@ def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
         code = 3
     except KeyboardInterrupt:
         code = 0
+    if code in (2, 3) and "SUPERVISOR_ENABLED" in os.environ:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(RETRY_S)
     logging.shutdown()
     sys.exit(code)
 

@@ -1,0 +1,59 @@
+# Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench clean
+.SUFFIXES:
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+JOBS ?= 2
+
+help:
+	@echo 'make run     install klagg into .venv and run it: the page is on http://127.0.0.1:8080, Ctrl-C ends it'
+	@echo 'make test    lint, then all tests (browser tests where Chromium is found)'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make format  let ruff format the code'
+	@echo 'make bench   measure speed and memory'
+	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
+
+# The user is named because supervisord scolds a root who is not; for everybody else it changes nothing.
+run: .venv/installed
+	@$(BIN)/klagg check
+	@exec $(BIN)/supervisord -c supervisord.conf -u "$$(id -u)"
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
+
+lint: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed-test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed anew only when pyproject.toml has changed since.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "klagg needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)."; \
+		echo 'Name another one: make run PYTHON=python3.12'; exit 1; }
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ rm -rf .venv; $(PYTHON) -m venv .venv; } || \
+		{ rm -rf .venv; echo 'No virtual environment without venv: apt-get install python3-venv (Debian, Ubuntu).'; exit 1; }
+	@echo 'Installing klagg and what it needs into .venv: a minute or two, about 600 MB.'
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	@echo 'Installing what the tests need.'
+	@$(PIP) --editable '.[test]'
+	@touch $@

@@ -1,0 +1,149 @@
+"""klagg's command line: start one room, look at the configuration, replay a recording.
+
+Decides only what the words of a command mean. It is no room, so it may start rooms, each as `python -m services.<room>`
+would.
+"""
+
+import argparse
+import errno
+import logging
+import os
+import runpy
+import socket
+import sys
+from pathlib import Path
+
+from shared.config import Config, ConfigError, load
+
+ROOMS = {
+    "ingest": "the exchange's trades, as events for the engine",
+    "engine": "trades into klines; publishes them",
+    "persist": "klines into the database",
+    "viz": "the page",
+    "simulator": "an exchange of one's own, if exchange.name says so",
+    "postgres": "the database that comes with klagg, unless database.url names another",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        match options.command:
+            case "check":
+                return check(load())
+            case "replay":
+                return _replay(options)
+            case room:
+                # Ends the process itself, with the room's exit code.
+                runpy.run_module(f"services.{room}", run_name="__main__", alter_sys=True)
+                raise AssertionError(f"{room} came back")
+    except ConfigError as error:
+        print(f"klagg: configuration: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("klagg: interrupted", file=sys.stderr)
+        return 130
+
+
+def _replay(options: argparse.Namespace) -> int:
+    # Here, because a room that is started by its name needs none of it.
+    from services.replay import ReplayFailed, replay
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="klagg replay: %(message)s")
+    try:
+        replay(options.files, stream=options.stream, export=options.export, speed=options.speed, keep=options.keep)
+    except ReplayFailed as error:
+        print(f"klagg replay: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+def check(config: Config) -> int:
+    """Say what would keep klagg from running, before anything is started. Return the exit code."""
+    listeners = [("viz", config.viz.host, config.viz.port)]
+    if config.exchange.name == "simulator":
+        listeners.append(("simulator", config.simulator.host, config.simulator.port))
+    if not config.database.url and config.database.port:
+        listeners.append(("database", "127.0.0.1", config.database.port))
+    protocol, _, address = config.engine.snapshots.partition("://")
+    interface, _, digits = address.rpartition(":")
+    if protocol == "tcp" and digits.isdigit():
+        listeners.append(("engine", interface.replace("*", "0.0.0.0").strip("[]"), int(digits)))
+    code = 0
+    for section, host, port in listeners:
+        reason = _why_not(host, port)
+        if reason:
+            another = f"PORT={port + 1}" if section != "engine" else f"SNAPSHOTS=tcp://127.0.0.1:{port + 1}"
+            print(
+                f"klagg: {section} cannot listen on {host}:{port}: {reason}. "
+                f"To use another address: KLAGG_{section.upper()}_{another}",
+                file=sys.stderr,
+            )
+            code = 3
+    return code
+
+
+def _why_not(host: str, port: int) -> str:
+    """Return why nobody could listen there; empty if one can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As servers do it: the last connections of a server that has just ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            # What else may be wrong with an address, the room itself says best.
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return os.strerror(error.errno)
+    return ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="klagg",
+        description="Binance's live trades as klines of every interval, each trade applied exactly once.",
+        epilog="Settings: klagg.toml, or KLAGG_<SECTION>_<KEY> in the environment. `make run` runs everything.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for room, what in ROOMS.items():
+        commands.add_parser(room, help=f"run one process: {what}", description=f"Run one process: {what}.")
+    commands.add_parser(
+        "check",
+        help="say whether the configuration is right and its ports are free",
+        description="Read the configuration and try its ports. Exit code 2: it is wrong; 3: a port is taken.",
+    )
+    command = commands.add_parser(
+        "replay",
+        help="play recordings through the whole pipeline and write the klines as CSV",
+        description="Play recordings through the whole pipeline, as real processes in a folder of their own, and write "
+        "every closed kline in the form of the exchange's archive: DIR/<SYMBOL>/<SYMBOL>-<interval>.csv.",
+        epilog="Exit code 2: a file or an argument is wrong; 1: the replay did not reach its end; 130: interrupted.",
+    )
+    command.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="frames as received (.jsonl, .jsonl.gz), or the archive's trades (.csv, .csv.gz, .zip)",
+    )
+    command.add_argument("--stream", choices=["trade", "aggTrade"], default="aggTrade", help="default: %(default)s")
+    command.add_argument("--export", type=Path, required=True, metavar="DIR", help="where the CSV files go")
+    command.add_argument(
+        "--speed", type=_speed, default=10_000.0, metavar="N", help="times real time, at most; default: %(default)g"
+    )
+    command.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="leave the database and the logs there; a new or empty folder"
+    )
+    return parser
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0.001 <= speed <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0.001 .. 10000")
+    return speed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""A recording through the whole pipeline: the same processes as ever, in a folder of their own, then CSV files.
+
+Decides when a replay is over: when every symbol's last id of the recording is in the database and none before it is
+missing. Knows nothing of klines and files' contents: the simulator reads those, the rooms make these.
+
+Crash: the rooms end with this process (shared/process.py); only the temporary folder stays behind a `kill -9`.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from services.persist.export import export_csv
+from shared.config import Config, load
+from shared.interval import utc
+from shared.postgres import database_url
+
+log = logging.getLogger(__name__)
+
+ROOMS = ("postgres", "persist", "engine", "ingest", "simulator")
+"""In the order of starting. Stopping goes the other way, so that whoever has something to hand on still can."""
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".zip")
+POLL_S = 0.1
+PROGRESS_S = 2.0
+STALL_MAX_S = 120.0
+"""A replay in which nothing has moved for so long will not end. A first start compiles the engine: half a minute."""
+STOP_MAX_S = 10.0
+"""How long a room may take to end before it is killed."""
+SAVE_INTERVAL_MS = 250
+"""The database tells how far the replay is, so it follows closely."""
+BLAME_LINES_MAX = 15
+
+
+class ReplayFailed(RuntimeError):
+    """A replay without a result, in words for the person who asked for it. `code`: 2 if it is the input's fault."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: Path | None) -> None:
+    """Replay recordings and write every closed kline below `export`.
+
+    Raises ReplayFailed. Whatever happens, no process stays behind, and no folder but `export` and `keep`.
+    """
+    sources = [_checked(file) for file in files]
+    try:
+        export.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReplayFailed(f"{export}: {error.strerror}", code=2) from error
+    with _folder(keep) as folder, _interruptible():
+        path = _write_config(folder, sources, stream, speed)
+        config = load({"KLAGG_CONFIG": str(path)})
+        pipeline = _Pipeline(folder, path)
+        try:
+            for room in ROOMS:
+                pipeline.start(room)
+            began_at = time.monotonic()
+            saved = _await_end(pipeline, config, stream)
+            log.info("%d symbols, replayed in %.1f s; writing %s", saved, time.monotonic() - began_at, export)
+            for room in reversed(ROOMS[1:]):
+                pipeline.stop(room)
+            with psycopg.connect(database_url(config)) as connection:
+                export_csv(connection, export)
+        finally:
+            # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
+            with _uninterrupted():
+                for room in reversed(ROOMS):
+                    pipeline.stop(room)
+
+
+class _Pipeline:
+    """The rooms as processes, with a log each."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self._folder = folder
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(("KLAGG_", "SUPERVISOR_"))}
+        self._environ = outside | {"KLAGG_CONFIG": str(config)}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, room: str) -> None:
+        with (self._folder / f"{room}.log").open("wb") as output:
+            self._processes[room] = subprocess.Popen(
+                [sys.executable, "-m", f"services.{room}"],
+                cwd=Path(__file__).resolve().parents[1],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches this process alone, which then ends them in order.
+                process_group=0,
+            )
+
+    def stop(self, room: str) -> None:
+        """End a room that runs, gracefully if it can be."""
+        process = self._processes.get(room)
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_MAX_S)
+        except subprocess.TimeoutExpired:
+            log.warning("%s does not end; killing it", room)
+            process.kill()
+            process.wait()
+
+    def check(self) -> None:
+        """Raises ReplayFailed if a room has ended by itself."""
+        for room, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                blame = 2 if room == "simulator" and code == 2 else 1
+                raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
+
+    def last_words(self, room: str) -> str:
+        lines = (self._folder / f"{room}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-BLAME_LINES_MAX:])
+
+
+def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
+    """Wait until all that was recorded is saved, and return the number of symbols. Raises ReplayFailed."""
+    moved_at = told_at = time.monotonic()
+    before: object = None
+    while True:
+        pipeline.check()
+        status = _status(config)
+        wanted = _wanted(status, stream)
+        saved = _saved(config)
+        done = sum(saved.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
+        if status.get("ended"):
+            if not wanted:
+                raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
+            if done == len(wanted):
+                return done
+        now = time.monotonic()
+        progress = (status.get("time"), status.get("trades"), saved)
+        if progress != before:
+            before, moved_at = progress, now
+        elif now - moved_at > STALL_MAX_S:
+            missing = sorted(
+                set(wanted) - {symbol for symbol, state in saved.items() if state >= (wanted[symbol], True)}
+            )
+            words = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
+            raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{words}")
+        if now - told_at >= PROGRESS_S:
+            told_at = now
+            log.info("%s", _progress(status, done, len(wanted)))
+        time.sleep(POLL_S)
+
+
+def _wanted(status: dict[str, Any], stream: str) -> dict[str, int]:
+    """Return the last id of each symbol that the stream has."""
+    last_ids = {symbol: ids.get(stream) for symbol, ids in (status.get("last_ids") or {}).items()}
+    return {symbol: last_id for symbol, last_id in last_ids.items() if last_id is not None}
+
+
+def _progress(status: dict[str, Any], done: int, symbols: int) -> str:
+    if not status:
+        return "starting ..."
+    return f"at {utc(status['time'])}, {status['trades']} trades played; {done} of {symbols} symbols saved to the end"
+
+
+def _status(config: Config) -> dict[str, Any]:
+    """Ask the simulator how far it is; empty while it does not answer."""
+    url = f"http://{config.simulator.host}:{config.simulator.port}/simulator/status"
+    # No proxy of the environment stands between two processes of one machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5.0) as answer:
+            status: dict[str, Any] = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError):
+        return {}
+    return status
+
+
+def _saved(config: Config) -> dict[str, tuple[int, bool]]:
+    """Return each symbol's highest id in the database, and whether none below it is missing."""
+    with suppress(psycopg.OperationalError, psycopg.errors.UndefinedTable, OSError):
+        with psycopg.connect(database_url(config), connect_timeout=2) as connection:
+            rows = connection.execute("select symbol, last_id, isempty(gaps) from symbols").fetchall()
+        return {symbol: (last_id, whole) for symbol, last_id, whole in rows}
+    return {}
+
+
+def _checked(file: Path) -> str:
+    """Return the file's absolute path. Raises ReplayFailed."""
+    if not file.name.endswith(SUFFIXES):
+        raise ReplayFailed(f"{file}: a recording's name ends in {', '.join(SUFFIXES)}", code=2)
+    try:
+        with file.open("rb") as content:
+            if not content.read(1):
+                raise ReplayFailed(f"{file}: the file is empty", code=2)
+    except OSError as error:
+        raise ReplayFailed(f"{file}: {error.strerror}", code=2) from error
+    return str(file.resolve())
+
+
+def _write_config(folder: Path, sources: list[str], stream: str, speed: float) -> Path:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # JSON's strings, numbers and lists are TOML's as well.
+    text = f"""\
+data_dir = "data"
+[exchange]
+stream = "{stream}"
+clock_speed = 0.0
+[engine]
+save_interval_ms = {SAVE_INTERVAL_MS}
+snapshots = {json.dumps(f"ipc://{folder}/snapshots.ipc")}
+[simulator]
+port = {port}
+speed = {speed}
+replay = {json.dumps(sources, ensure_ascii=False)}
+listing_interval_s = 0.0
+"""
+    path = folder / "klagg.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+            if any(keep.iterdir()):
+                raise ReplayFailed(f"{keep}: the folder is not empty", code=2)
+        except OSError as error:
+            raise ReplayFailed(f"{keep}: {error.strerror}", code=2) from error
+        yield keep.resolve()
+        return
+    folder = Path(tempfile.mkdtemp(prefix="klagg-replay-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this process the way Ctrl-C does: with everything tidied up."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, what in before.items():
+            signal.signal(number, what)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, what in zip(numbers, before, strict=True):
+            signal.signal(number, what)

@@ -1,0 +1,95 @@
+"""Who may import whom: rooms meet in shared/ only, and the simulator's truth shares nothing with what it judges."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+ROOMS = sorted(folder.name for folder in (ROOT / "services").iterdir() if (folder / "__main__.py").exists())
+STARTERS = {"services/cli.py", "services/replay.py"}
+"""The command line is no room: it starts them, and may use what they offer."""
+JUDGED = {"shared.kline", "shared.interval", "shared.decimals"}
+"""What computes klines. The simulator computes its own, or its mistakes would agree with ours."""
+
+
+def imported(source: str, path: str) -> Iterator[str]:
+    """Name every module that a file imports, in full; `from a import b` is both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = Path(path).parts[: -node.level]
+                base = ".".join([*package, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{name.name}" for name in node.names)
+
+
+def offences(source: str, path: str) -> list[str]:
+    """Say which imports of the file at `path`, from the project's root, break the house's rules."""
+    top, *below = Path(path).parts
+    room = below[0] if top == "services" and len(below) > 1 else ""
+    wrong = []
+    for name in sorted(set(imported(source, path))):
+        parts = name.split(".")
+        if parts[0] in ("tests", "bench", "examples"):
+            wrong.append(f"{path} imports {name}")
+        elif top == "shared" and parts[0] == "services":
+            wrong.append(f"{path}: shared imports {name}")
+        elif room and parts[0] == "services" and len(parts) > 1 and parts[1] != room:
+            wrong.append(f"{path}: the {room} imports {name}")
+        elif room == "simulator" and any(name == judged or name.startswith(judged + ".") for judged in JUDGED):
+            wrong.append(f"{path}: the simulator imports {name}")
+    if top == "services" and not room and path not in {*STARTERS, "services/__init__.py"}:
+        wrong.append(f"{path} is neither a room nor the command line")
+    return wrong
+
+
+def files() -> list[str]:
+    return [str(path.relative_to(ROOT)) for top in ("shared", "services") for path in (ROOT / top).rglob("*.py")]
+
+
+def test_rooms_meet_in_shared_only() -> None:
+    wrong = [offence for path in files() for offence in offences((ROOT / path).read_text(encoding="utf-8"), path)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_is_known() -> None:
+    assert {"engine", "ingest", "persist", "postgres", "simulator", "viz"} == set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("services/viz/a.py", "from services.engine.book import Book"),
+        ("services/viz/a.py", "import services.persist"),
+        ("services/viz/a.py", "from services import persist"),
+        ("services/viz/a.py", "from ..engine import book"),
+        ("services/viz/deep/a.py", "def f():\n    from services.ingest import rest"),
+        ("shared/a.py", "from services.engine import loop"),
+        ("shared/a.py", "from tests import support"),
+        ("services/simulator/a.py", "from shared.kline import merge"),
+        ("services/simulator/a.py", "from shared import interval"),
+        ("services/odd.py", ""),
+    ],
+)
+def test_a_forbidden_import_is_seen(path: str, source: str) -> None:
+    assert offences(source, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("services/viz/a.py", "from services.viz.hub import Hub"),
+        ("services/viz/a.py", "from .hub import Hub"),
+        ("services/viz/a.py", "from shared.kline import KLINE"),
+        ("services/cli.py", "from services.persist.export import export_csv"),
+        ("services/simulator/a.py", "from shared.config import Config"),
+    ],
+)
+def test_an_allowed_import_is_let_pass(path: str, source: str) -> None:
+    assert not offences(source, path)

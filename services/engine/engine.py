@@ -188,7 +188,8 @@ class KlineEngine:
 
     def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
         """Apply a batch and return what of it must wait for the store, if anything."""
-        rows = trade_rows(batch.rows)
+        # The kernel takes 2.4 times as long on an array that cannot be written, and copying is 5 ns a trade.
+        rows = trade_rows(batch.rows).copy()
         count = len(batch.instruments)
         symbols = np.full(count, -1, np.int64)
         price_factors, quantity_factors = np.ones(count, np.int64), np.ones(count, np.int64)
@@ -378,7 +379,7 @@ class KlineEngine:
         if known >= 0 and self.book.symbols[known]["active"]:
             self._commands.append(Subscribe([event.stream]))
             return
-        klines = {part.interval: kline_rows(part.rows) for part in event.klines if part.interval in INTERVAL_INDEX}
+        klines = {part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX}
         absent = self._absent.pop(event.symbol, None)
         if known >= 0:
             self._forget(known)

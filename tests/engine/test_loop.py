@@ -102,7 +102,8 @@ def engine(folder: Path, **settings: Any) -> Iterator[Neighbours]:
         yield neighbours
     finally:
         neighbours.close()
-        room.stop()
+        # Its end is the subject of some tests; the others do not wait for a store that is gone.
+        room.stop(signal.SIGKILL)
 
 
 def _snapshots(folder: Path) -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""The command line: what it says about wrong words, wrong files and taken ports, and that it leaves nothing behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, write_config
+
+
+def klagg(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=ROOT,
+        env=clean | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_names_every_room_and_command() -> None:
+    said = klagg("--help").stdout
+    for word in ("ingest", "engine", "persist", "viz", "simulator", "postgres", "replay", "check"):
+        assert word in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("replay",), ("replay", "file.jsonl")])
+def test_wrong_words_are_answered_with_the_usage(arguments: tuple[str, ...]) -> None:
+    ended = klagg(*arguments)
+    assert ended.returncode == 2
+    assert "usage: klagg" in ended.stderr
+
+
+def test_check_is_silent_when_all_is_well(tmp_path: Path) -> None:
+    ended = klagg("check", KLAGG_CONFIG=str(write_config(tmp_path)))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_check_says_what_is_wrong_with_the_configuration(tmp_path: Path) -> None:
+    ended = klagg("check", KLAGG_CONFIG=str(write_config(tmp_path)), KLAGG_VIZ_PROT="1")
+    assert ended.returncode == 2
+    assert ended.stderr == "klagg: configuration: KLAGG_VIZ_PROT: there is no such setting\n"
+
+
+@pytest.mark.parametrize("section", ["viz", "simulator", "engine", "database"])
+def test_check_names_a_taken_port_and_the_setting_for_another(tmp_path: Path, section: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        setting = {"snapshots": f"tcp://127.0.0.1:{port}"} if section == "engine" else {"port": port}
+        ended = klagg("check", KLAGG_CONFIG=str(write_config(tmp_path, **{section: setting})))
+    assert ended.returncode == 3
+    assert f"{section} cannot listen on 127.0.0.1:{port}: Address already in use" in ended.stderr
+    assert f"KLAGG_{section.upper()}_" in ended.stderr
+
+
+def test_check_leaves_out_what_would_not_be_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = write_config(
+            tmp_path, simulator={"port": port}, database={"port": port, "url": "postgresql://host/db"}
+        )
+        ended = klagg("check", KLAGG_CONFIG=str(config), KLAGG_EXCHANGE="binance-usdm")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_room_can_be_started_by_its_name(tmp_path: Path) -> None:
+    ended = klagg("engine", KLAGG_CONFIG=str(write_config(tmp_path)), KLAGG_ENGINE_WINDOW="3")
+    assert ended.returncode == 2
+    assert "engine.window = 3 is outside" in ended.stderr
+
+
+class TestReplay:
+    @pytest.fixture(autouse=True)
+    def _own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = tmp_path
+        self.temporary = tmp_path / "temporary"
+        self.temporary.mkdir()
+        monkeypatch.setenv("TMPDIR", str(self.temporary))
+
+    def refused(self, *arguments: str) -> str:
+        """Return what a replay says that must be refused without leaving anything behind."""
+        ended = klagg("replay", *arguments, "--export", str(self.folder / "export"))
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not list(self.temporary.iterdir())
+        return ended.stderr
+
+    def file(self, name: str, content: bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(content)
+        return str(path)
+
+    def test_a_file_that_is_not_there(self) -> None:
+        assert "none.jsonl: No such file" in self.refused(str(self.folder / "none.jsonl"))
+
+    def test_a_folder(self) -> None:
+        (self.folder / "folder.jsonl").mkdir()
+        assert "folder.jsonl: Is a directory" in self.refused(str(self.folder / "folder.jsonl"))
+
+    def test_an_empty_file(self) -> None:
+        assert "empty.csv: the file is empty" in self.refused(self.file("empty.csv", b""))
+
+    def test_a_file_of_another_kind(self) -> None:
+        assert "picture.png: a recording's name ends in .jsonl" in self.refused(self.file("picture.png", b"\x89PNG"))
+
+    def test_a_speed_that_is_none(self) -> None:
+        assert "--speed" in self.refused(self.file("a.csv", b"x"), "--speed", "fast")
+        assert "--speed" in self.refused(self.file("a.csv", b"x"), "--speed", "0")
+
+    def test_a_folder_to_keep_that_holds_something(self) -> None:
+        assert "the folder is not empty" in self.refused(self.file("a.csv", b"x"), "--keep", str(self.folder))
+
+    def test_an_export_into_a_file(self) -> None:
+        self.file("export", b"")
+        assert "export: File exists" in self.refused(self.file("a.csv", b"x"))
+
+    def test_a_file_without_trades(self) -> None:
+        assert "prose.jsonl" in self.refused(self.file("prose.jsonl", b"This is no recording.\n"))
+
+    def test_a_file_that_only_pretends_to_be_compressed(self) -> None:
+        assert "lie.csv.gz" in self.refused(self.file("lie.csv.gz", b"1,2,3\n"))

@@ -1,0 +1,210 @@
+"""What `make run` starts: the real supervisord.conf with every room, on ports and in a folder of the test's own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.client import Snapshots
+from shared.config import load
+from shared.wire import Snapshot
+from tests.support import ROOT, wait_for, write_config
+
+pytestmark = pytest.mark.pipeline
+
+SUPERVISORD = Path(sys.executable).with_name("supervisord")
+ROOMS = {"postgres", "persist", "engine", "ingest", "simulator", "viz"}
+START_MAX_S = 90.0
+"""A cold start compiles the engine's kernels on a machine that does other things as well."""
+STOP_MAX_S = 5.0
+
+
+class House:
+    """supervisord with the project's own configuration; only its socket and pid file lie elsewhere."""
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.config_path = write_config(
+            folder, simulator={"symbols": 20, "trades_per_second": 200.0, "history_days": 2}
+        )
+        self.config = load({"KLAGG_CONFIG": str(self.config_path)})
+        conf = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
+        for name in ("supervisord.pid", "supervisord.sock"):
+            conf = conf.replace(f"%(here)s/{name}", str(folder / name))
+        self.conf_path = folder / "supervisord.conf"
+        self.conf_path.write_text(conf.replace("%(here)s", str(ROOT)), encoding="utf-8")
+        self.log_path = folder / "terminal.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = folder
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
+        path = f"{SUPERVISORD.parent}:{os.environ['PATH']}"
+        self._environ = clean | {"KLAGG_CONFIG": str(self.config_path), "PATH": path} | environ
+
+    def start(self) -> None:
+        with self.log_path.open("wb") as terminal:
+            self.process = subprocess.Popen(
+                [SUPERVISORD, "-c", self.conf_path, "-u", str(os.getuid())],
+                cwd="/",
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=terminal,
+                stderr=terminal,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> float:
+        """Press Ctrl-C and return how many seconds it took until supervisord had ended."""
+        assert self.process is not None
+        asked_at = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+        return time.monotonic() - asked_at
+
+    def rooms(self) -> dict[str, int]:
+        """Return the process ids of everything that runs on this house's configuration, by words of its command."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environ = (process / "environ").read_bytes()
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"KLAGG_CONFIG=" + os.fsencode(self.config_path) + b"\0" in environ:
+                found[b" ".join(words[:4]).decode(errors="replace").strip()] = int(process.name)
+        return found
+
+    def servers(self) -> list[str]:
+        """Name the processes whose command names this house's folder: the database's, above all."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if os.fsencode(self._folder) in words:
+                found.append(words.replace(b"\0", b" ").decode(errors="replace"))
+        return found
+
+    def page(self) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.config.viz.port}/", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    def moves(self) -> list[Snapshot]:
+        """Return several versions of one kline as they are published."""
+        with Snapshots(self.config.engine.snapshots, "kline.BTCUSDT.1m") as snapshots:
+            rows = []
+            deadline = time.monotonic() + START_MAX_S
+            while len({row.volume for row in rows}) < 3 and time.monotonic() < deadline:
+                received = snapshots.receive(1000)
+                if received is not None and isinstance(received[1], Snapshot):
+                    rows.append(received[1])
+        return rows
+
+    def clean_up(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path)
+    try:
+        yield house
+    finally:
+        house.clean_up()
+
+
+def query(house: House, sql: str) -> list[tuple[object, ...]]:
+    psycopg = pytest.importorskip("psycopg")
+    from shared.postgres import database_url
+
+    with psycopg.connect(database_url(house.config)) as connection:
+        return list(connection.execute(sql).fetchall())
+
+
+def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(house: House) -> None:
+    house.start()
+    wait_for("the page", house.page, timeout=START_MAX_S)
+    rows = house.moves()
+    assert len({row.volume for row in rows}) >= 3, house.log[-5000:]
+
+    def saved() -> list[tuple[object, ...]]:
+        try:
+            return query(
+                house, "select count(*), min(open_time) from klines where symbol = 'BTCUSDT' having count(*) > 0"
+            )
+        except Exception:
+            return []
+
+    before = wait_for("klines in the database", saved, timeout=START_MAX_S)[0]
+    assert house.stop() < STOP_MAX_S, house.log[-5000:]
+    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=2)
+    assert "Traceback" not in house.log
+    assert "SIGKILL" not in house.log.replace("stopped: pulse (terminated by SIGKILL)", "")
+
+    house.start()
+    wait_for("the page again", house.page, timeout=START_MAX_S)
+    after = wait_for("the database again", saved, timeout=START_MAX_S)[0]
+    assert after[0] >= before[0]  # type: ignore[operator]
+    assert after[1] == before[1]
+    assert house.moves()
+    assert house.stop() < STOP_MAX_S, house.log[-5000:]
+    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=2)
+    assert "Traceback" not in house.log
+
+
+def test_a_killed_supervisord_leaves_nobody_behind(house: House) -> None:
+    house.start()
+    wait_for("the page", house.page, timeout=START_MAX_S)
+    assert house.process is not None
+    house.process.kill()
+    house.process.wait()
+    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=15)
+
+
+def test_supervisorctl_shows_all_rooms_and_what_is_not_needed_has_ended_well(tmp_path: Path) -> None:
+    # No exchange is reached here: a port of this machine on which nobody listens stands for it.
+    house = House(tmp_path, KLAGG_DATABASE_URL="postgresql://127.0.0.1:9/none", KLAGG_EXCHANGE_SYMBOLS="BTCUSDT")
+    try:
+        house.start()
+        wait_for("the page", house.page, timeout=START_MAX_S)
+
+        def status() -> dict[str, str]:
+            told = subprocess.run(
+                [SUPERVISORD.with_name("supervisorctl"), "-c", house.conf_path, "status"],
+                capture_output=True,
+                text=True,
+            )
+            return {words[0]: words[1] for line in told.stdout.splitlines() if len(words := line.split()) > 1}
+
+        wait_for("postgres to end", lambda: status().get("postgres") == "EXITED")
+        assert {name for name, state in status().items() if state == "RUNNING"} >= ROOMS - {"postgres"}
+        assert house.log.count("services.postgres") <= 1
+        assert house.stop() < STOP_MAX_S + 5, "the engine waits in vain for its last rows to be saved"
+        wait_for("every process to be gone", lambda: not house.rooms(), timeout=2)
+    finally:
+        house.clean_up()
+
+
+def test_a_room_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(house: House) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", house.config.viz.port)):
+        house.start()
+        wait_for("a word about the port", lambda: "cannot listen on 127.0.0.1" in house.log, timeout=START_MAX_S)
+        # Not a second word right after the first one.
+        time.sleep(2)
+        assert house.log.count("cannot listen on 127.0.0.1") == 1
+    wait_for("the page", house.page, timeout=START_MAX_S)
+    assert house.stop() < STOP_MAX_S

@@ -1,0 +1,275 @@
+"""Real recordings through the whole pipeline as real processes, judged by the exchange's own klines."""
+
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import RECORDINGS, ROOT, wait_for
+
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"there are no recordings in {RECORDINGS}"),
+]
+
+MINUTE_MS = 60_000
+HEADER = (
+    "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore"
+)
+LENGTHS_MS = {"1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of an archive's file; what the exchange calls count and ignore is `trade_count` and left out."""
+
+    open_time: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    close_time: int
+    quote_volume: Decimal
+    trade_count: int
+    taker_buy_volume: Decimal
+    taker_buy_quote_volume: Decimal
+
+
+def read_rows(path: Path) -> dict[int, Row]:
+    """Return an archive file's klines by open time; they must ascend."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.reader(file) if line[0] != "open_time"]
+    whole = {0, 6, 8}
+    rows = [
+        Row(*(int(cell) if column in whole else Decimal(cell) for column, cell in enumerate(line[:11])))  # type: ignore[arg-type]
+        for line in lines
+    ]
+    assert [row.open_time for row in rows] == sorted({row.open_time for row in rows}), path
+    return {row.open_time: row for row in rows}
+
+
+def merged(minutes: list[Row], open_time: int, length_ms: int) -> Row:
+    """Merge minutes, in the order of time, into one kline of a longer interval, in plain words."""
+    traded = [row for row in minutes if row.trade_count]
+    return Row(
+        open_time=open_time,
+        open=traded[0].open,
+        high=max(row.high for row in traded),
+        low=min(row.low for row in traded),
+        close=traded[-1].close,
+        volume=sum((row.volume for row in traded), Decimal(0)),
+        close_time=open_time + length_ms - 1,
+        quote_volume=sum((row.quote_volume for row in traded), Decimal(0)),
+        trade_count=sum(row.trade_count for row in traded),
+        taker_buy_volume=sum((row.taker_buy_volume for row in traded), Decimal(0)),
+        taker_buy_quote_volume=sum((row.taker_buy_quote_volume for row in traded), Decimal(0)),
+    )
+
+
+@dataclass(frozen=True)
+class Trade:
+    time: int
+    price: Decimal
+    quantity: Decimal
+    count: int
+    buyer_is_maker: bool
+
+
+def kline_of(trades: list[Trade], open_time: int) -> Row:
+    """Make a minute's kline of its trades, in the order of their ids, one at a time."""
+    prices = [trade.price for trade in trades]
+    bought = [trade for trade in trades if not trade.buyer_is_maker]
+    return Row(
+        open_time=open_time,
+        open=prices[0],
+        high=max(prices),
+        low=min(prices),
+        close=prices[-1],
+        volume=sum((trade.quantity for trade in trades), Decimal(0)),
+        close_time=open_time + MINUTE_MS - 1,
+        quote_volume=sum((trade.price * trade.quantity for trade in trades), Decimal(0)),
+        trade_count=sum(trade.count for trade in trades),
+        taker_buy_volume=sum((trade.quantity for trade in bought), Decimal(0)),
+        taker_buy_quote_volume=sum((trade.price * trade.quantity for trade in bought), Decimal(0)),
+    )
+
+
+def recorded_agg_trades(path: Path) -> dict[str, dict[int, list[Trade]]]:
+    """Return the recorded aggregates by symbol and minute, in the order of their ids."""
+    by_id: dict[str, dict[int, Trade]] = defaultdict(dict)
+    if ".jsonl" in path.name:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                data: dict[str, Any] = json.loads(line)
+                data = data.get("data", data)
+                if data.get("e") == "aggTrade":
+                    trade = Trade(
+                        data["T"], Decimal(data["p"]), Decimal(data["q"]), data["l"] - data["f"] + 1, data["m"]
+                    )
+                    by_id[data["s"]][data["a"]] = trade
+    else:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+            for cells in csv.reader(lines):
+                time_ms = int(cells[5]) // 1000
+                count = int(cells[4]) - int(cells[3]) + 1
+                trade = Trade(time_ms, Decimal(cells[1]), Decimal(cells[2]), count, cells[6].lower() == "true")
+                by_id[path.name.split("-")[1]][int(cells[0])] = trade
+    minutes: dict[str, dict[int, list[Trade]]] = {}
+    for symbol, trades in by_id.items():
+        minutes[symbol] = defaultdict(list)
+        for _, trade in sorted(trades.items()):
+            minutes[symbol][trade.time - trade.time % MINUTE_MS].append(trade)
+    return minutes
+
+
+def start_replay(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `klagg replay` with a temporary folder of its own, below `folder`."""
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "replay", *arguments, "--export", str(folder / "export")],
+        cwd=ROOT,
+        env=clean | {"TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Name the processes whose configuration lies below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (process / "environ").read_bytes()
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if b"KLAGG_CONFIG=" + os.fsencode(folder) in environ:
+            found.append(f"{process.name} {words}")
+    return found
+
+
+def assert_nothing_left(folder: Path) -> None:
+    wait_for("the rooms to be gone", lambda: not processes_below(folder), timeout=5)
+    assert not list((folder / "tmp").iterdir())
+
+
+def replayed(folder: Path, file: Path, stream: str) -> Path:
+    """Replay a recording to its end and return the folder of the CSV files."""
+    process = start_replay(folder, str(file), "--stream", stream)
+    _, said = process.communicate(timeout=150)
+    assert process.returncode == 0, said
+    assert_nothing_left(folder)
+    return folder / "export"
+
+
+def recording(name: str) -> Path:
+    path = RECORDINGS / name
+    if not path.exists():
+        pytest.skip(f"there is no {name}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def every_trade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
+    return replayed(tmp_path_factory.mktemp("trade"), file, "trade")
+
+
+def test_seven_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Path) -> None:
+    theirs = read_rows(recording("usdm-BTCUSDT-1m-20230404T2356.csv"))
+    ours = read_rows(every_trade / "BTCUSDT" / "BTCUSDT-1m.csv")
+    begin = int(datetime(2023, 4, 4, 23, 59, tzinfo=UTC).timestamp() * 1000)
+    minutes = [begin + number * MINUTE_MS for number in range(7)]
+    assert [ours.get(minute) for minute in minutes] == [theirs[minute] for minute in minutes]
+    assert all(ours[minute].trade_count > 0 for minute in minutes)
+
+
+def test_higher_intervals_equal_the_merge_of_the_minutes(every_trade: Path) -> None:
+    minutes = read_rows(every_trade / "BTCUSDT" / "BTCUSDT-1m.csv")
+    compared = 0
+    for interval, length in LENGTHS_MS.items():
+        length_ms = length * MINUTE_MS
+        for open_time, row in read_rows(every_trade / "BTCUSDT" / f"BTCUSDT-{interval}.csv").items():
+            inside = [minute for time, minute in sorted(minutes.items()) if open_time <= time < open_time + length_ms]
+            if any(minute.trade_count for minute in inside):
+                assert row == merged(inside, open_time, length_ms), interval
+                compared += interval != "1m"
+    assert compared >= 4, "at least 00:00 of 3m, 00:03 of 3m, 00:00 of 5m, and what ends at midnight"
+
+
+def test_the_files_are_in_the_archives_form(every_trade: Path) -> None:
+    names = {path.name for path in (every_trade / "BTCUSDT").iterdir()}
+    assert {"BTCUSDT-1m.csv", "BTCUSDT-3m.csv", "BTCUSDT-5m.csv"} <= names
+    for path in (every_trade / "BTCUSDT").iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert text.splitlines()[0] == HEADER
+        assert text.endswith("\n")
+        assert {len(line.split(",")) for line in text.splitlines()} == {12}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz",
+        "usdm-4symbols-aggTrade-and-kline-stream-20210722T2225.jsonl.gz",
+        "spot-8symbols-aggTrade-stream-20210405T1833.jsonl.gz",
+        "spot-BTCUSDT-aggTrades-2026-01-01-first5000.csv.gz",
+    ],
+)
+def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(tmp_path: Path, name: str) -> None:
+    minutes = recorded_agg_trades(recording(name))
+    export = replayed(tmp_path, recording(name), "aggTrade")
+    compared = 0
+    for symbol, recorded in minutes.items():
+        ours = read_rows(export / symbol / f"{symbol}-1m.csv")
+        newest = max(recorded)
+        for open_time, trades in recorded.items():
+            # The recording begins and ends inside a minute; the first one holds what was recorded of it.
+            if open_time < newest:
+                assert ours[open_time] == kline_of(trades, open_time), symbol
+                compared += 1
+    assert compared >= len(minutes) / 2
+
+
+def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
+    process = start_replay(tmp_path, str(file), "--stream", "trade", "--speed", "1")
+    try:
+        wait_for("the rooms to run", lambda: len(processes_below(tmp_path)) >= 5)
+        asked_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert said.endswith("klagg: interrupted\n")
+    assert "Traceback" not in said
+    assert time.monotonic() - asked_at < 10
+    assert_nothing_left(tmp_path)
+
+
+def test_a_stream_that_was_not_recorded_is_named(tmp_path: Path) -> None:
+    process = start_replay(
+        tmp_path, str(recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")), "--stream", "trade"
+    )
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "there is no trade of the trade stream in the recording" in said
+    assert_nothing_left(tmp_path)

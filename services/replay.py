@@ -43,6 +43,8 @@ STOP_MAX_S = 10.0
 """How long a room may take to end before it is killed."""
 SAVE_INTERVAL_MS = 250
 """The database tells how far the replay is, so it follows closely."""
+WEIGHT_LIMIT = 1_000_000
+"""Nobody else asks this exchange."""
 BLAME_LINES_MAX = 15
 
 
@@ -221,6 +223,9 @@ data_dir = "data"
 [exchange]
 stream = "{stream}"
 clock_speed = 0.0
+weight_share = 1.0
+# The simulator takes any: trades that it played before the pipeline was ready are asked for by their ids.
+api_key = "replay"
 [engine]
 save_interval_ms = {SAVE_INTERVAL_MS}
 snapshots = {json.dumps(f"ipc://{folder}/snapshots.ipc")}
@@ -229,6 +234,7 @@ port = {port}
 speed = {speed}
 replay = {json.dumps(sources, ensure_ascii=False)}
 listing_interval_s = 0.0
+weight_limit = {WEIGHT_LIMIT}
 """
     path = folder / "klagg.toml"
     path.write_text(text, encoding="utf-8")

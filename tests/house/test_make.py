@@ -1,0 +1,39 @@
+"""The Makefile's own words: what it says before anything is installed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
+
+
+def test_an_old_python_is_named_and_nothing_is_installed(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder with spaces"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit\nexit 1\n', encoding="utf-8")
+    old.chmod(0o755)
+    ended = subprocess.run(
+        ["make", "-C", folder, "run", f"PYTHON={old}"], capture_output=True, text=True, cwd="/", timeout=30
+    )
+    assert ended.returncode != 0
+    assert f"klagg needs Python 3.11 or later; {old} is Python 3.9.2" in ended.stdout
+    assert not (folder / ".venv").exists()
+
+
+def test_make_alone_tells_what_it_can_do() -> None:
+    ended = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    for target in ("make run", "make test", "make bench"):
+        assert target in ended.stdout
+
+
+def test_ci_runs_the_tests_by_a_script_that_bash_understands() -> None:
+    script = ROOT / ".ci" / "run"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    assert script.stat().st_mode & 0o100

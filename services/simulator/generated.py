@@ -1,0 +1,253 @@
+"""A generated market as the exchange's protocol sees it: who is listed, what left, what may still be asked for.
+
+Decides look-back limits, what a ticker holds and when coins come and go. What was traded when is the generator's.
+"""
+
+from collections.abc import Container, Iterable, Iterator
+
+import numpy as np
+
+from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
+from services.simulator.frames import TICKER_STREAM, AggTemplate, Chunk, TradeTemplate, ticker_row
+from services.simulator.grid import DAY_MS, MINUTE_MS, end_time, open_time
+from services.simulator.live import Flow, Released
+from services.simulator.market import Generator
+from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows
+from services.simulator.tape import Tape
+from services.simulator.venue import TooOld
+
+LOOK_BACK_MS = 2 * DAY_MS
+"""How old trades may be that REST gives out by id or time (protocol §3.4)."""
+OLD_TRADES_MS = 31 * DAY_MS
+"""The same for historicalTrades."""
+STATS = ("open", "high", "low", "last", "volume", "quote_volume", "count")
+
+
+class GeneratedMarket:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        symbols: int,
+        trades_per_second: float,
+        history_days: int,
+        listing_interval_s: float,
+        quirks: bool,
+        start: int,
+    ) -> None:
+        began = start // DAY_MS * DAY_MS - history_days * DAY_MS if history_days else start // MINUTE_MS * MINUTE_MS
+        tape = Tape(seed, quirks)
+        self.now = self.started = start
+        self.ended = False
+        self.trades = 0
+        self._generator = Generator(seed, tape, quirks, began)
+        self._standing = standing_coins(seed, symbols, trades_per_second, tape)
+        busiest = max(coin.daily for coin in self._standing)
+        rank = min(LISTED_RANK, len(self._standing) - 1)
+        self._listings = Listings(seed, listing_interval_s, max(busiest, 1) * tape.fills_mean * 2 / (rank + 2), tape)
+        self._coins: dict[str, Coin] = {}
+        self._flows = {"aggTrade": Flow(self._generator, "aggTrade")}
+        self._templates: dict[str, tuple[AggTemplate, TradeTemplate]] = {}
+        self._stats = np.zeros((0, len(STATS)), np.int64)
+        self._stats_of: list[str] = []
+        self._changed = np.zeros(0, bool)
+        self._refreshed = 0
+        self._meet_coins()
+
+    def _meet_coins(self) -> None:
+        """Take in who was announced, and forget who is gone."""
+        coins = {coin.symbol: coin for coin in [*self._standing, *self._listings.known(self.now)]}
+        if coins.keys() == self._coins.keys():
+            return
+        for symbol in self._coins.keys() - coins.keys():
+            self._generator.forget(self._coins[symbol])
+            del self._templates[symbol]
+        for symbol in coins.keys() - self._coins.keys():
+            instrument = coins[symbol].instrument
+            self._templates[symbol] = (AggTemplate(instrument), TradeTemplate(instrument))
+        self._coins = coins
+        for flow in self._flows.values():
+            flow.set_coins(list(coins.values()), self.now)
+        before = {symbol: place for place, symbol in enumerate(self._stats_of)}
+        stats = np.zeros((len(coins), len(STATS)), np.int64)
+        changed = np.zeros(len(coins), bool)
+        for place, coin in enumerate(coins.values()):
+            if coin.symbol in before:
+                stats[place], changed[place] = self._stats[before[coin.symbol]], self._changed[before[coin.symbol]]
+            else:
+                stats[place] = self._day_of(coin)
+        self._stats, self._stats_of, self._changed = stats, list(coins), changed
+
+    def instruments(self) -> list[Instrument]:
+        self._meet_coins()
+        return [coin.instrument for coin in self._coins.values()]
+
+    def find(self, symbol: str) -> Instrument | None:
+        coin = self._coins.get(symbol)
+        return coin.instrument if coin else None
+
+    def status(self, instrument: Instrument) -> str:
+        return status_of(instrument, self.now)
+
+    # What may be asked for.
+
+    def first_time(self, instrument: Instrument) -> int:
+        return self._generator.since(self._coins[instrument.symbol])
+
+    def klines(self, instrument: Instrument, interval: str, start: int, until: int) -> Rows:
+        # Up to the end of the last one, as far as it has come.
+        end = end_time(interval, open_time(interval, until, instrument.grid_3d))
+        return self._generator.klines(self._coins[instrument.symbol], interval, start, min(self.now, end - 1))
+
+    def agg_trades(
+        self, instrument: Instrument, from_id: int | None, start: int | None, end: int | None, limit: int
+    ) -> Rows:
+        coin, generator = self._coins[instrument.symbol], self._generator
+        beyond = generator.released(coin, "aggTrade", self.now)
+        oldest = generator.id_at(coin, max(self.now - LOOK_BACK_MS, coin.listed))
+        if end is not None:
+            beyond = min(beyond, generator.id_at(coin, end + 1)) if end >= self.now - LOOK_BACK_MS else oldest
+        if from_id is not None:
+            first = from_id
+        elif start is not None:
+            if start < self.now - LOOK_BACK_MS:
+                raise TooOld
+            first = generator.id_at(coin, max(start, coin.listed)) if start <= self.now else beyond
+        else:
+            first = max(oldest, beyond - limit)
+        if first < oldest and not coin.listed:
+            raise TooOld
+        first = max(first, oldest)
+        parts = [np.empty(0, AGG_ROW)]
+        while first < min(beyond, parts[0]["id"][0] + limit if len(parts[0]) else beyond):
+            rows = generator.aggregates(coin, generator.minute_of(coin, first, self.now))
+            rows = rows[np.searchsorted(rows["id"], first) :]
+            if not len(rows):
+                break
+            parts = [np.concatenate([*parts, rows])]
+            first = int(rows["id"][-1]) + 1
+        return parts[0][parts[0]["id"] < beyond][:limit]
+
+    def single_trades(self, instrument: Instrument, from_id: int | None, limit: int) -> Rows:
+        coin, generator = self._coins[instrument.symbol], self._generator
+        beyond = generator.released(coin, "trade", self.now)
+        first = generator.aggregate_of(from_id) if from_id is not None else beyond - limit
+        oldest = generator.id_at(coin, max(self.now - OLD_TRADES_MS, coin.listed))
+        if from_id is not None and first < oldest and not coin.listed:
+            raise TooOld
+        first = max(first, oldest)
+        parts = [np.empty(0, TRADE_ROW)]
+        count = 0
+        while first < beyond and (from_id is None or count < limit):
+            minute = generator.minute_of(coin, first, self.now)
+            rows = generator.single_trades(coin, minute)
+            past = int(rows["id"][-1]) + 1 if len(rows) else 0
+            if not past:
+                break
+            rows = rows[(rows["kind"] == MARKET) & (rows["id"] >= (from_id or 0))]
+            rows = rows[rows["event_time"] <= self.now]
+            parts.append(rows)
+            count += len(rows)
+            first = generator.aggregate_of(past)
+        rows = np.concatenate(parts)
+        return rows[:limit] if from_id is not None else rows[-limit:]
+
+    def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
+        coin, generator = self._coins[instrument.symbol], self._generator
+        since = max(since, coin.listed)
+        # Late fills belong to aggregates of the minute before.
+        minute = since // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        while minute <= self.now:
+            make = generator.aggregates if kind == "aggTrade" else generator.single_trades
+            rows = make(coin, minute)
+            rows = rows[(rows["time"] >= since) & (rows["event_time"] <= self.now)]
+            if len(rows):
+                yield rows
+            minute += MINUTE_MS
+
+    def last_ids(self) -> dict[str, dict[str, int]]:
+        ids = {}
+        for coin in self._coins.values():
+            if self.status(coin.instrument) != "PENDING_TRADING":
+                last = self._generator.released(coin, "aggTrade", self.now) - 1
+                traded = self._generator.released(coin, "trade", self.now)
+                trade = int(self._generator.tape.trade_ids(np.array([traded]))[0]) - 1
+                ids[coin.symbol] = {"aggTrade": last, "trade": trade}
+        return ids
+
+    # What leaves.
+
+    def advance(self, now: int, wanted: Container[str]) -> list[Chunk]:
+        self.now = now
+        chunks: list[Chunk] = []
+        for part in self._flows["aggTrade"].advance(now):
+            self._note(part)
+            for place, start, end in part.by_coin():
+                template = self._templates[self._stats_of[place]][0]
+                if template.stream in wanted:
+                    chunks.append(Chunk(template.stream, template.messages(part.rows[start:end])))
+        if "trade" in self._flows:
+            for part in self._flows["trade"].advance(now):
+                for place, start, end in part.by_coin():
+                    trades = self._templates[self._stats_of[place]][1]
+                    if trades.stream in wanted:
+                        chunks.append(Chunk(trades.stream, trades.messages(part.rows[start:end])))
+        return chunks
+
+    def follow(self, wanted: Iterable[str]) -> None:
+        """Take trades apart one by one only while somebody asks for it: most of the time nobody does."""
+        if not any(stream.endswith("@trade") for stream in wanted):
+            self._flows.pop("trade", None)
+        elif "trade" not in self._flows:
+            self._flows["trade"] = Flow(self._generator, "trade")
+            self._flows["trade"].set_coins(list(self._coins.values()), self.now)
+
+    def _note(self, part: Released) -> None:
+        rows = part.rows
+        starts = np.flatnonzero(np.diff(part.owners, prepend=-1))
+        places = part.owners[starts]
+        ends = np.append(starts[1:], len(rows)) - 1
+        counts = self._generator.tape.fills[rows["id"] & 0xFFFF]
+        self.trades += int(counts.sum())
+        stats = self._stats
+        stats[places, 1] = np.maximum(stats[places, 1], np.maximum.reduceat(rows["price"], starts))
+        stats[places, 2] = np.minimum(stats[places, 2], np.minimum.reduceat(rows["price"], starts))
+        stats[places, 3] = rows["price"][ends]
+        stats[places, 4] += np.add.reduceat(rows["quantity"], starts)
+        stats[places, 5] += np.add.reduceat(rows["quantity"] * rows["price"], starts)
+        stats[places, 6] += np.add.reduceat(counts, starts)
+        self._changed[places] = True
+
+    def _day_of(self, coin: Coin) -> list[int]:
+        """Return a coin's last 24 hours, to a few minutes."""
+        rows = self._generator.last_day(coin, self.now)
+        if not len(rows):
+            price = self._generator.price_at(coin, max(self.now, coin.listed))
+            return [price, price, price, price, 0, 0, 0]
+        sums = [int(rows[name].sum()) for name in ("volume", "quote_volume", "count")]
+        return [int(rows["open"][0]), int(rows["high"].max()), int(rows["low"].min()), int(rows["close"][-1]), *sums]
+
+    def day_stats(self) -> list[DayStats]:
+        stats = self._stats.tolist()
+        return [
+            DayStats(coin.instrument, *stats[place])
+            for place, coin in enumerate(self._coins.values())
+            if self.status(coin.instrument) == "TRADING"
+        ]
+
+    def ticker(self) -> Chunk | None:
+        self._meet_coins()
+        coins = list(self._coins.values())
+        # The window moves on for one coin at a time; for the others it only grows meanwhile.
+        self._refreshed = (self._refreshed + 1) % len(coins)
+        self._stats[self._refreshed] = self._day_of(coins[self._refreshed])
+        places = np.flatnonzero(self._changed)
+        self._changed[:] = False
+        if not len(places):
+            # The exchange is never silent; while its time stands still here, somebody stands for all.
+            places = np.zeros(1, np.intp)
+        rows = [
+            ticker_row(DayStats(coins[place].instrument, *self._stats[place].tolist()), self.now)
+            for place in places.tolist()
+        ]
+        return Chunk(TICKER_STREAM, [f"[{','.join(rows)}]".encode()])

@@ -111,6 +111,8 @@ class SymbolMark(msgspec.Struct, frozen=True):
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
     """The store's answer to `Load`, in one or more parts. A part holds all rows of its symbols."""
 
+    session: int
+    """That of the `Load`: what was meant for a former engine is not for this one."""
     marks: list[SymbolMark]
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; ascending by open time within a symbol and interval."""
@@ -122,6 +124,7 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
 class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
     """The batch of this number is committed."""
 
+    session: int
     batch: int
 
 
@@ -191,12 +194,16 @@ Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Ask the store for every symbol's mark and its newest `window` rows an interval."""
 
+    session: int
+    """Of the engine. From here on the store takes the batches of this session alone: one that a former engine left in
+    the queue would put rows into the database that this engine does not know of."""
     window: int
 
 
 class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
     """A consistent cut: rows, and the marks of all symbols that the rows speak of. Saved in one transaction."""
 
+    session: int
     batch: int
     exchange_time: int
     marks: list[SymbolMark]

@@ -232,11 +232,18 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     open_time = bucket_start(calendar.length, calendar.anchor, bucket)
     if book.rows[symbol, interval, bucket % window].open_time == open_time:
         return bucket % window
+    last = calendar.bucket if book.symbols[symbol].active else bucket
     price = 0
     before = book.rows[symbol, interval, (bucket - 1) % window]
     if before.open_time == bucket_start(calendar.length, calendar.anchor, bucket - 1):
         price = before.close
-    last = calendar.bucket if book.symbols[symbol].active else bucket
+    else:
+        # Before a symbol's first kline there is no close to carry; a void id there still needs a price to show.
+        for behind in range(bucket + 1, last + 1):
+            row = book.rows[symbol, interval, behind % window]
+            if row.open_time == bucket_start(calendar.length, calendar.anchor, behind):
+                price = row.open
+                break
     for missing in range(bucket, last + 1):
         start = bucket_start(calendar.length, calendar.anchor, missing)
         if book.rows[symbol, interval, missing % window].open_time == start:

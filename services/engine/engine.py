@@ -81,9 +81,9 @@ class Absent(NamedTuple):
 
 class KlineEngine:
     def __init__(self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0) -> None:
-        """`session` differs from that of every engine before it: its batches are numbered from there."""
+        """`session` differs from that of every engine before it."""
         self._config = config
-        self._session = session
+        self.session = session
         self.clock = ExchangeClock(clock_speed)
         self.book, self.unsaved, self.changed = lay_out(config.max_symbols, config.window)
         self.symbols: list[str] = []
@@ -105,7 +105,7 @@ class KlineEngine:
         self._kline_asks: dict[tuple[int, int], FetchKlines] = {}
         """What the store lacks before the oldest klines of a symbol that began anew."""
         self._store_session = 0
-        self._batch = session
+        self._batch = 0
         self._under_way: NDArray[np.int64] | None = None
         self._passing: list[tuple[int, int, Rows]] = []
         self._passing_under_way: list[tuple[int, int, Rows]] = []
@@ -131,7 +131,7 @@ class KlineEngine:
             case Restored():
                 self._restore(event, now_ns)
             case Persisted():
-                self._persisted(event.batch)
+                self._persisted(event)
             case StoreState():
                 self._store_changed(event.session)
             case _:
@@ -300,8 +300,8 @@ class KlineEngine:
     # How it begins.
 
     def _restore(self, part: Restored, now_ns: int) -> None:
-        if self.started:
-            self._drop("rows restored after the start")
+        if self.started or part.session != self.session:
+            self._drop("rows restored for another engine")
             return
         self._restored.append(part)
         self._try_to_start(now_ns)
@@ -379,7 +379,9 @@ class KlineEngine:
         if known >= 0 and self.book.symbols[known]["active"]:
             self._commands.append(Subscribe([event.stream]))
             return
-        klines = {part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX}
+        klines = {
+            part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX
+        }
         absent = self._absent.pop(event.symbol, None)
         if known >= 0:
             self._forget(known)
@@ -488,7 +490,7 @@ class KlineEngine:
         for symbol, interval, rows in self._passing_under_way:
             parts.append(_placed(places[symbol], interval, rows))
         marks = [self._mark(symbol) for symbol in spoken.tolist()]
-        return DirtyBatch(self._batch, exchange_time, marks, np.concatenate(parts).tobytes())
+        return DirtyBatch(self.session, self._batch, exchange_time, marks, np.concatenate(parts).tobytes())
 
     def _mark(self, symbol: int) -> SymbolMark:
         state = self.book.symbols[symbol]
@@ -516,8 +518,8 @@ class KlineEngine:
         self._under_way = None
         self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
 
-    def _persisted(self, batch: int) -> None:
-        if batch != self._batch or self._under_way is None:
+    def _persisted(self, event: Persisted) -> None:
+        if (event.session, event.batch) != (self.session, self._batch) or self._under_way is None:
             self._drop("acknowledgements of nothing")
             return
         self.unsaved.release(self._under_way)
@@ -566,7 +568,7 @@ class KlineEngine:
             "missing_ids": missing,
             "rows_unsaved": len(self.unsaved),
             "saving": self.saving,
-            "batches": self._batch - self._session,
+            "batches": self._batch,
             **counters,
             "dropped": dict(self.dropped),
         }

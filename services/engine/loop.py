@@ -138,7 +138,7 @@ class Loop:
             self._engine.batch_failed(now)
 
     def _load(self) -> None:
-        if send(self._store, encode(Load(self._window))):
+        if send(self._store, encode(Load(self._engine.session, self._window))):
             self._load_at = time.monotonic() + LOAD_AGAIN_S
 
     def _notice(self, event: AppEvent) -> None:

@@ -44,7 +44,7 @@ def warm_up() -> None:
     trades["price"] = trades["quantity"] = trades["trade_count"] = 1
     events: list[AppEvent] = [
         FeedState(1, True, 0, begin + 2 * MINUTE_MS, 0),
-        Restored([], b"", True, 0),
+        Restored(0, [], b"", True, 0),
         AddSymbol("X", 0, 0, "x", klines, begin, begin),
         Trades([Instrument("X", 1, 1)], trades.tobytes(), begin, [Covered(0, 0, 6)]),
         Klines("X", 1, 1, "1m", klines[0].rows),

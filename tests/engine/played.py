@@ -29,9 +29,11 @@ START = int(datetime(2026, 3, 30, 23, 57, tzinfo=UTC).timestamp() * 1000)
 """Three minutes before a Tuesday that is the last day of a month: whatever rolls, rolls soon."""
 MINUTE = 60_000
 MS = 1_000_000
+SESSION = 7_000
 FIELDS = tuple(
     name for name in KLINE.names or () if name not in ("open_time", "open_id", "close_id", "flags", "revision")
 )
+PRICES = ("open", "high", "low", "close")
 
 
 class Trade(NamedTuple):
@@ -119,11 +121,11 @@ class PlayedEngine:
     def __init__(self, time: int = START, restored: list[Restored] | None = None, **config: Any) -> None:
         config = {"max_symbols": 4, "window": 100} | config
         self.speed = config.pop("clock_speed", 1.0)
-        self.engine = KlineEngine(EngineConfig(**config), self.speed, session=7_000)
+        self.engine = KlineEngine(EngineConfig(**config), self.speed, session=SESSION)
         self.now_ns = 0
         self.begin = time
         self.engine.apply(self.feed(), 0)
-        for part in restored if restored is not None else [Restored([], b"", True, 0)]:
+        for part in restored if restored is not None else [Restored(SESSION, [], b"", True, 0)]:
             self.engine.apply(part, 0)
         self.engine.tick(0)
         self.stored: dict[tuple[str, str, int], np.void] = {}
@@ -160,9 +162,11 @@ class PlayedEngine:
         }
 
     def values(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], dict[str, int]]:
-        """Return the rows that hold ids."""
+        """Return the rows that hold ids; where all of them are void, prices are carried, and 0 here."""
         return {
-            key: {name: int(row[name]) for name in FIELDS} for key, row in self.rows(symbol).items() if row["id_count"]
+            key: {name: int(row[name]) if row["trade_count"] or name not in PRICES else 0 for name in FIELDS}
+            for key, row in self.rows(symbol).items()
+            if row["id_count"]
         }
 
     def save(self, acknowledge: bool = True) -> DirtyBatch | None:
@@ -175,7 +179,7 @@ class PlayedEngine:
                 self.stored[key] = placed["kline"].copy()
             self.marks |= {mark.symbol: mark for mark in saved.marks}
             self.stored_time = saved.exchange_time
-            self.apply(Persisted(saved.batch))
+            self.apply(Persisted(SESSION, saved.batch))
         return saved
 
     def restored(self) -> list[Restored]:
@@ -187,8 +191,8 @@ class PlayedEngine:
             for place, key in enumerate(keys):
                 rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
                 rows[place]["kline"] = self.stored[key]
-            parts.append(Restored([mark], rows.tobytes(), False, self.stored_time))
-        parts.append(Restored([], b"", True, self.stored_time))
+            parts.append(Restored(SESSION, [mark], rows.tobytes(), False, self.stored_time))
+        parts.append(Restored(SESSION, [], b"", True, self.stored_time))
         return parts
 
 

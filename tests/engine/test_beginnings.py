@@ -203,11 +203,13 @@ def test_nothing_counts_before_the_start_and_nothing_of_it_is_lost() -> None:
     assert engine.wait_ms(0) is None
     assert engine.take_batch(0, last=True) is None
     assert engine.dropped == {"trades before the start": 1}
-    engine.apply(Restored([], b"", True, 0), 0)
+    engine.apply(Restored(0, [], b"", True, 0), 0)
     assert not engine.started
+    engine.apply(Restored(8, [], b"", True, 0), 0)
     engine.apply(PlayedEngine().feed(), 0)
     assert engine.started
     assert engine.take_commands() == [Subscribe([], complete=True)]
+    assert engine.dropped["rows restored for another engine"] == 1
 
 
 def test_another_ingest_is_told_everything_again() -> None:

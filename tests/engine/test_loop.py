@@ -81,8 +81,8 @@ class Neighbours:
 
     def start(self) -> None:
         """Bring the engine to life with an empty store and one symbol without history."""
-        self.wait("the question for the store's rows", lambda: self.of(Load))
-        self.say(StoreState(5), Restored([], b"", True, 0), self.feed())
+        (load,) = self.wait("the question for the store's rows", lambda: self.of(Load))
+        self.say(StoreState(5), Restored(load.session, [], b"", True, 0), self.feed())
         self.wait("the first words to ingest", lambda: self.of(Subscribe))
         assert self.of(Subscribe)[0] == Subscribe([], complete=True)
         self.say(AddSymbol("BTCUSDT", 2, 3, "btcusdt@aggTrade", [], BEGIN, NOW))
@@ -124,7 +124,7 @@ def test_trades_go_in_and_snapshots_and_batches_come_out(tmp_path: Path) -> None
         (first,) = played.wait("a batch", lambda: played.of(DirtyBatch))
         assert len(placed_rows(first.rows)) == len(INTERVAL_NAMES)
         assert first.marks[0].last_id == 1
-        played.say(Persisted(first.batch), batch([trade(2)], event_time=NOW))
+        played.say(Persisted(first.session, first.batch), batch([trade(2)], event_time=NOW))
         second = played.wait("another batch", lambda: played.of(DirtyBatch)[1:])[0]
         assert second.marks[0].last_id == 2
         # Unacknowledged, and persist comes back without it: the same rows are sent again.
@@ -147,7 +147,7 @@ def test_sigterm_saves_the_last_rows_and_says_that_nothing_follows(tmp_path: Pat
         last = played.wait("the last batch", lambda: played.of(DirtyBatch))[-1]
         assert last.marks[0].last_id == 59
         assert played.of(Finished) == []
-        played.say(Persisted(last.batch))
+        played.say(Persisted(last.session, last.batch))
         played.wait("the end", lambda: played.of(Finished))
         assert played.room.process.wait(5) == 0
 

@@ -5,7 +5,7 @@ import numpy as np
 from services.engine import engine as engine_module
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Persisted, StoreState, decode_store_request, encode, placed_rows
-from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, expected, market
+from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, market
 
 
 def test_a_batch_is_due_after_the_interval_or_at_so_many_rows() -> None:
@@ -16,7 +16,7 @@ def test_a_batch_is_due_after_the_interval_or_at_so_many_rows() -> None:
     first = played.engine.take_batch(5_000 * MS)
     assert first is not None
     assert len(placed_rows(first.rows)) == 15
-    played.apply(Persisted(first.batch))
+    played.apply(Persisted(SESSION, first.batch))
     played.until(START + 5 * MINUTE)
     played.apply(batch([Trade(1, START + 5 * MINUTE, 100, 7)]))
     assert len(played.engine.unsaved) >= 20
@@ -31,9 +31,9 @@ def test_there_is_one_batch_at_a_time() -> None:
     assert first is not None
     played.apply(batch([Trade(1, START, 100, 7)]))
     assert played.engine.take_batch(10**12) is None
-    played.apply(Persisted(first.batch - 1))
+    played.apply(Persisted(SESSION, first.batch - 1))
     assert played.engine.take_batch(10**12) is None
-    played.apply(Persisted(first.batch))
+    played.apply(Persisted(SESSION, first.batch))
     second = played.engine.take_batch(10**12)
     assert second is not None
     assert second.batch == first.batch + 1
@@ -69,7 +69,7 @@ def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
     assert len(placed_rows(again.rows)) == len(placed_rows(lost.rows)) == len(INTERVAL_NAMES)
     assert played.stored["BTCUSDT", "1m", START]["volume"] == 8
     # The acknowledgement of the lost one comes late and means nothing.
-    played.apply(Persisted(lost.batch))
+    played.apply(Persisted(SESSION, lost.batch))
     assert played.engine.dropped == {"acknowledgements of nothing": 1}
 
 

@@ -76,6 +76,17 @@ def test_a_void_id_is_covered_and_decides_no_price() -> None:
     assert (row["low"], row["close"], row["volume"], row["last_id"], row["id_count"]) == (100, 100, 7, 6, 2)
 
 
+def test_no_row_ever_shows_a_price_of_0() -> None:
+    played = PlayedEngine(START + 5 * MINUTE)
+    played.add()
+    void = Trade(5, START + MINUTE, 0, 0, trade_count=0)
+    played.apply(batch([void]))
+    assert played.rows() == {}
+    played.apply(batch([Trade(7, START + 3 * MINUTE, 100, 7)]), batch([void._replace(id=6)]))
+    assert {int(row["low"]) for row in played.rows().values()} == {100}
+    assert played.values()["1m", START + MINUTE]["id_count"] == 1
+
+
 def test_a_late_trade_corrects_its_own_minute_and_the_flat_ones_behind_it() -> None:
     played = PlayedEngine()
     played.add()

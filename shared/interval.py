@@ -11,7 +11,7 @@ calendar months.
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from numba import njit
+from shared.compiled import compiled
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -52,7 +52,7 @@ INTERVAL_INDEX: dict[str, int] = {name: index for index, name in enumerate(INTER
 CHILD_INDEX: tuple[int, ...] = tuple(INTERVAL_INDEX.get(interval.child, -1) for interval in INTERVALS)
 
 
-@njit(cache=True)
+@compiled
 def month_of(time_ms: int) -> int:
     """Return the number of whole months from 1970-01 to the month of `time_ms`."""
     days = time_ms // 86_400_000 + 719_468
@@ -66,7 +66,7 @@ def month_of(time_ms: int) -> int:
     return (year - 1970) * 12 + month - 1
 
 
-@njit(cache=True)
+@compiled
 def month_start(months: int) -> int:
     """Return the first millisecond of the month that is `months` after 1970-01."""
     year = 1970 + months // 12
@@ -81,7 +81,7 @@ def month_start(months: int) -> int:
     return (era * 146_097 + day_of_era - 719_468) * 86_400_000
 
 
-@njit(cache=True)
+@compiled
 def bucket_of(length_ms: int, anchor_ms: int, time_ms: int) -> int:
     """Return the bucket that `time_ms` falls into. `length_ms` 0 means calendar months."""
     if length_ms == 0:
@@ -89,7 +89,7 @@ def bucket_of(length_ms: int, anchor_ms: int, time_ms: int) -> int:
     return (time_ms - anchor_ms) // length_ms
 
 
-@njit(cache=True)
+@compiled
 def bucket_start(length_ms: int, anchor_ms: int, bucket: int) -> int:
     """Return the open time of a bucket; that of the bucket after it is the first time outside."""
     if length_ms == 0:

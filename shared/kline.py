@@ -7,7 +7,8 @@ Decides nothing about symbols, intervals or time; the only rule here is `merge`.
 """
 
 import numpy as np
-from numba import njit
+
+from shared.compiled import compiled
 
 TRADE = np.dtype(
     [
@@ -57,7 +58,7 @@ EXCHANGE = 2
 """The kline holds figures of the exchange's own klines, which carry no ids."""
 
 
-@njit(cache=True)
+@compiled
 def merge(into, kline):  # type: ignore[no-untyped-def]
     """Merge a kline into another: both are records of `KLINE` with the same decimals, of disjoint trades.
 
@@ -98,7 +99,7 @@ def merge(into, kline):  # type: ignore[no-untyped-def]
     into.flags |= kline.flags & EXCHANGE
 
 
-@njit(cache=True)
+@compiled
 def kline_of(trade, into):  # type: ignore[no-untyped-def]
     """Write the kline of one trade into a record of `KLINE`. `open_time` is left to the caller."""
     into.open = trade.price

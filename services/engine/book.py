@@ -16,11 +16,11 @@ Decides nothing about ids, and knows no message, no socket and no clock.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from services.engine.continuity import GAPS_MAX
 from services.engine.dirty import MARKED, DirtyTracker, Marks, mark
+from shared.compiled import compiled
 from shared.interval import (
     CHILD_INDEX,
     DAY_MS,
@@ -120,7 +120,7 @@ def lay_out(symbols_max: int, window: int) -> tuple[Book, DirtyTracker, DirtyTra
     return book, unsaved, changed
 
 
-@njit(cache=True)
+@compiled
 def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
     """Make the klines that `time_ms` falls into the newest, without opening any."""
     window = book.rows.shape[2]
@@ -134,7 +134,7 @@ def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
             calendar.place = bucket % window
 
 
-@njit(cache=True)
+@compiled
 def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
     """Move the clock to the next minute: close what has ended, open flat klines for all symbols that trade."""
     time_ms = book.calendars[0, 0].end_time
@@ -155,7 +155,7 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
     set_calendars(book, time_ms)
 
 
-@njit(cache=True)
+@compiled
 def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
     """Say whether the next minute would take the place of a row that is not saved yet."""
     window, intervals = book.rows.shape[2], book.rows.shape[1]
@@ -170,7 +170,7 @@ def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(cache=True)
+@compiled
 def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
     """Mark a row as changed."""
     number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
@@ -179,7 +179,7 @@ def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
         mark(book.changed, number)
 
 
-@njit(cache=True)
+@compiled
 def _open(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
     """Open a flat row and return it."""
     place = bucket % book.rows.shape[2]
@@ -193,7 +193,7 @@ def _open(book, symbol, interval, bucket, open_time, price, flags):  # type: ign
     return row
 
 
-@njit(cache=True)
+@compiled
 def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
     """Make a row a kline without trades."""
     row.open_time = open_time
@@ -215,7 +215,7 @@ def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
     row.revision = 0
 
 
-@njit(cache=True)
+@compiled
 def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     """Return the place of the row that `time_ms` falls into, opening it if it is not there; -1 beyond the window.
 
@@ -252,7 +252,7 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     return bucket % window
 
 
-@njit(cache=True)
+@compiled
 def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     """Carry the close of the row that `time_ms` falls into on into the flat rows behind it."""
     window = book.rows.shape[2]
@@ -275,7 +275,7 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
         touch(book, symbol, interval, place)
 
 
-@njit(cache=True)
+@compiled
 def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
     """Merge a kline of trades of one moment into the rows of all intervals. The minute's row must be in the window.
 
@@ -303,7 +303,7 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
         touch(book, symbol, interval, place)
 
 
-@njit(cache=True)
+@compiled
 def forget_rows(book, symbol):  # type: ignore[no-untyped-def]
     """Take a symbol's rows out of the book."""
     for interval in range(book.rows.shape[1]):
@@ -311,7 +311,7 @@ def forget_rows(book, symbol):  # type: ignore[no-untyped-def]
             book.rows[symbol, interval, place].open_time = 0
 
 
-@njit(cache=True)
+@compiled
 def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
     """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
     window = book.rows.shape[2]
@@ -333,7 +333,7 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
     return outside
 
 
-@njit(cache=True)
+@compiled
 def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
     """Make a symbol's rows whole from `until` to the newest, where every trade before `until` is in its closed rows.
 
@@ -382,7 +382,7 @@ def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
                 _open(book, symbol, interval, missing, start, price, flags)
 
 
-@njit(cache=True)
+@compiled
 def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-def]
     """Multiply the numbers of KLINE[n] to finer decimals."""
     for n in range(len(klines)):

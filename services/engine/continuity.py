@@ -8,7 +8,7 @@ id at or below `last_id` is a duplicate. What a list of bounded length cannot no
 stays missing, and whoever asks for the missing ids gets it again.
 """
 
-from numba import njit
+from shared.compiled import compiled
 
 GAPS_MAX = 64
 """Gaps a symbol: one for every outage that is not repaired yet, and some for trades that arrive out of order."""
@@ -16,7 +16,7 @@ GAPS_MAX = 64
 NEW, DUPLICATE, NO_ROOM = 0, 1, 2
 
 
-@njit(cache=True)
+@compiled
 def take_id(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
     """Note an id as applied and return NEW, or return why it must not be applied.
 
@@ -54,7 +54,7 @@ def take_id(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
     return DUPLICATE
 
 
-@njit(cache=True)
+@compiled
 def cover(symbol, gaps, first_id, last_id):  # type: ignore[no-untyped-def]
     """Note a whole range of ids, both ends inclusive, as answered for. Return False if there is no room to note it."""
     if first_id > last_id:
@@ -93,7 +93,7 @@ def cover(symbol, gaps, first_id, last_id):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True)
+@compiled
 def _insert(symbol, gaps, place, first, last):  # type: ignore[no-untyped-def]
     for above in range(symbol.gap_count, place, -1):
         gaps[above, 0] = gaps[above - 1, 0]
@@ -103,7 +103,7 @@ def _insert(symbol, gaps, place, first, last):  # type: ignore[no-untyped-def]
     symbol.gap_count += 1
 
 
-@njit(cache=True)
+@compiled
 def _remove(symbol, gaps, place):  # type: ignore[no-untyped-def]
     for below in range(place, symbol.gap_count - 1):
         gaps[below, 0] = gaps[below + 1, 0]

@@ -8,8 +8,9 @@ it is released, so that a batch that is never acknowledged can be marked again.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from shared.compiled import compiled
 
 MARKED = 1
 UNDER_WAY = 2
@@ -26,7 +27,7 @@ class Marks(NamedTuple):
     """int64[1]."""
 
 
-@njit(cache=True)
+@compiled
 def mark(marks, row):  # type: ignore[no-untyped-def]
     """Mark a row; marking it twice is marking it once."""
     if not marks.states[row] & MARKED:

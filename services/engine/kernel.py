@@ -4,17 +4,16 @@ Decides which trades count: those whose numbers are possible, whose id is new, a
 way of the exchange's own klines. Compiled; one call a batch.
 """
 
-from numba import njit
-
 from services.engine.book import add_to_rows, rescale
 from services.engine.continuity import DUPLICATE, NO_ROOM, take_id
+from shared.compiled import compiled
 from shared.kline import kline_of
 
 PRODUCT_MAX = 9.0e18
 """A quote volume must fit an int64."""
 
 
-@njit(cache=True)
+@compiled
 def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, time_max):  # type: ignore[no-untyped-def]
     """Apply TRADE[n] from `begin` on, in order; return the place of the first trade whose minute is not open yet, or n.
 
@@ -67,7 +66,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
     return len(trades)
 
 
-@njit(cache=True)
+@compiled
 def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
         return False

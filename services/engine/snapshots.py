@@ -7,10 +7,10 @@ trade. A topic is wanted if any subscribed prefix begins it: ZeroMQ subscription
 from collections.abc import Iterator
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from services.engine.engine import KlineEngine
+from shared.compiled import compiled
 from shared.decimals import text_of
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
 from shared.kline import CLOSED, EXCHANGE
@@ -222,7 +222,7 @@ def source_of(flags: int, id_count: int) -> str:
     return "both" if id_count else "exchange"
 
 
-@njit(cache=True)
+@compiled
 def day_figures(rows, begin, end, figures):  # type: ignore[no-untyped-def]
     """Write last, open, high, low, volume and quote volume of [begin, end] into int64[symbols, 6]; last 0: unknown.
 

@@ -1,0 +1,57 @@
+"""Measure, print a table, and write the same as JSON to `bench.json` in the folder of the run."""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from bench import kernel, system
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long each run of the system is measured")
+    parser.add_argument("--only", choices=("kernel", "system"), help="leave out the other")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"))
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    }
+    print(results["machine"])
+    if arguments.only != "system":
+        results["kernel"] = _kernel()
+    if arguments.only != "kernel":
+        results["system"] = _system(arguments.seconds)
+    arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {arguments.json}")
+
+
+def _kernel() -> dict[str, Any]:
+    sizes = (1, 10, 100, 1_000, 10_000)
+    print("\nEngine, 15 intervals, ns a trade by batch size (median of 5 runs)")
+    print(f"{'symbols':>10}" + "".join(f"{size:>10,}" for size in sizes))
+    results = {}
+    for symbols in (100, 500, 1_000):
+        costs = {size: kernel.run(symbols, size) for size in sizes}
+        print(f"{symbols:>10,}" + "".join(f"{costs[size]['median']:>10,.0f}" for size in sizes))
+        results[str(symbols)] = {str(size): cost for size, cost in costs.items()}
+    return results
+
+
+def _system(seconds: float) -> dict[str, Any]:
+    results = {}
+    for symbols, rate in ((300, 5_000.0), (500, 5_000.0)):
+        name = f"{symbols} symbols, {rate:,.0f} trades a second"
+        print(f"\nWhole system, {name}")
+        results[name] = system.run(symbols, rate, seconds)
+        for key, value in results[name].items():
+            words = (
+                ", ".join(f"{part} {figure}" for part, figure in value.items()) if isinstance(value, dict) else value
+            )
+            print(f"  {key:28} {words}")
+    return results
+
+
+main()

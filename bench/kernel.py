@@ -1,0 +1,63 @@
+"""The engine alone: decoded batches of trades into the rows of all intervals."""
+
+import time
+from statistics import median
+
+import numpy as np
+
+from services.engine.engine import KlineEngine
+from shared.config import Engine as EngineConfig
+from shared.interval import MINUTE_MS
+from shared.kline import TRADE
+from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades
+
+NOW = 1_790_000_000_000 // MINUTE_MS * MINUTE_MS
+TRADES = 200_000
+RUNS = 5
+
+
+def run(symbols: int, batch: int) -> dict[str, float]:
+    """Return ns a trade: the median of the runs and their extremes."""
+    batches = _batches(symbols, batch)
+    costs = sorted(_once(symbols, batches) for _ in range(RUNS))
+    return {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])}
+
+
+def _once(symbols: int, batches: list[Trades]) -> float:
+    engine = KlineEngine(EngineConfig(max_symbols=symbols))
+    engine.apply(FeedState(1, True, 0, NOW + MINUTE_MS // 2, 0), 0)
+    engine.apply(Restored(0, [], b"", True, 0), 0)
+    for symbol in range(symbols):
+        engine.apply(AddSymbol(f"S{symbol}", 2, 3, "", [], NOW, NOW), 0)
+    began = time.perf_counter_ns()
+    for each in batches:
+        engine.apply(each, 0)
+    elapsed = time.perf_counter_ns() - began
+    applied = int(engine.book.counters[0]["applied"])
+    if applied != TRADES:
+        raise RuntimeError(f"{applied} of {TRADES} trades were applied")
+    return elapsed / TRADES
+
+
+def _batches(symbols: int, batch: int) -> list[Trades]:
+    """Return trades whose symbols are as unevenly busy as a market's (Zipf), ids without holes."""
+    source = np.random.default_rng(1)
+    weights = 1.0 / np.arange(1, symbols + 1)
+    chosen = source.choice(symbols, TRADES, p=weights / weights.sum())
+    order = np.argsort(chosen, kind="stable")
+    counts = np.bincount(chosen, minlength=symbols)
+    ids = np.empty(TRADES, np.int64)
+    ids[order] = np.arange(TRADES) - np.repeat(np.cumsum(counts) - counts, counts)
+    answer = []
+    for begin in range(0, TRADES, batch):
+        named, places = np.unique(chosen[begin : begin + batch], return_inverse=True)
+        rows = np.zeros(len(places), TRADE)
+        rows["symbol"], rows["id"], rows["time"] = (
+            places,
+            ids[begin : begin + batch],
+            NOW + 1 + begin * 30_000 // TRADES,
+        )
+        rows["price"] = 5_000 + source.integers(0, 100, len(places))
+        rows["quantity"], rows["trade_count"] = source.integers(1, 100, len(places)), 1
+        answer.append(Trades([Instrument(f"S{symbol}", 2, 3) for symbol in named.tolist()], rows.tobytes(), NOW))
+    return answer

@@ -10,6 +10,7 @@ import numpy as np
 from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
 from services.simulator.frames import TICKER_STREAM, AggTemplate, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import DAY_MS, MINUTE_MS, end_time, open_time
+from services.simulator.klinefeed import KlineFeed
 from services.simulator.live import Flow, Released
 from services.simulator.market import Generator
 from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows
@@ -46,6 +47,8 @@ class GeneratedMarket:
         rank = min(LISTED_RANK, len(self._standing) - 1)
         self._listings = Listings(seed, listing_interval_s, max(busiest, 1) * tape.fills_mean * 2 / (rank + 2), tape)
         self._coins: dict[str, Coin] = {}
+        self._bases: dict[str, str] = {}
+        self._kline_feed = KlineFeed(self)
         self._flows = {"aggTrade": Flow(self._generator, "aggTrade")}
         self._templates: dict[str, tuple[AggTemplate, TradeTemplate]] = {}
         self._stats = np.zeros((0, len(STATS)), np.int64)
@@ -66,6 +69,7 @@ class GeneratedMarket:
             instrument = coins[symbol].instrument
             self._templates[symbol] = (AggTemplate(instrument), TradeTemplate(instrument))
         self._coins = coins
+        self._bases = {coin.instrument.stream_base: symbol for symbol, coin in coins.items()}
         for flow in self._flows.values():
             flow.set_coins(list(coins.values()), self.now)
         before = {symbol: place for place, symbol in enumerate(self._stats_of)}
@@ -85,6 +89,10 @@ class GeneratedMarket:
     def find(self, symbol: str) -> Instrument | None:
         coin = self._coins.get(symbol)
         return coin.instrument if coin else None
+
+    def find_stream(self, stream_base: str) -> Instrument | None:
+        """Return the symbol that streams spell so."""
+        return self.find(self._bases.get(stream_base, ""))
 
     def status(self, instrument: Instrument) -> str:
         return status_of(instrument, self.now)
@@ -152,6 +160,12 @@ class GeneratedMarket:
         rows = np.concatenate(parts)
         return rows[:limit] if from_id is not None else rows[-limit:]
 
+    def trade_span(self, instrument: Instrument, start: int, end: int) -> tuple[int, int]:
+        coin, generator = self._coins[instrument.symbol], self._generator
+        first, beyond = generator.id_at(coin, start), generator.id_at(coin, end)
+        ids = generator.tape.trade_ids(np.array([first, beyond])).tolist()
+        return ids[0], ids[1] - 1
+
     def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
         coin, generator = self._coins[instrument.symbol], self._generator
         since = max(since, coin.listed)
@@ -192,10 +206,11 @@ class GeneratedMarket:
                     trades = self._templates[self._stats_of[place]][1]
                     if trades.stream in wanted:
                         chunks.append(Chunk(trades.stream, trades.messages(part.rows[start:end])))
-        return chunks
+        return chunks + self._kline_feed.advance(now)
 
     def follow(self, wanted: Iterable[str]) -> None:
         """Take trades apart one by one only while somebody asks for it: most of the time nobody does."""
+        self._kline_feed.follow(wanted)
         if not any(stream.endswith("@trade") for stream in wanted):
             self._flows.pop("trade", None)
         elif "trade" not in self._flows:

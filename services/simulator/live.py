@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from services.simulator.coins import Coin
+from services.simulator.days import STEADY
 from services.simulator.grid import DAY_MS, MINUTE_MS
-from services.simulator.market import STEADY, Generator
+from services.simulator.market import Generator
 from services.simulator.rows import Rows
 from services.simulator.tape import Integers
 from services.simulator.trades import aggregates, manners, offsets, released_before, single_trades
@@ -59,7 +60,7 @@ class Flow:
                 self._state["next"][place] = self._generator.released(coin, self._kind, now)
 
     def _enter(self, place: int, minute: int) -> None:
-        table = self._generator.day(self.coins[place], minute // DAY_MS)
+        table = self._generator.days.day(self.coins[place], minute // DAY_MS)
         at = minute % DAY_MS // MINUTE_MS
         first = table.ids[at]
         skipped = table.skipped if at == table.listing_minute else 0
@@ -67,7 +68,7 @@ class Flow:
         self._state[place] = (minute, first, first, table.ids[at + 1], skipped, ticks, warp, late)
         if at >= 1380 and at % 60 == place % 60:
             # Tomorrow is made in the last hour of today, a few coins at a time, and not of all at midnight.
-            self._generator.day(self.coins[place], minute // DAY_MS + 1)
+            self._generator.days.day(self.coins[place], minute // DAY_MS + 1)
 
     def advance(self, now: int) -> list[Released]:
         """Return what has left the exchange until `now`; each part is later than the one before, coin by coin."""

@@ -47,5 +47,5 @@ def _folder() -> Path:
     raise OSError("there is no folder to keep compiled functions in")
 
 
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(_folder())
+if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = str(_folder())  # type: ignore[attr-defined]

@@ -85,7 +85,7 @@ def month_start(months: int) -> int:
 def bucket_of(length_ms: int, anchor_ms: int, time_ms: int) -> int:
     """Return the bucket that `time_ms` falls into. `length_ms` 0 means calendar months."""
     if length_ms == 0:
-        return month_of(time_ms)
+        return int(month_of(time_ms))
     return (time_ms - anchor_ms) // length_ms
 
 
@@ -93,7 +93,7 @@ def bucket_of(length_ms: int, anchor_ms: int, time_ms: int) -> int:
 def bucket_start(length_ms: int, anchor_ms: int, bucket: int) -> int:
     """Return the open time of a bucket; that of the bucket after it is the first time outside."""
     if length_ms == 0:
-        return month_start(bucket)
+        return int(month_start(bucket))
     return bucket * length_ms + anchor_ms
 
 

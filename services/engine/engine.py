@@ -99,6 +99,7 @@ class KlineEngine:
 
         self._commands: list[Command] = []
         self._restored: list[Restored] = []
+        self._resumes = False
         self._absent: dict[str, Absent] = {}
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
@@ -307,28 +308,30 @@ class KlineEngine:
         self._try_to_start(now_ns)
 
     def _try_to_start(self, now_ns: int) -> None:
-        if not self.clock.known or not self._restored or not self._restored[-1].last:
+        if not self.clock.known or not self._restored:
             return
         parts, self._restored = self._restored, []
         now = self.clock.now(now_ns)
-        stored_time = parts[-1].exchange_time
-        resumes = 0 <= now - stored_time <= self._config.resume_max_ms
-        set_calendars(self.book, stored_time if resumes else now)
+        if not self.minute_end:
+            stored_time = parts[0].exchange_time
+            self._resumes = 0 <= now - stored_time <= self._config.resume_max_ms
+            set_calendars(self.book, stored_time if self._resumes else now)
         for part in parts:
             rows = placed_rows(part.rows)
             rows = rows[np.argsort(rows["symbol"], kind="stable")]
             ends = np.searchsorted(rows["symbol"], np.arange(len(part.marks)), "right")
             begin = 0
             for mark, end in zip(part.marks, ends.tolist(), strict=True):
-                if resumes and mark.active:
+                if self._resumes and mark.active:
                     self._resume(mark, rows[begin:end], now_ns)
                 else:
                     self._absent[mark.symbol] = Absent(mark, _lacks_from(rows[begin:end]))
                 begin = end
-        self.started = True
-        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
-        self._open_minutes(now)
-        self._introduce()
+        if parts[-1].last:
+            self.started = True
+            self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
+            self._open_minutes(now)
+            self._introduce()
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)

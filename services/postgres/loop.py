@@ -1,7 +1,7 @@
 """The embedded PostgreSQL as a process: start it, watch it, start it again, end it.
 
-What it costs when this process is killed: the server ends by itself (it asked the kernel for that), and the next one waits
-until it is gone. When the server is killed, it is started again at once; PostgreSQL recovers by itself.
+When this process is killed, the server ends by itself (it asked the kernel for that), and the next one waits until it
+is gone. When the server is killed, it is started again at once; PostgreSQL recovers by itself.
 """
 
 import logging

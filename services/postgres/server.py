@@ -71,7 +71,7 @@ Become = Callable[[], None]
 
 
 def user_for(cluster: Path, folders: list[Path]) -> Become:
-    """Return how the child becomes a user that PostgreSQL accepts. May hand `folders` over to it. Raises Unavailable."""
+    """Return how the child becomes a user that PostgreSQL accepts; it may get `folders`. Raises Unavailable."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def end_with_parent() -> None:
@@ -176,9 +176,12 @@ def start(install: Installation, cluster: Path, config: Config, become: Become) 
         "wal_compression": "on",
         "timezone": "UTC",
         "log_timezone": "UTC",
-        "log_min_messages": "warning",
+        # What goes wrong in a statement is told to who sent it; here only what ends the server matters.
+        "log_min_messages": "fatal",
         "log_line_prefix": "%m postgres  ",
     }
+    if int(install.major) >= 18:
+        settings["io_method"] = "sync"  # Workers for reading ahead have nothing to do here.
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     return subprocess.Popen(
         [install.binary("postgres"), "-D", str(cluster), *options], stdin=subprocess.DEVNULL, preexec_fn=become

@@ -10,7 +10,8 @@ import pytest
 
 from services.viz.rows import ROW_FIELDS
 from shared.wire import Snapshot
-from tests.support import ROOT, Room, free_port, wait_for, write_config
+from tests.database import database
+from tests.support import Room, free_port, wait_for, write_config
 from tests.viz.played import PlayedEngine
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,15 +39,9 @@ class Place:
 
     def start_database(self) -> str:
         """Start a PostgreSQL with empty tables and return its URL."""
-        database = pytest.importorskip("tests.database", reason="there is no tests/database.py")
-        url = self._stack.enter_context(database.database(self.config))
-        schema = ROOT / "services" / "persist" / "schema.sql"
-        if schema.exists():
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(schema.read_text(encoding="utf-8"))
-        self._url = url
+        self._url = self._stack.enter_context(database(self.config))
         self.config = self._write()
-        return str(url)
+        return self._url
 
     def start_viz(self) -> Room:
         room = Room("viz", self.config)

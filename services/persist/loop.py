@@ -1,0 +1,192 @@
+"""The room's loop: one request at a time, from the engine to the database and back. Blocking is its job.
+
+It waits for the database as long as it takes, at the start and in the middle of a batch: the engine holds everything
+else meanwhile, and sends one batch at a time. What a crash costs: nothing. A batch that was committed and not
+acknowledged is sent again and overwrites itself; one that was not committed is sent again and counts then.
+"""
+
+import logging
+import random
+import select
+import time
+from collections.abc import Callable
+from typing import TypeVar, assert_never
+
+import psycopg
+import zmq
+
+from services.persist import store
+from shared.config import Config
+from shared.postgres import database_url
+from shared.process import StopSignal
+from shared.sockets import connect, ipc, lock_room
+from shared.wire import (
+    AppEvent,
+    DirtyBatch,
+    Finished,
+    Load,
+    Persisted,
+    StoreState,
+    WireError,
+    decode_store_request,
+    encode,
+)
+
+GRACE_S = 3.0
+"""After SIGTERM, how long the engine may be silent before it is taken to be gone."""
+RETRY_S, RETRY_MAX_S = 0.05, 1.0
+SEND_MAX_MS = 2_000
+"""An engine that reads nothing for so long is gone; the next one asks again."""
+FIGURES_S = 60.0
+
+Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The process was asked to end while it waited for the database."""
+
+
+def main(config: Config) -> int:
+    stop = StopSignal()
+    lock = lock_room(config.run_path, "persist")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    loop = Loop(config, context, stop)
+    try:
+        loop.run()
+    except Stopped:
+        log.warning("ended without the database: what is unsaved is fetched by id at the next start")
+    finally:
+        loop.close()
+        context.destroy(linger=1_000)
+        lock.close()
+    return 0
+
+
+class Loop:
+    def __init__(self, config: Config, context: "zmq.Context[zmq.Socket[bytes]]", stop: StopSignal) -> None:
+        self._config = config
+        self._context = context
+        self._stop = stop
+        self._connection: store.Connection | None = None
+        self._away = False
+        self._session = time.time_ns() // 1_000
+        self._engine_session: int | None = None
+        self._refused = 0
+        self._batches = self._rows = 0
+        self._figures_at = time.monotonic() + FIGURES_S
+
+    def run(self) -> None:
+        """Serve until a signal, and then until the engine has finished or is gone. Raises Stopped, Unavailable."""
+        self._with_database(lambda _: None)
+        # Not before the database is there: questions would pile up in the queue.
+        self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
+        self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)
+        requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
+        self._say(StoreState(self._session))
+        poller = zmq.Poller()
+        poller.register(requests, zmq.POLLIN)
+        poller.register(self._stop.fd, zmq.POLLIN)
+        give_up_at = float("inf")
+        while time.monotonic() < give_up_at:
+            if self._stop.asked and give_up_at == float("inf"):
+                give_up_at = time.monotonic() + GRACE_S
+                poller.unregister(self._stop.fd)
+            for socket, _ in poller.poll(100 if self._stop.asked else 10_000):
+                if socket is requests:
+                    finished = self._serve(requests.recv())
+                    if self._stop.asked:
+                        if finished:
+                            return
+                        give_up_at = time.monotonic() + GRACE_S
+            if time.monotonic() >= self._figures_at:
+                self._figures_at = time.monotonic() + FIGURES_S
+                log.info("since start: %d rows in %d batches saved", self._rows, self._batches)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _serve(self, message: bytes) -> bool:
+        """Do what the engine asks. Return whether it has finished."""
+        try:
+            request = decode_store_request(message)
+        except WireError as error:
+            self._refused += 1
+            if self._refused == 1:
+                log.warning("refused a message that is no request; more of them are only counted: %s", error)
+            return False
+        match request:
+            case Load():
+                self._load(request)
+            case DirtyBatch():
+                self._save(request)
+            case Finished():
+                return True
+            case _:
+                assert_never(request)
+        return False
+
+    def _load(self, request: Load) -> None:
+        began = time.monotonic()
+        self._engine_session = request.session
+        symbols, size = self._with_database(lambda connection: self._tell_all(connection, request))
+        log.info("loaded %d symbols, %.0f MB of rows, in %.1f s", symbols, size / 1e6, time.monotonic() - began)
+
+    def _tell_all(self, connection: store.Connection, request: Load) -> tuple[int, int]:
+        # A database that goes away in the middle makes us begin again: the engine takes the same rows twice.
+        symbols = size = 0
+        for part in store.load(connection, request.session, request.window):
+            symbols += len(part.marks)
+            size += len(part.rows)
+            self._say(part)
+        return symbols, size
+
+    def _save(self, batch: DirtyBatch) -> None:
+        if self._engine_session not in (None, batch.session):
+            log.info("left out a batch of an engine that is gone")
+            return
+        self._engine_session = batch.session
+        self._rows += self._with_database(lambda connection: store.save(connection, batch))
+        self._batches += 1
+        self._say(Persisted(batch.session, batch.batch))
+
+    def _say(self, event: AppEvent) -> None:
+        try:
+            self._events.send(encode(event))
+        except zmq.Again:
+            log.info("the engine does not take its messages")
+
+    def _with_database(self, work: Callable[[store.Connection], Answer]) -> Answer:
+        """Do something with the database, again and again until it is there for it.
+
+        Raises Stopped, and Unavailable or another psycopg.Error if waiting would not help.
+        """
+        wait, began, asked_at = RETRY_S, time.monotonic(), 0.0
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = store.connect(database_url(self._config))
+                answer = work(self._connection)
+            except psycopg.OperationalError as error:
+                self._lost(error)
+            else:
+                if self._away:
+                    self._away = False
+                    log.info("the database is there, after %.1f s", time.monotonic() - began)
+                return answer
+            if self._stop.asked:
+                asked_at = asked_at or time.monotonic()
+                if time.monotonic() > asked_at + GRACE_S:
+                    raise Stopped
+            select.select([] if self._stop.asked else [self._stop.fd], [], [], random.uniform(wait / 2, wait))
+            wait = min(wait * 2, RETRY_MAX_S)
+
+    def _lost(self, error: psycopg.OperationalError) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if not self._away:
+            self._away = True
+            log.warning("waiting for the database: %s", " ".join(str(error).split()))

@@ -1,0 +1,225 @@
+"""The tables: made, migrated, written and read back. All of klagg's SQL that writes is here.
+
+Decides how klines look in SQL. Every batch is one transaction: its rows, the marks of their symbols, and the exchange's
+time. Rows go through a temporary table of integers, and PostgreSQL makes exact decimals of them. Writing a row again
+overwrites it, so a batch may come twice.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
+
+from services.persist.copying import EPOCH_2000_MS, SOURCES, STAGED, staged, unstaged
+from shared.interval import INTERVAL_NAMES
+from shared.process import Unavailable
+from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
+
+SCHEMAS = ("schema.sql",)
+"""One file a version, applied in order."""
+MIGRATION_LOCK = 0x6B6C616767
+PART_SYMBOLS = 16
+"""Symbols a part of the answer to `Load`: 4 MB with the default window."""
+Connection = psycopg.Connection[tuple[Any, ...]]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_DECIMAL = {
+    **dict.fromkeys(("open", "high", "low", "close"), "price_unit"),
+    **dict.fromkeys(("volume", "taker_buy_volume"), "quantity_unit"),
+    **dict.fromkeys(("quote_volume", "taker_buy_quote_volume"), "quote_unit"),
+}
+"""The columns that are decimals in SQL, and in which of a symbol's units they are staged."""
+_NAMES = {"symbol", "interval", "source"}
+_COLUMNS = ", ".join(STAGED)
+_KEY = ("symbol", "interval", "open_time")
+
+_TYPES = {"symbol": "int4", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
+_TYPES |= {"closed": "bool", "source": "int4", "revision": "int4"}
+_STAGING = f"""
+CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')} NOT NULL" for name in STAGED)})
+ON COMMIT DELETE ROWS
+"""
+
+
+def _units_table(sign: str) -> str:
+    """Return a table of the batch's symbols with 10^-decimals, or 10^decimals, for their numbers."""
+    return f"""(
+        SELECT name, number,
+            round(10::numeric ^ ({sign}p), greatest(-({sign}p), 0)) AS price_unit,
+            round(10::numeric ^ ({sign}q), greatest(-({sign}q), 0)) AS quantity_unit,
+            round(10::numeric ^ ({sign}(p + q)), greatest(-({sign}(p + q)), 0)) AS quote_unit
+        FROM unnest(%(symbols)s::text[], %(price_decimals)s::int[], %(quantity_decimals)s::int[])
+            WITH ORDINALITY AS of_batch (name, p, q, number)
+    )"""
+
+
+def _upsert() -> str:
+    values = {name: f"s.{name} * {unit}" for name, unit in _DECIMAL.items()}
+    values |= {"symbol": "unit.name", "interval": "i.name", "source": "o.name"}
+    return f"""
+    INSERT INTO klines ({_COLUMNS})
+    SELECT {", ".join(values.get(name, f"s.{name}") for name in STAGED)}
+    FROM staging s
+    JOIN {_units_table("-")} AS unit ON unit.number = s.symbol + 1
+    JOIN unnest(%(intervals)s::text[]) WITH ORDINALITY AS i (name, number) ON i.number = s.interval + 1
+    JOIN unnest(%(sources)s::text[]) WITH ORDINALITY AS o (name, number) ON o.number = s.source + 1
+    ON CONFLICT (symbol, interval, open_time) DO UPDATE SET
+    {", ".join(f"{name} = excluded.{name}" for name in STAGED if name not in _KEY)}
+    """
+
+
+_UPSERT = _upsert()
+
+_MARKS = """
+INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (symbol) DO UPDATE SET
+    price_decimals = excluded.price_decimals, quantity_decimals = excluded.quantity_decimals,
+    stream = excluded.stream, active = excluded.active, grid_3d = excluded.grid_3d,
+    seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps, saved_at = now()
+"""
+
+
+def _newest() -> str:
+    values = {name: f"(k.{name} * {unit})::int8" for name, unit in _DECIMAL.items()}
+    values |= {
+        "symbol": "(unit.number - 1)::int4",
+        "interval": "(i.number - 1)::int4",
+        "source": "array_position(%(sources)s::text[], k.source) - 1",
+    }
+    return f"""
+    COPY (
+        SELECT {", ".join(values.get(name, f"k.{name}") for name in STAGED)}
+        FROM {_units_table("")} AS unit
+        CROSS JOIN unnest(%(intervals)s::text[]) WITH ORDINALITY AS i (name, number)
+        CROSS JOIN LATERAL (
+            SELECT * FROM klines WHERE symbol = unit.name AND interval = i.name
+            ORDER BY open_time DESC LIMIT %(window)s
+        ) AS k
+    ) TO STDOUT (FORMAT BINARY)
+    """
+
+
+_NEWEST = _newest()
+
+
+def connect(url: str) -> Connection:
+    """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, OperationalError."""
+    connection = psycopg.connect(url, connect_timeout=5, autocommit=True, application_name="klagg persist")
+    connection.execute("SET client_min_messages = warning")
+    migrate(connection)
+    connection.execute(_STAGING)
+    return connection
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables to this version, whichever they are. Raises Unavailable if they are newer than this program."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version"
+            " (version int PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
+        version = int(str(row[0])) if row else 0
+        if version > len(SCHEMAS):
+            raise Unavailable(
+                f"the database has version {version} of klagg's tables; this one knows {len(SCHEMAS)}: use a newer one"
+            )
+        for number, name in enumerate(SCHEMAS[version:], version + 1):
+            connection.execute(files("services.persist").joinpath(name).read_bytes())
+            connection.execute("INSERT INTO schema_version (version) VALUES (%s)", [number])
+
+
+def save(connection: Connection, batch: DirtyBatch) -> int:
+    """Save a batch in one transaction and return how many rows it has. Saving it twice is saving it once."""
+    rows = placed_rows(batch.rows)
+    with connection.transaction(), connection.cursor() as cursor:
+        if len(rows):
+            with cursor.copy(f"COPY staging ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
+                copy.write(staged(rows))
+            cursor.execute(_UPSERT, _units(batch.marks))
+        cursor.executemany(_MARKS, [_mark_values(mark) for mark in batch.marks])
+        cursor.execute(
+            "INSERT INTO engine_state (exchange_time) VALUES (%s)"
+            " ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time",
+            [_moment(batch.exchange_time)],
+        )
+    return len(rows)
+
+
+def load(connection: Connection, session: int, window: int) -> Iterator[Restored]:
+    """Yield every symbol's mark and its newest `window` rows an interval, as one consistent cut."""
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        state = connection.execute("SELECT exchange_time FROM engine_state").fetchone()
+        exchange_time = _ms(state[0]) if state else 0
+        marks = _marks(connection)
+        for begin in range(0, len(marks), PART_SYMBOLS):
+            part = marks[begin : begin + PART_SYMBOLS]
+            # Parameters of COPY are not bound by the server: they are written into its text.
+            with psycopg.ClientCursor(connection).copy(_NEWEST, {**_units(part), "window": window}) as copy:
+                rows = unstaged(b"".join(bytes(chunk) for chunk in copy))
+            yield Restored(session, part, rows.tobytes(), False, exchange_time)
+        yield Restored(session, [], b"", True, exchange_time)
+
+
+def _marks(connection: Connection) -> list[SymbolMark]:
+    rows = connection.execute(
+        "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps"
+        " FROM symbols ORDER BY symbol"
+    )
+    return [
+        SymbolMark(
+            symbol,
+            price,
+            quantity,
+            stream,
+            active,
+            _ms(grid_3d),
+            _ms(seam_time),
+            last_id,
+            [(gap.lower, gap.upper - 1) for gap in gaps],
+        )
+        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps in rows
+    ]
+
+
+def _units(marks: list[SymbolMark]) -> dict[str, list[object]]:
+    return {
+        "symbols": [mark.symbol for mark in marks],
+        "price_decimals": [mark.price_decimals for mark in marks],
+        "quantity_decimals": [mark.quantity_decimals for mark in marks],
+        "intervals": list(INTERVAL_NAMES),
+        "sources": list(SOURCES),
+    }
+
+
+def _mark_values(mark: SymbolMark) -> tuple[object, ...]:
+    return (
+        mark.symbol,
+        mark.price_decimals,
+        mark.quantity_decimals,
+        mark.stream,
+        mark.active,
+        _moment(mark.grid_3d),
+        _moment(mark.seam_time),
+        mark.last_id,
+        Multirange([Range(first, last, "[]") for first, last in mark.gaps]),
+    )
+
+
+def _moment(time_ms: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=time_ms)
+
+
+def _ms(moment: object) -> int:
+    assert isinstance(moment, datetime)
+    return (moment - EPOCH) // timedelta(milliseconds=1)
+
+
+assert _moment(EPOCH_2000_MS) == datetime(2000, 1, 1, tzinfo=UTC)

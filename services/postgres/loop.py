@@ -47,7 +47,8 @@ def main(config: Config) -> int:
 def _serve(config: Config, stop: StopSignal) -> int:
     cluster, sockets = config.postgres_path, socket_folder(config)
     for folder in (cluster, sockets):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
     install = installation(cluster)
     become = user_for(cluster, [cluster, sockets])
     began = time.monotonic()

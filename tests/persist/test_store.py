@@ -1,0 +1,204 @@
+"""The tables: what goes in comes out, to the last digit, and only whole."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.persist import store
+from services.persist.copying import VALUES
+from services.persist.export import COLUMNS, export_csv
+from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
+from shared.kline import CLOSED, EXCHANGE, PLACED_KLINE
+from shared.process import Unavailable
+from shared.wire import DirtyBatch, SymbolMark, placed_rows
+from tests.database import database
+from tests.support import write_config
+
+NOW = 1_790_000_000_000
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with database(write_config(tmp_path_factory.mktemp("database"))) as url:
+        yield url
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[store.Connection]:
+    with store.connect(url) as connection:
+        connection.execute("TRUNCATE klines, symbols, engine_state")
+        yield connection
+
+
+def mark(symbol: str = "BTCUSDT", price: int = 2, quantity: int = 3, **fields: Any) -> SymbolMark:
+    values: dict[str, Any] = {
+        "stream": f"{symbol.lower()}@aggTrade",
+        "active": True,
+        "grid_3d": 0,
+        "seam_time": NOW,
+        "last_id": 41,
+        "gaps": [],
+    }
+    return SymbolMark(symbol, price, quantity, **(values | fields))
+
+
+def rows(number: int = 1, symbol: int = 0, interval: str = "1m", begin: int = NOW, **fields: Any) -> np.ndarray:
+    """Return consecutive klines of an interval."""
+    placed = np.zeros(number, PLACED_KLINE)
+    placed["symbol"], placed["interval"] = symbol, INTERVAL_NAMES.index(interval)
+    time = open_time_of(interval, begin)
+    for place in range(number):
+        placed["kline"][place]["open_time"] = time
+        time = next_open_time(interval, time)
+    for name, value in fields.items():
+        placed["kline"][name] = value
+    return placed
+
+
+def batch(placed: np.ndarray, marks: list[SymbolMark] | None = None, number: int = 1) -> DirtyBatch:
+    return DirtyBatch(1, number, NOW, marks if marks is not None else [mark()], placed.tobytes())
+
+
+def loaded(connection: store.Connection, window: int = 1_000) -> tuple[list[SymbolMark], np.ndarray]:
+    parts = list(store.load(connection, 9, window))
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert {part.session for part in parts} == {9}
+    marks: list[SymbolMark] = []
+    found = []
+    for part in parts:
+        content = placed_rows(part.rows).copy()
+        content["symbol"] += len(marks)
+        marks += part.marks
+        found.append(content)
+    return marks, np.concatenate(found)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    values=st.lists(INT64, min_size=len(VALUES), max_size=len(VALUES)),
+    price=st.integers(0, 12),
+    quantity=st.integers(0, 12),
+    flags=st.sampled_from([0, CLOSED, EXCHANGE, CLOSED | EXCHANGE]),
+    interval=st.sampled_from(INTERVAL_NAMES),
+)
+def test_whatever_an_int64_holds_comes_back_the_same(
+    connection: store.Connection, values: list[int], price: int, quantity: int, flags: int, interval: str
+) -> None:
+    placed = rows(3, interval=interval, flags=flags, revision=7, **dict(zip(VALUES, values, strict=True)))
+    marks = [mark(price=price, quantity=quantity, gaps=[(3, 3), (5, 2**62)])]
+    connection.execute("TRUNCATE klines")
+    store.save(connection, batch(placed, marks))
+    store.save(connection, batch(placed, marks))
+    found_marks, found = loaded(connection)
+    assert found_marks == marks
+    assert found.tobytes() == placed.tobytes()
+
+
+def test_people_read_exact_decimals_and_utc_times(connection: store.Connection) -> None:
+    placed = rows(
+        open=6_250_010, high=6_250_020, low=-5, close=0, volume=12_345, quote_volume=10**18, id_count=2, flags=EXCHANGE
+    )
+    store.save(connection, batch(placed))
+    connection.execute("SET timezone = 'UTC'")
+    row = connection.execute(
+        "SELECT open::text, low::text, close::text, volume::text, quote_volume::text, open_time, close_time, closed,"
+        " source FROM klines WHERE symbol = 'BTCUSDT' AND interval = '1m'"
+    ).fetchone()
+    opened = datetime.fromtimestamp(NOW // 60_000 * 60, UTC)
+    assert row == (
+        "62500.10",
+        "-0.05",
+        "0.00",
+        "12.345",
+        "10000000000000.00000",
+        opened,
+        opened.replace(second=59, microsecond=999_000),
+        False,
+        "both",
+    )
+
+
+def test_a_newer_version_of_a_row_replaces_the_older(connection: store.Connection) -> None:
+    store.save(connection, batch(rows(close=1, last_id=5)))
+    store.save(connection, batch(rows(close=2, last_id=6, flags=CLOSED), [mark(price=4, last_id=6)]))
+    marks, found = loaded(connection)
+    assert (marks[0].last_id, marks[0].price_decimals) == (6, 4)
+    assert [tuple(row["kline"][["close", "last_id", "flags"]]) for row in found] == [(2, 6, CLOSED)]
+
+
+def test_rows_and_marks_of_a_batch_are_saved_together_or_not_at_all(connection: store.Connection) -> None:
+    store.save(connection, batch(rows(close=1)))
+    twice = np.concatenate([rows(close=5), rows(close=6)])
+    with pytest.raises(psycopg.errors.CardinalityViolation):
+        store.save(connection, batch(twice, [mark(last_id=99)]))
+    with pytest.raises(psycopg.Error):
+        store.save(connection, batch(rows(2, close=7), [mark(last_id=99), mark("X", gaps=[(9, 1)])]))
+    marks, found = loaded(connection)
+    assert (marks[0].last_id, found["kline"]["close"].tolist()) == (41, [1])
+    # What is left in the staging table of a failed batch must not come up in the next.
+    store.save(connection, batch(rows(begin=NOW + 3_600_000, close=8)))
+    assert sorted(loaded(connection)[1]["kline"]["close"].tolist()) == [1, 8]
+
+
+def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connection: store.Connection) -> None:
+    names = [f"S{number:03}USDT" for number in range(store.PART_SYMBOLS * 2 + 1)]
+    for number, name in enumerate(names):
+        placed = np.concatenate([rows(5, interval=interval, close=number) for interval in INTERVAL_NAMES])
+        store.save(connection, batch(placed, [mark(name)]))
+    parts = list(store.load(connection, 1, 3))
+    assert [len(part.marks) for part in parts] == [store.PART_SYMBOLS, store.PART_SYMBOLS, 1, 0]
+    marks, found = loaded(connection, window=3)
+    assert [each.symbol for each in marks] == names
+    assert len(found) == len(names) * len(INTERVAL_NAMES) * 3
+    assert (found["kline"]["close"] == found["symbol"]).all()
+    newest = found[(found["symbol"] == 0) & (found["interval"] == 0)]["kline"]["open_time"].tolist()
+    assert newest == [NOW // 60_000 * 60_000 + minute * 60_000 for minute in (2, 3, 4)]
+
+
+def test_an_empty_store_says_so(connection: store.Connection) -> None:
+    (only,) = store.load(connection, 1, 100)
+    assert (only.last, only.marks, only.rows, only.exchange_time) == (True, [], b"", 0)
+
+
+def test_the_exchanges_time_is_kept(connection: store.Connection) -> None:
+    store.save(connection, batch(rows()[:0], []))
+    (only,) = store.load(connection, 1, 100)
+    assert only.exchange_time == NOW
+
+
+def test_tables_of_a_newer_klagg_are_left_alone(url: str) -> None:
+    with store.connect(url) as connection:
+        connection.execute("INSERT INTO schema_version (version) VALUES (99)")
+        try:
+            with pytest.raises(Unavailable, match="version 99"):
+                store.migrate(connection)
+        finally:
+            connection.execute("DELETE FROM schema_version WHERE version = 99")
+        store.migrate(connection)
+
+
+def test_klines_are_exported_in_the_archives_form(connection: store.Connection, tmp_path: Path) -> None:
+    closed = rows(2, open=100, high=120, low=90, close=110, volume=1_500, quote_volume=165_000, trade_count=3, flags=1)
+    still_open = rows(1, begin=NOW + 120_000, open=110)
+    monthly = rows(1, interval="1M", close=5, flags=1)
+    store.save(connection, batch(np.concatenate([closed, still_open, monthly])))
+    store.save(connection, batch(rows(1, flags=0), [mark("SILENTUSDT")]))
+    assert export_csv(connection, tmp_path) == 2
+    header, *lines = (tmp_path / "BTCUSDT" / "BTCUSDT-1m.csv").read_text().splitlines()
+    assert header == ",".join(COLUMNS)
+    begin = NOW // 60_000 * 60_000
+    assert lines[0] == f"{begin},1.00,1.20,0.90,1.10,1.500,{begin + 59_999},1.65000,3,0.000,0.00000,0"
+    assert len(lines) == 2
+    month = (tmp_path / "BTCUSDT" / "BTCUSDT-1M.csv").read_text().splitlines()[1].split(",")
+    assert (int(month[0]), int(month[6])) == (open_time_of("1M", NOW), next_open_time("1M", int(month[0])) - 1)
+    assert Decimal(month[4]) == Decimal("0.05")
+    assert not (tmp_path / "SILENTUSDT").exists()

@@ -36,7 +36,8 @@ ROOMS = ("postgres", "persist", "engine", "ingest", "simulator")
 """In the order of starting. Stopping goes the other way, so that whoever has something to hand on still can."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".zip")
 POLL_S = 0.1
-PROGRESS_S = 2.0
+PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
+"""How often to tell how far it is, and how often that it is still there."""
 STALL_MAX_S = 120.0
 """A replay in which nothing has moved for so long will not end. A first start compiles the engine: half a minute."""
 STOP_MAX_S = 10.0
@@ -127,7 +128,8 @@ class _Pipeline:
         for room, process in self._processes.items():
             code = process.poll()
             if code is not None:
-                blame = 2 if room == "simulator" and code == 2 else 1
+                # The simulator reads the files; what it needs besides, a port, was free a moment ago.
+                blame = 2 if room == "simulator" and code in (2, 3) else 1
                 raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
 
     def last_words(self, room: str) -> str:
@@ -139,6 +141,7 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
     """Wait until all that was recorded is saved, and return the number of symbols. Raises ReplayFailed."""
     moved_at = told_at = time.monotonic()
     before: object = None
+    told = ""
     while True:
         pipeline.check()
         status = _status(config)
@@ -158,11 +161,12 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
             missing = sorted(
                 set(wanted) - {symbol for symbol, state in saved.items() if state >= (wanted[symbol], True)}
             )
-            words = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
-            raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{words}")
-        if now - told_at >= PROGRESS_S:
-            told_at = now
-            log.info("%s", _progress(status, done, len(wanted)))
+            logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
+            raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{logs}")
+        words = _progress(status, done, len(wanted))
+        if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
+            told, told_at = words, now
+            log.info("%s", words)
         time.sleep(POLL_S)
 
 

@@ -73,6 +73,8 @@ class Loop:
         self._away = False
         self._session = time.time_ns() // 1_000
         self._engine_session: int | None = None
+        self._finished = False
+        """The engine has said that nothing follows."""
         self._refused = 0
         self._batches = self._rows = 0
         self._figures_at = time.monotonic() + FIGURES_S
@@ -89,16 +91,14 @@ class Loop:
         poller.register(requests, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)
         give_up_at = float("inf")
-        while time.monotonic() < give_up_at:
+        while time.monotonic() < give_up_at and not (self._stop.asked and self._finished):
             if self._stop.asked and give_up_at == float("inf"):
                 give_up_at = time.monotonic() + GRACE_S
                 poller.unregister(self._stop.fd)
             for socket, _ in poller.poll(100 if self._stop.asked else 10_000):
                 if socket is requests:
-                    finished = self._serve(requests.recv())
+                    self._serve(requests.recv())
                     if self._stop.asked:
-                        if finished:
-                            return
                         give_up_at = time.monotonic() + GRACE_S
             if time.monotonic() >= self._figures_at:
                 self._figures_at = time.monotonic() + FIGURES_S
@@ -108,25 +108,25 @@ class Loop:
         if self._connection is not None:
             self._connection.close()
 
-    def _serve(self, message: bytes) -> bool:
-        """Do what the engine asks. Return whether it has finished."""
+    def _serve(self, message: bytes) -> None:
+        """Do what the engine asks."""
         try:
             request = decode_store_request(message)
         except WireError as error:
             self._refused += 1
             if self._refused == 1:
                 log.warning("refused a message that is no request; more of them are only counted: %s", error)
-            return False
+            return
+        self._finished = isinstance(request, Finished)
         match request:
             case Load():
                 self._load(request)
             case DirtyBatch():
                 self._save(request)
             case Finished():
-                return True
+                pass
             case _:
                 assert_never(request)
-        return False
 
     def _load(self, request: Load) -> None:
         began = time.monotonic()

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -135,10 +137,22 @@ def recorded_agg_trades(path: Path) -> dict[str, dict[int, list[Trade]]]:
     return minutes
 
 
+@pytest.fixture(scope="module")
+def folders() -> Iterator[Path]:
+    """A folder with a short name: a socket's path is limited to 107 bytes, and klagg goes elsewhere with longer ones."""
+    with tempfile.TemporaryDirectory(prefix="kr") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def folder(folders: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=folders))
+
+
 def start_replay(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start `klagg replay` with a temporary folder of its own, below `folder`."""
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
+    temporary = folder / "t"
+    temporary.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
     return subprocess.Popen(
         [sys.executable, "-m", "services.cli", "replay", *arguments, "--export", str(folder / "export")],
@@ -166,7 +180,7 @@ def processes_below(folder: Path) -> list[str]:
 
 def assert_nothing_left(folder: Path) -> None:
     wait_for("the rooms to be gone", lambda: not processes_below(folder), timeout=5)
-    assert not list((folder / "tmp").iterdir())
+    assert not list((folder / "t").iterdir())
 
 
 def replayed(folder: Path, file: Path, stream: str) -> Path:
@@ -186,9 +200,9 @@ def recording(name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def every_trade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def every_trade(folders: Path) -> Path:
     file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
-    return replayed(tmp_path_factory.mktemp("trade"), file, "trade")
+    return replayed(Path(tempfile.mkdtemp(dir=folders)), file, "trade")
 
 
 def test_seven_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Path) -> None:
@@ -198,6 +212,10 @@ def test_seven_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Pat
     minutes = [begin + number * MINUTE_MS for number in range(7)]
     assert [ours.get(minute) for minute in minutes] == [theirs[minute] for minute in minutes]
     assert all(ours[minute].trade_count > 0 for minute in minutes)
+    # To the last digit, zeros at the end included: the lines themselves.
+    theirs_lines = recording("usdm-BTCUSDT-1m-20230404T2356.csv").read_text(encoding="utf-8").split()
+    ours_lines = (every_trade / "BTCUSDT" / "BTCUSDT-1m.csv").read_text(encoding="utf-8").split()
+    assert [line for line in ours_lines if line in theirs_lines[1:]] == theirs_lines[4:11]
 
 
 def test_higher_intervals_equal_the_merge_of_the_minutes(every_trade: Path) -> None:
@@ -232,9 +250,9 @@ def test_the_files_are_in_the_archives_form(every_trade: Path) -> None:
         "spot-BTCUSDT-aggTrades-2026-01-01-first5000.csv.gz",
     ],
 )
-def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(tmp_path: Path, name: str) -> None:
+def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(folder: Path, name: str) -> None:
     minutes = recorded_agg_trades(recording(name))
-    export = replayed(tmp_path, recording(name), "aggTrade")
+    export = replayed(folder, recording(name), "aggTrade")
     compared = 0
     for symbol, recorded in minutes.items():
         ours = read_rows(export / symbol / f"{symbol}-1m.csv")
@@ -247,11 +265,11 @@ def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(tmp_path: Pa
     assert compared >= len(minutes) / 2
 
 
-def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
     file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
-    process = start_replay(tmp_path, str(file), "--stream", "trade", "--speed", "1")
+    process = start_replay(folder, str(file), "--stream", "trade", "--speed", "1")
     try:
-        wait_for("the rooms to run", lambda: len(processes_below(tmp_path)) >= 5)
+        wait_for("the rooms to run", lambda: len(processes_below(folder)) >= 5)
         asked_at = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
@@ -262,14 +280,14 @@ def test_ctrl_c_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     assert said.endswith("klagg: interrupted\n")
     assert "Traceback" not in said
     assert time.monotonic() - asked_at < 10
-    assert_nothing_left(tmp_path)
+    assert_nothing_left(folder)
 
 
-def test_a_stream_that_was_not_recorded_is_named(tmp_path: Path) -> None:
+def test_a_stream_that_was_not_recorded_is_named(folder: Path) -> None:
     process = start_replay(
-        tmp_path, str(recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")), "--stream", "trade"
+        folder, str(recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")), "--stream", "trade"
     )
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2, said
     assert "there is no trade of the trade stream in the recording" in said
-    assert_nothing_left(tmp_path)
+    assert_nothing_left(folder)

@@ -1,0 +1,114 @@
+"""The database against the simulator's truth: every kline of every interval, every field, every id."""
+
+import json
+import urllib.request
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+import psycopg
+
+from shared.config import Config
+from shared.interval import INTERVAL_NAMES
+from shared.postgres import database_url
+from tests.support import wait_for
+
+FIELDS = [
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "quote_volume",
+    "trade_count",
+    "taker_buy_volume",
+    "taker_buy_quote_volume",
+    "first_id",
+    "last_id",
+]
+ROWS = 130
+"""Klines an interval: more than the engine begins with and a test goes on for."""
+_QUERY = f"""
+SELECT symbol, interval, (extract(epoch FROM open_time) * 1000)::int8, (extract(epoch FROM close_time) * 1000)::int8,
+    closed, id_count, {", ".join(FIELDS)}
+FROM klines
+"""
+
+
+def ask(config: Config, path: str, method: str = "GET", **parameters: object) -> Any:
+    """Ask the simulator something of its own (`/simulator/...`)."""
+    url = f"http://{config.simulator.host}:{config.simulator.port}/simulator/{path}?{urlencode(parameters)}"
+    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as answer:
+        return json.load(answer)
+
+
+def settle(config: Config, timeout: float = 60.0) -> None:
+    """Let the market stand still, and wait until all that was traded is in the database."""
+    ask(config, "pause", "POST")
+    kind = config.exchange.stream
+    wanted = {symbol: ids[kind] for symbol, ids in ask(config, "status")["last_ids"].items() if ids[kind] is not None}
+
+    def saved() -> bool:
+        with psycopg.connect(database_url(config)) as connection:
+            rows = connection.execute("SELECT symbol, last_id, isempty(gaps) FROM symbols WHERE active").fetchall()
+        known = {symbol: (last_id, whole) for symbol, last_id, whole in rows}
+        return all(known.get(symbol) == (last_id, True) for symbol, last_id in wanted.items())
+
+    wait_for("the database to have everything", saved, timeout)
+
+
+def differences(config: Config) -> tuple[list[str], int]:
+    """Compare the whole table and return (what differs, how many klines were compared)."""
+    stored: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    with psycopg.connect(database_url(config)) as connection:
+        seams = dict(
+            connection.execute("SELECT symbol, (extract(epoch FROM seam_time) * 1000)::int8 FROM symbols").fetchall()
+        )
+        for symbol, interval, open_time, close_time, closed, id_count, *values in connection.execute(_QUERY):
+            row = dict(zip(FIELDS, values, strict=True))
+            row |= {"close_time": close_time, "closed": closed, "id_count": id_count}
+            stored.setdefault(symbol, {}).setdefault(interval, {})[open_time] = row
+    found: list[str] = []
+    compared = 0
+    for symbol in sorted(stored):
+        truth = ask(config, "truth", symbol=symbol, stream=config.exchange.stream, since=seams[symbol], rows=ROWS)
+        for interval in INTERVAL_NAMES:
+            have = stored[symbol].get(interval, {})
+            part, count = _compare(f"{symbol} {interval}", truth["klines"][interval], have, truth["time"])
+            found += part
+            compared += count
+    return found, compared
+
+
+def _compare(
+    name: str, truth: list[dict[str, Any]], have: dict[int, dict[str, Any]], now: int
+) -> tuple[list[str], int]:
+    """Compare one symbol's klines of one interval from the first that is stored."""
+    if not have:
+        # Without any trade there is no price, and no kline.
+        return ([f"{name}: {len(truth)} klines are missing"] if truth else []), 0
+    found = []
+    wanted = {row["open_time"]: row for row in truth if row["open_time"] >= min(have)}
+    for open_time in sorted(wanted.keys() | have.keys()):
+        want, got = wanted.get(open_time), have.get(open_time)
+        if got is None:
+            found.append(f"{name} {open_time}: missing")
+        elif want is None:
+            # The engine's clock runs on while the market stands still; nothing can have been traded since.
+            if open_time <= now or got["trade_count"]:
+                found.append(f"{name} {open_time}: not in the truth: {got}")
+        else:
+            found += _differences(f"{name} {open_time}", want, got, now)
+    return found, len(wanted)
+
+
+def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int) -> list[str]:
+    expected = {field: Decimal(want["count" if field == "trade_count" else field] or 0) for field in FIELDS}
+    different = {field: (got[field], value) for field, value in expected.items() if got[field] != value}
+    if got["close_time"] != want["close_time"]:
+        different["close_time"] = (got["close_time"], want["close_time"])
+    if want["first_id"] is not None and got["id_count"] != want["last_id"] - want["first_id"] + 1:
+        different["id_count"] = (got["id_count"], want["last_id"] - want["first_id"] + 1)
+    if want["close_time"] < now and not got["closed"]:
+        different["closed"] = (False, True)
+    return [f"{name}: {different} (have, want)"] if different else []

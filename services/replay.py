@@ -1,7 +1,8 @@
 """A recording through the whole pipeline: the same processes as ever, in a folder of their own, then CSV files.
 
-Decides when a replay is over: when every symbol's last id of the recording is in the database and none before it is
-missing. Knows nothing of klines and files' contents: the simulator reads those, the rooms make these.
+Decides when a replay is over: when every symbol's last id of the recording is in the database, none before it is
+missing, and every minute that has ended is closed. Knows nothing of klines and files' contents: the simulator reads
+those, the rooms make these.
 
 Crash: the rooms end with this process (shared/process.py); only the temporary folder stays behind a `kill -9`.
 """
@@ -146,15 +147,14 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
         pipeline.check()
         status = _status(config)
         wanted = _wanted(status, stream)
-        saved = _saved(config)
+        saved, unclosed = _saved(config, int(status.get("time", 0)))
         done = sum(saved.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
-        if status.get("ended"):
-            if not wanted:
-                raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
-            if done == len(wanted):
-                return done
+        if status and not wanted:
+            raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
+        if status.get("ended") and done == len(wanted) and not unclosed:
+            return done
         now = time.monotonic()
-        progress = (status.get("time"), status.get("trades"), saved)
+        progress = (status.get("time"), status.get("trades"), saved, unclosed)
         if progress != before:
             before, moved_at = progress, now
         elif now - moved_at > STALL_MAX_S:
@@ -195,13 +195,19 @@ def _status(config: Config) -> dict[str, Any]:
     return status
 
 
-def _saved(config: Config) -> dict[str, tuple[int, bool]]:
-    """Return each symbol's highest id in the database, and whether none below it is missing."""
-    with suppress(psycopg.OperationalError, psycopg.errors.UndefinedTable, OSError):
+def _saved(config: Config, time_ms: int) -> tuple[dict[str, tuple[int, bool]], int]:
+    """Return what is in the database: each symbol's highest id and whether none below it is missing, and how many 1m
+    klines have ended by the exchange's time and are not closed yet.
+    """
+    with suppress(psycopg.OperationalError, psycopg.errors.UndefinedTable):
         with psycopg.connect(database_url(config), connect_timeout=2) as connection:
-            rows = connection.execute("select symbol, last_id, isempty(gaps) from symbols").fetchall()
-        return {symbol: (last_id, whole) for symbol, last_id, whole in rows}
-    return {}
+            rows = connection.execute("SELECT symbol, last_id, isempty(gaps) FROM symbols").fetchall()
+            unclosed = connection.execute(
+                "SELECT count(*) FROM klines WHERE interval = '1m' AND NOT closed AND close_time < to_timestamp(%s)",
+                [time_ms / 1000],
+            ).fetchone()
+        return {symbol: (last_id, whole) for symbol, last_id, whole in rows}, unclosed[0] if unclosed else 0
+    return {}, 0
 
 
 def _checked(file: Path) -> str:

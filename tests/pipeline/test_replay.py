@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -139,7 +140,7 @@ def recorded_agg_trades(path: Path) -> dict[str, dict[int, list[Trade]]]:
 
 @pytest.fixture(scope="module")
 def folders() -> Iterator[Path]:
-    """A folder with a short name: a socket's path is limited to 107 bytes, and klagg goes elsewhere with longer ones."""
+    """A folder with a short name: a socket's path has 107 bytes at most, and klagg goes elsewhere with longer ones."""
     with tempfile.TemporaryDirectory(prefix="kr") as folder:
         yield Path(folder)
 
@@ -149,12 +150,13 @@ def folder(folders: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=folders))
 
 
-def start_replay(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `klagg replay` with a temporary folder of its own, below `folder`."""
+@contextmanager
+def replaying(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `klagg replay` with a temporary folder of its own, below `folder`, and end it with the block."""
     temporary = folder / "t"
     temporary.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "replay", *arguments, "--export", str(folder / "export")],
         cwd=ROOT,
         env=clean | {"TMPDIR": str(temporary)},
@@ -162,6 +164,12 @@ def start_replay(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
 
 
 def processes_below(folder: Path) -> list[str]:
@@ -185,8 +193,8 @@ def assert_nothing_left(folder: Path) -> None:
 
 def replayed(folder: Path, file: Path, stream: str) -> Path:
     """Replay a recording to its end and return the folder of the CSV files."""
-    process = start_replay(folder, str(file), "--stream", stream)
-    _, said = process.communicate(timeout=150)
+    with replaying(folder, str(file), "--stream", stream) as process:
+        _, said = process.communicate(timeout=150)
     assert process.returncode == 0, said
     assert_nothing_left(folder)
     return folder / "export"
@@ -267,15 +275,11 @@ def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(folder: Path
 
 def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
     file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
-    process = start_replay(folder, str(file), "--stream", "trade", "--speed", "1")
-    try:
+    with replaying(folder, str(file), "--stream", "trade", "--speed", "1") as process:
         wait_for("the rooms to run", lambda: len(processes_below(folder)) >= 5)
         asked_at = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == 130
     assert said.endswith("klagg: interrupted\n")
     assert "Traceback" not in said
@@ -284,10 +288,9 @@ def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
 
 
 def test_a_stream_that_was_not_recorded_is_named(folder: Path) -> None:
-    process = start_replay(
-        folder, str(recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")), "--stream", "trade"
-    )
-    _, said = process.communicate(timeout=60)
+    file = recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")
+    with replaying(folder, str(file), "--stream", "trade") as process:
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 2, said
     assert "there is no trade of the trade stream in the recording" in said
     assert_nothing_left(folder)

@@ -245,7 +245,8 @@ class History:
             # As many rows as ids lie between, so the page reaches `before` however many of them are void.
             page = await self._keyed_page(symbol, start)
             wanted = bisect_left(page.times, from_time)
-            done = wanted > 0 or start == 0
+            # Void ids are few: a page without anything below `before` means that nothing is older.
+            done = wanted > 0 or start == 0 or page.ids[0] >= before
             self._answer(symbol, page, 0 if done else start, min(before - 1, end), from_place=wanted)
             if done:
                 return

@@ -339,6 +339,16 @@ def test_void_ids_of_the_trade_stream_are_covered_without_rows(exchange: Exchang
         assert all(later[0] == earlier[1] + 1 for earlier, later in pairwise(parts))
 
 
+def test_looking_back_ends_where_nothing_is_older(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(3_000_000_000, 3_000_001_700)]
+    with playing(tmp_path, exchange, stream="trade") as played:
+        played.subscribe("btcusdt@trade")
+        played.engine.ask(FetchTrades("BTCUSDT", 0, -1, FORMING - 1000))
+        wait_for("the beginning", lambda: any(first == 0 for first, _ in played.covered()))
+        assert sorted(row[1] for row in played.rows()) == list(range(3_000_000_000, 3_000_001_700))
+        assert len(exchange.requests("historicalTrades")) <= 3
+
+
 def test_klines_are_fetched_closed_ones_only(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")

@@ -30,6 +30,7 @@ from services.persist.export import export_csv
 from shared.config import Config, load
 from shared.interval import utc
 from shared.postgres import database_url
+from shared.process import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class _Pipeline:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C reaches this process alone, which then ends them in order.
                 process_group=0,
+                # They do it themselves, but not before Python has loaded what they need.
+                preexec_fn=die_with_parent,
             )
 
     def stop(self, room: str) -> None:

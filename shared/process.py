@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -58,8 +59,15 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
+        if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _unheard() -> bool:
+    """Say whether whom the log goes to is gone: a parent that died while this process was still being loaded."""
+    ears = select.poll()
+    ears.register(2, 0)
+    return any(event & select.POLLERR for _, event in ears.poll(0))
 
 
 class StopSignal:

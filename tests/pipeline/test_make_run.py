@@ -164,10 +164,15 @@ def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(hous
     assert "Traceback" not in house.log
 
 
-def test_a_killed_supervisord_leaves_nobody_behind(house: House) -> None:
+@pytest.mark.parametrize("when", ["live", "starting"])
+def test_a_killed_supervisord_leaves_nobody_behind(house: House, when: str) -> None:
     house.start()
-    wait_for("the page", house.page, timeout=START_MAX_S)
     assert house.process is not None
+    if when == "live":
+        wait_for("the page", house.page, timeout=START_MAX_S)
+    else:
+        # Python is still loading what they need: nobody has asked the kernel for anything yet.
+        wait_for("the rooms", lambda: len(house.rooms()) >= len(ROOMS), timeout=START_MAX_S, every=0.01)
     house.process.kill()
     house.process.wait()
     wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=15)

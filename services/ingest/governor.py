@@ -5,7 +5,7 @@ milliseconds, and nothing here sends, waits or reads a clock.
 """
 
 MINUTE_MS = 60_000
-GUARD_MS = 250
+GUARD_MS = 1_000
 """A minute counts as begun this much after its second 0: the exchange's clock is only known to within some of it."""
 RESERVE = 0.1
 """The part of the budget that only repairs may use: a gap must not wait a minute for somebody's history."""

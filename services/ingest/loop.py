@@ -61,10 +61,12 @@ from shared.wire import (
 HEARTBEAT_S = 1.0
 CLOCK_S = 60.0
 """How often the exchange's clock is measured."""
-CLOCK_SAMPLES = 3
-"""At start, of which the last one counts: the first ones open the connection, which takes longer."""
-ROUND_TRIP_MAX_NS = 2_000_000_000
-"""A slower answer says too little about the time to replace what is known."""
+CLOCK_SAMPLES = 5
+"""At start, of which the quickest counts: the first one opens the connection, which takes longer."""
+DRIFT = 10_000
+"""Our clock runs wrong by less than one part in so many."""
+JUMP_MIN_NS = 50_000_000
+"""What scheduling alone may add to a measurement."""
 COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
 """Heartbeats."""
 WAIT_MAX_S = 2.0
@@ -130,6 +132,8 @@ class Ingest:
         self._clock = ExchangeClock(self._settings.clock_speed)
         self._rest_clock = ExchangeClock()
         """The exchange's clock always runs for its REST minutes, whatever a replay makes of time."""
+        self._time_doubt_ns = self._time_at_ns = 0
+        """How wrong the last measurement of the exchange's time can be, and when it was made."""
         self._complaints = Complaints()
         self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
@@ -231,9 +235,13 @@ class Ingest:
     async def _measure_time(self, starting: bool = False) -> None:
         answer = await self._ask(self._venue.time(), starting)
         exchange_ms = read_time(answer.body)
-        round_trip = answer.received_ns - answer.sent_ns
         middle = (answer.sent_ns + answer.received_ns) // 2
-        if round_trip <= ROUND_TRIP_MAX_NS or not self._clock.known:
+        doubt = (answer.received_ns - answer.sent_ns) // 2
+        known_doubt = self._time_doubt_ns + (middle - self._time_at_ns) // DRIFT
+        off_ns = abs(self._rest_clock.now(middle) - exchange_ms) * 1_000_000
+        # A worse measurement than the one before says nothing, unless the exchange's clock has jumped.
+        if not self._rest_clock.known or doubt <= known_doubt or off_ns > doubt + known_doubt + JUMP_MIN_NS:
+            self._time_doubt_ns, self._time_at_ns = doubt, middle
             self._rest_clock.set(exchange_ms, middle)
             if self._clock.speed or not self._clock.known:
                 self._clock.set(exchange_ms, middle)

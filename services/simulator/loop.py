@@ -161,7 +161,7 @@ class Simulator:
             # Making the market took a moment, and the machine's time is to be met.
             self._clock.set(time.time_ns() / 1_000_000, True)
         self._paused = False
-        self._weight_base = self.market.started, time.monotonic()
+        self._weight_base = self._clock.now(), time.monotonic()
         self._rest = Rest(self.market, Weights(settings.weight_limit))
         self._connections: set[Connection] = set()
         self._wanted: set[str] = set()

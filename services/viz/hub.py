@@ -323,6 +323,7 @@ class Hub:
     def tick(self, now: float) -> None:
         """Tell viewers when the state of things has changed."""
         status = {"engine": self.engine_state(now), "database": self.database, "feed": self.feed()}
+        status |= {"history": self.history()}
         if status != self._status:
             self._status = status
             self._status_message = Message({"kind": "status", **status})
@@ -331,10 +332,17 @@ class Hub:
 
     def feed(self) -> str:
         """Return what the engine says of the exchange's feed: `connected`, `disconnected`, or empty for unknown."""
-        connected = self.health.get("connected", self.health.get("feed_connected"))
+        connected = self.health.get("connected")
         if not isinstance(connected, bool):
             return ""
         return "connected" if connected else "disconnected"
+
+    def history(self) -> list[int] | None:
+        """Return how many symbols' history was fetched, of how many, and the minutes left; None when all is done."""
+        done, of, left_ms = (self.health.get(name) for name in ("announced", "to_announce", "announce_ms"))
+        if not isinstance(done, int) or not isinstance(of, int) or not isinstance(left_ms, int) or done >= of:
+            return None
+        return [done, of, -(-left_ms // 60_000)]
 
     def symbols(self) -> dict[str, tuple[Any, ...]]:
         """Return last, open, high, low, volume, quote volume of 24 h and `active`, by symbol."""

@@ -90,6 +90,8 @@ class PlayedEngine:
         self.figures: dict[str, tuple[str, str]] = {}
         """Last price and price 24 h ago of every symbol."""
         self.connected = True
+        self.progress: dict[str, int] = {}
+        """How far the fetching of history is, as the engine passes it on."""
         self._speaks = speaks
         self._sequences: dict[str, int] = {}
         self._started = time.monotonic()
@@ -165,7 +167,7 @@ class PlayedEngine:
                     self._socket.send_multipart([order[0].encode(), order[1]])
             if self._speaks and time.monotonic() - spoke_at > 0.25:
                 spoke_at = time.monotonic()
-                health = {"session": self.session, "connected": self.connected, "trades": 1}
+                health = {"session": self.session, "connected": self.connected, "trades": 1} | self.progress
                 self._orders.put((HEALTH_TOPIC, encode(health)))
                 if self.figures:
                     self.publish_tickers()

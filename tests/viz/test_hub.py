@@ -294,7 +294,15 @@ def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> N
     hub.engine_health({"connected": False}, 1.0)
     hub.set_database("")
     hub.tick(1.0)
-    assert watcher.take() == [{"kind": "status", "engine": "live", "database": "", "feed": "disconnected"}]
+    assert watcher.take() == [
+        {"kind": "status", "engine": "live", "database": "", "feed": "disconnected", "history": None}
+    ]
+    hub.engine_health({"announced": 46, "to_announce": 204, "announce_ms": 61_000}, 1.1)
+    hub.tick(1.1)
+    assert [message["history"] for message in watcher.take()] == [[46, 204, 2]]
+    hub.engine_health({"announced": 204, "to_announce": 204, "announce_ms": 0}, 1.2)
+    hub.tick(1.2)
+    assert [message["history"] for message in watcher.take()] == [None]
     hub.tick(10.0)
     assert watcher.take()[0]["engine"] == "silent"
     assert Watcher(hub).take()[0]["engine"] == "silent"

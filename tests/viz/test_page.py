@@ -256,6 +256,15 @@ def test_the_legend_follows_the_cursor(screen: Screen, market: Market) -> None:
     expect(screen.page.locator("#mark-proof")).to_have_text("no trade missing")
 
 
+def test_the_progress_of_the_history_is_shown_while_there_is_any(screen: Screen, market: Market) -> None:
+    line = screen.page.locator("#history")
+    expect(line).to_be_hidden()
+    market.engine.progress = {"announced": 46, "to_announce": 204, "announce_ms": 61_000}
+    expect(line).to_have_text("History: 46 of 204 symbols, 2 min left")
+    market.engine.progress = {}
+    expect(line).to_be_hidden()
+
+
 def test_the_name_of_a_symbol_is_text_and_nothing_else(screen: Screen) -> None:
     screen.page.get_by_role("combobox").fill("<img")
     screen.page.get_by_role("option").first.click()

@@ -272,6 +272,12 @@ function showStates() {
     { connected: "Trades are coming in", disconnected: "There is no connection to the exchange" }[feedState] ?? "Known by way of the engine");
   light("database", !status ? "wait" : status.database ? "bad" : "good",
     !status ? "Not known" : status.database ? `No history: ${status.database}` : "History is there");
+  const progress = engine === "live" ? status.history : null;
+  element("history").hidden = !progress;
+  if (progress) {
+    const [done, all, minutes] = progress;
+    element("history").textContent = `History: ${done} of ${all} symbols, ${minutes} min left`;
+  }
 }
 
 function light(name, kind, meaning) {

@@ -31,6 +31,7 @@ from shared.config import Config, load
 from shared.interval import utc
 from shared.postgres import database_url
 from shared.process import die_with_parent
+from shared.sockets import ipc
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".zip")
 POLL_S = 0.1
 PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
 """How often to tell how far it is, and how often that it is still there."""
+TEMPORARY_MAX = 40
+"""The path of a socket has 107 bytes at most, and the processes put theirs below the temporary folder."""
 STALL_MAX_S = 120.0
 """A replay in which nothing has moved for so long will not end. A first start compiles the engine: half a minute."""
 STOP_MAX_S = 10.0
@@ -241,7 +244,7 @@ weight_share = 1.0
 api_key = "replay"
 [engine]
 save_interval_ms = {SAVE_INTERVAL_MS}
-snapshots = {json.dumps(f"ipc://{folder}/snapshots.ipc")}
+snapshots = {json.dumps(ipc(folder, "snapshots"))}
 [simulator]
 port = {port}
 speed = {speed}
@@ -265,7 +268,8 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             raise ReplayFailed(f"{keep}: {error.strerror}", code=2) from error
         yield keep.resolve()
         return
-    folder = Path(tempfile.mkdtemp(prefix="klagg-replay-"))
+    usual = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="klagg-replay-", dir=usual if len(usual) <= TEMPORARY_MAX else "/tmp"))
     try:
         yield folder
     finally:

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,11 +78,13 @@ def test_a_room_can_be_started_by_its_name(tmp_path: Path) -> None:
 
 class TestReplay:
     @pytest.fixture(autouse=True)
-    def _own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _own_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         self.folder = tmp_path
-        self.temporary = tmp_path / "temporary"
-        self.temporary.mkdir()
-        monkeypatch.setenv("TMPDIR", str(self.temporary))
+        # A short name: with a long one klagg would go elsewhere, because of its sockets.
+        with tempfile.TemporaryDirectory(prefix="kr") as temporary:
+            self.temporary = Path(temporary)
+            monkeypatch.setenv("TMPDIR", temporary)
+            yield
 
     def refused(self, *arguments: str) -> str:
         """Return what a replay says that must be refused without leaving anything behind."""

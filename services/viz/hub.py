@@ -322,8 +322,12 @@ class Hub:
 
     def tick(self, now: float) -> None:
         """Tell viewers when the state of things has changed."""
-        status = {"engine": self.engine_state(now), "database": self.database, "feed": self.feed()}
-        status |= {"history": self.history()}
+        status: dict[str, Any] = {
+            "engine": self.engine_state(now),
+            "database": self.database,
+            "feed": self.feed(),
+            "history": self.history(),
+        }
         if status != self._status:
             self._status = status
             self._status_message = Message({"kind": "status", **status})

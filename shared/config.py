@@ -54,6 +54,8 @@ class Engine(_Section, frozen=True, kw_only=True):
     save_rows: int = 1_000
     gap_retry_ms: int = 15_000
     """A gap that is still open after this long is asked for again."""
+    silence_ask_ms: int = 30_000
+    """A symbol without a trade for so long since the feed came up is asked about: its last ones may have been missed."""
     resume_max_ms: int = 3_600_000
     """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
     snapshots: str = "tcp://127.0.0.1:5556"
@@ -200,6 +202,7 @@ def _check(path: Path, config: Config) -> None:
         ("engine.save_interval_ms", config.engine.save_interval_ms, 10, 600_000),
         ("engine.save_rows", config.engine.save_rows, 1, 1_000_000),
         ("engine.gap_retry_ms", config.engine.gap_retry_ms, 100, 3_600_000),
+        ("engine.silence_ask_ms", config.engine.silence_ask_ms, 100, 3_600_000),
         ("engine.resume_max_ms", config.engine.resume_max_ms, 0, 86_400_000),
         ("database.port", config.database.port, 0, 65_535),
         ("viz.port", config.viz.port, 1, 65_535),

@@ -11,7 +11,8 @@ How it lives:
 2. It tells ingest every symbol that it knows; ingest announces all others (`AddSymbol`).
 3. Whatever begins, begins at a *seam*: trades before it are in the exchange's own klines, trades from it on are applied
    by id. A restored symbol's seam is past and only its frontier matters; one that was away for long begins anew.
-4. A missing id is asked for at once, and again while it stays missing.
+4. A missing id is asked for at once, and again while it stays missing. What was traded last before the feed came up
+   shows by the next id only; a symbol that stays silent then is asked about once.
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
 
@@ -103,6 +104,10 @@ class KlineEngine:
         self._absent: dict[str, Absent] = {}
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._unheard: dict[int, int] = {}
+        """Symbols and their last ids when the feed came up, ..."""
+        self._unheard_at = 0
+        """... and when (monotonic ns) those that are still there are asked about."""
         self._kline_asks: dict[tuple[int, int], FetchKlines] = {}
         """What the store lacks before the oldest klines of a symbol that began anew."""
         self._store_session = 0
@@ -147,6 +152,7 @@ class KlineEngine:
         if not self._held:
             self._open_minutes(self.clock.now(now_ns))
         self._ask_for_gaps(now_ns)
+        self._ask_about_silence(now_ns)
 
     def take_commands(self) -> list[Command]:
         """Return what is to be asked of ingest, in order."""
@@ -163,6 +169,8 @@ class KlineEngine:
             waits.append(minute)
         if self._ask_at:
             waits.append(max(0, min(self._ask_at.values()) - now_ns) // 1_000_000)
+        if self._unheard:
+            waits.append(max(0, self._unheard_at - now_ns) // 1_000_000)
         if self._under_way is None and (len(self.unsaved) or self._passing):
             waits.append(max(0, self._save_at - now_ns) // 1_000_000)
         return min(waits, default=None)
@@ -246,6 +254,20 @@ class KlineEngine:
                     seam = 0 if first_id else int(self.book.symbols[symbol]["seam_time"])
                     self._commands.append(FetchTrades(self.symbols[symbol], first_id, last_id, seam))
 
+    def _note_unheard(self, now_ns: int) -> None:
+        last_ids = self.book.symbols["last_id"][: len(self.symbols)].tolist()
+        self._unheard = {symbol: last_id for symbol, last_id in enumerate(last_ids) if last_id >= 0}
+        self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
+
+    def _ask_about_silence(self, now_ns: int) -> None:
+        if not self._unheard or now_ns < self._unheard_at:
+            return
+        for symbol, last_id in self._unheard.items():
+            state = self.book.symbols[symbol]
+            if state["last_id"] == last_id and state["active"]:
+                self._commands.append(FetchTrades(self.symbols[symbol], last_id + 1, -1))
+        self._unheard = {}
+
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
         count = int(self.book.symbols[symbol]["gap_count"])
@@ -295,8 +317,11 @@ class KlineEngine:
         known, self.feed = self.feed, state
         if not self.started:
             self._try_to_start(now_ns)
-        elif known is None or known.session != state.session:
+            return
+        if known is None or known.session != state.session:
             self._introduce()
+        if known is None or (known.session, known.since) != (state.session, state.since):
+            self._note_unheard(now_ns)
 
     # How it begins.
 
@@ -332,6 +357,7 @@ class KlineEngine:
             self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
             self._open_minutes(now)
             self._introduce()
+            self._note_unheard(now_ns)
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)

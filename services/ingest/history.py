@@ -170,7 +170,7 @@ class History:
         end = ask.last_id if ask.last_id >= 0 else ID_MAX
         first = ask.first_id
         if first:
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first))
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), _urgency(ask))
         else:
             page, newest = await self._since(ask.symbol, ask.from_time)
             if newest is not None:
@@ -184,7 +184,7 @@ class History:
             if reached == end or len(page.ids) < PAGE_MAX:
                 return
             first = reached + 1
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first))
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), _urgency(ask))
         if first == ask.first_id:
             self._answer(ask.symbol, None, 0, -1)
 
@@ -205,12 +205,12 @@ class History:
             raise Malformed(f"no trades since {from_time}, and a thousand of them")
         return page.beginning_at(wanted), None
 
-    async def _agg_page(self, request: Request) -> TradePage:
-        return read_agg_trades((await self._rest.get(request, Priority.TRADES)).body)
+    async def _agg_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
+        return read_agg_trades((await self._rest.get(request, priority)).body)
 
     async def _single_trades(self, ask: FetchTrades) -> None:
         """The `trade` stream: recent trades need no key, older ones do, and void ids are in neither."""
-        recent = await self._trade_page(self._venue.recent_trades(ask.symbol))
+        recent = await self._trade_page(self._venue.recent_trades(ask.symbol), _urgency(ask))
         if not recent.ids:
             self._answer(ask.symbol, None, 0, -1)
             return
@@ -260,8 +260,8 @@ class History:
             raise RestError("/historicalTrades", 400, 0, f"knows nothing from id {from_id} on")
         return page
 
-    async def _trade_page(self, request: Request) -> TradePage:
-        return read_trades((await self._rest.get(request, Priority.TRADES)).body)
+    async def _trade_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
+        return read_trades((await self._rest.get(request, priority)).body)
 
     def _answer(self, symbol: str, page: TradePage | None, first: int, last: int, from_place: int = 0) -> None:
         """Send the trades of a page whose ids lie in [first, last], and say that the range is covered.
@@ -305,3 +305,8 @@ class History:
         decimals = decimals_for(parts, *self._symbols.decimals.get(symbol, (0, 0)))
         self._symbols.decimals[symbol] = decimals
         return decimals
+
+
+def _urgency(ask: FetchTrades) -> Priority:
+    """Return how urgent it is: ids that are missing are, and whether there are newer ones at all is not."""
+    return Priority.HISTORY if ask.first_id and ask.last_id < 0 else Priority.TRADES

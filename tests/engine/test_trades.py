@@ -165,6 +165,26 @@ def test_what_is_missing_is_asked_for_and_asked_again() -> None:
     assert played.values()["1m", START]["id_count"] == 4
 
 
+def test_a_symbol_that_stays_silent_after_the_feed_came_up_is_asked_about_once() -> None:
+    played = PlayedEngine(silence_ask_ms=5_000)
+    for name in ("AUSDT", "BUSDT"):
+        played.add(name)
+        played.apply(batch([Trade(0, START, 100, 7)], symbol=name))
+    played.apply(played.feed(session=2))
+    played.engine.take_commands()
+    played.until(START + 4_000)
+    played.apply(batch([Trade(1, START + 3_000, 100, 7)], symbol="BUSDT"))
+    played.until(START + 4_900)
+    assert played.engine.take_commands() == []
+    assert played.engine.wait_ms(played.now_ns) <= 100
+    played.until(START + 5_000)
+    assert played.engine.take_commands() == [FetchTrades("AUSDT", 1, -1)]
+    played.apply(batch([Trade(1, START + 10, 90, 1)], symbol="AUSDT", covered=[(1, 1)]))
+    played.until(START + 60_000)
+    assert played.engine.take_commands() == []
+    assert played.rows("AUSDT")["1m", START]["low"] == 90
+
+
 def test_a_trade_of_a_minute_that_has_left_memory_is_not_applied() -> None:
     played = PlayedEngine()
     played.add()

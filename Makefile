@@ -22,8 +22,10 @@ run: .venv/installed
 	@$(BIN)/klagg check
 	@exec $(BIN)/supervisord -c supervisord.conf -u "$$(id -u)"
 
+# The tests of the whole system keep every core busy by themselves, and promise seconds: one after the other.
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -rs
+	$(BIN)/python -m pytest -rs -n $(JOBS) --dist loadfile -m 'not pipeline'
+	$(BIN)/python -m pytest -rs -m pipeline --durations=5
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

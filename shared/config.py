@@ -55,7 +55,7 @@ class Engine(_Section, frozen=True, kw_only=True):
     gap_retry_ms: int = 15_000
     """A gap that is still open after this long is asked for again."""
     silence_ask_ms: int = 30_000
-    """A symbol without a trade for so long since the feed came up is asked about: its last ones may have been missed."""
+    """A symbol without a trade for so long since the feed came up is asked about: its last may have been missed."""
     resume_max_ms: int = 3_600_000
     """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
     snapshots: str = "tcp://127.0.0.1:5556"

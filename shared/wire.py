@@ -138,7 +138,7 @@ class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
     """The feed's heartbeat, sent on every change and every second."""
 
     session: int
-    """Another number means another ingest: it knows no subscriptions yet."""
+    """Another number means another ingest."""
     connected: bool
     since: int
     """The exchange's time at which `connected` became what it is."""
@@ -152,6 +152,8 @@ class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
     """... out of how many ..."""
     announce_ms: int = 0
     """... and how long the rest will take, ms."""
+    engine: int = 0
+    """The session of the engine that last told it what it knows (`Subscribe.complete`); another one tells it again."""
 
 
 AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | StoreState | FeedState
@@ -161,6 +163,8 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
     streams: list[str]
     complete: bool = False
     """True: these are all the engine knows. Announce (`AddSymbol`) every other symbol that trades."""
+    engine: int = 0
+    """The engine's session, with `complete`: the feed repeats it, so that a lost introduction is noticed."""
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):

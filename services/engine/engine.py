@@ -67,6 +67,8 @@ BATCH_ROWS_MAX = 50_000
 """Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
 ASK_AGAIN_MS = 1_000
 """After an answer, the rest of a gap may be on its way for this long."""
+INTRODUCE_AGAIN_MS = 1_500
+"""An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 ASKS_MAX = 8
 """Gaps of one symbol asked for at once."""
 PASSING_MAX = 200_000
@@ -104,6 +106,7 @@ class KlineEngine:
         self._absent: dict[str, Absent] = {}
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._introduce_at = 0
         self._unheard: dict[int, int] = {}
         """Symbols and their last ids when the feed came up, ..."""
         self._unheard_at = 0
@@ -318,8 +321,9 @@ class KlineEngine:
         if not self.started:
             self._try_to_start(now_ns)
             return
-        if known is None or known.session != state.session:
-            self._introduce()
+        another = known is None or known.session != state.session
+        if state.engine != self.session and (another or now_ns >= self._introduce_at):
+            self._introduce(now_ns)
         if known is None or (known.session, known.since) != (state.session, state.since):
             self._note_unheard(now_ns)
 
@@ -356,7 +360,7 @@ class KlineEngine:
             self.started = True
             self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
             self._open_minutes(now)
-            self._introduce()
+            self._introduce(now_ns)
             self._note_unheard(now_ns)
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
@@ -374,11 +378,12 @@ class KlineEngine:
         for interval in range(len(INTERVALS)):
             put_rows(self.book, symbol, interval, rows["kline"][rows["interval"] == interval], False)
 
-    def _introduce(self) -> None:
+    def _introduce(self, now_ns: int) -> None:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
+        self._introduce_at = now_ns + INTRODUCE_AGAIN_MS * 1_000_000
         active = self.book.symbols["active"]
         streams = [stream for symbol, stream in enumerate(self.streams) if active[symbol]]
-        self._commands.append(Subscribe(streams, complete=True))
+        self._commands.append(Subscribe(streams, complete=True, engine=self.session))
         self._commands.extend(self._kline_asks.values())
         for symbol in self._ask_at:
             self._ask_at[symbol] = 0

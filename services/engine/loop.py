@@ -115,7 +115,7 @@ class Loop:
         self._engine.tick(now)
         for command in self._engine.take_commands():
             if not send(self._commands, encode(command)):
-                self._unsent += 1  # Nobody is there: who comes is told everything.
+                self._unsent += 1  # Nobody is there: whoever comes is told everything.
         self._save(now)
         while True:
             try:

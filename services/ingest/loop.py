@@ -174,6 +174,8 @@ class Ingest:
             for route, url in self._venue.routes(self._settings.stream).items()
         }
         self._connected = False
+        self._engine = 0
+        """The session of the engine that spoke last."""
         self._since = 0
         self._all_open = asyncio.Event()
         self._look = asyncio.Event()
@@ -333,6 +335,7 @@ class Ingest:
                 announced,
                 to_announce,
                 self._announcer.time_left_ms(),
+                self._engine,
             )
         )
 
@@ -377,6 +380,7 @@ class Ingest:
         symbols = [symbol for symbol in asked if symbol is not None]
         if command.complete:
             log.info("the engine knows %d symbols", len(symbols))
+            self._engine = command.engine
             refused = self._symbols.engine_knows(symbols)
         else:
             refused = [symbol for symbol in symbols if not self._symbols.engine_subscribed(symbol)]

@@ -132,8 +132,8 @@ class PlayedEngine:
         self.marks: dict[str, SymbolMark] = {}
         self.stored_time = 0
 
-    def feed(self, session: int = 1, connected: bool = True) -> FeedState:
-        return FeedState(session, connected, self.begin, self.time, self.now_ns)
+    def feed(self, session: int = 1, engine: int = SESSION) -> FeedState:
+        return FeedState(session, True, self.begin, self.time, self.now_ns, engine=engine)
 
     @property
     def time(self) -> int:

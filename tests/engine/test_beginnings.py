@@ -11,6 +11,8 @@ from shared.kline import CLOSED, EXCHANGE
 from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Restored, StoreState, Subscribe, Unsubscribe
 from tests.engine.played import (
     MINUTE,
+    MS,
+    SESSION,
     START,
     PlayedEngine,
     Trade,
@@ -71,7 +73,7 @@ def test_rows_say_where_their_figures_come_from() -> None:
 
 def test_a_new_symbol_is_subscribed_and_asked_for_by_time_of_its_seam() -> None:
     played = PlayedEngine()
-    assert played.engine.take_commands() == [Subscribe([], complete=True)]
+    assert played.engine.take_commands() == [Subscribe([], complete=True, engine=SESSION)]
     trades = market(1, 100, START - 60 * MINUTE, 60 * MINUTE)
     played.add(klines=history(trades, START - MINUTE), until=START - MINUTE)
     assert played.engine.take_commands() == [
@@ -151,7 +153,7 @@ def test_an_engine_that_restarts_anywhere_ends_with_the_same_klines(seed: int) -
     if not played.stored:
         return
     later = PlayedEngine(START + 6 * MINUTE, restored=played.restored())
-    assert later.engine.take_commands()[0] == Subscribe(["btcusdt@aggTrade"], complete=True)
+    assert later.engine.take_commands()[0] == Subscribe(["btcusdt@aggTrade"], complete=True, engine=SESSION)
     last_id = played.marks["BTCUSDT"].last_id
     assert last_id < live[-1].id or position >= len(live)
     later.apply(batch(live[-1:], event_time=START + 6 * MINUTE))
@@ -175,7 +177,7 @@ def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store
     played.save()
     much_later = START + 30 * 60 * MINUTE
     later = PlayedEngine(much_later, restored=played.restored())
-    assert later.engine.take_commands() == [Subscribe([], complete=True)]
+    assert later.engine.take_commands() == [Subscribe([], complete=True, engine=SESSION)]
     assert later.engine.symbols == []
     more = market(2, 4_000, START - 60 * MINUTE, 31 * 60 * MINUTE)
     later.add(klines=history(more, much_later), until=much_later)
@@ -187,7 +189,7 @@ def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store
     pages = history([trade for trade in more if trade.time < end], end + 1, limit=5_000)[0]
     rows = pages.rows[-((end + 1 - begin) // MINUTE) * 128 :]
     later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[: 128 * 500]))
-    later.apply(later.feed(session=2))
+    later.apply(later.feed(session=2, engine=0))
     again = {c.interval: c for c in later.engine.take_commands() if isinstance(c, FetchKlines)}
     assert again == asked | {"1m": FetchKlines("BTCUSDT", "1m", begin + 500 * MINUTE, end)}
     later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[128 * 500 :]))
@@ -220,9 +222,19 @@ def test_another_ingest_is_told_everything_again() -> None:
     played.engine.take_commands()
     played.apply(played.feed(session=1))
     assert played.engine.take_commands() == []
-    played.apply(played.feed(session=2))
+    played.apply(played.feed(session=2, engine=0))
     played.engine.tick(0)
     assert played.engine.take_commands() == [
-        Subscribe(["btcusdt@aggTrade"], complete=True),
+        Subscribe(["btcusdt@aggTrade"], complete=True, engine=SESSION),
         FetchTrades("BTCUSDT", 1, 4),
     ]
+
+
+def test_an_introduction_that_was_lost_is_repeated_until_it_is_heard() -> None:
+    played = PlayedEngine()
+    assert len(played.engine.take_commands()) == 1
+    for second in range(6):
+        played.now_ns = second * 1_000 * MS
+        played.apply(played.feed(engine=0 if second < 4 else SESSION))
+    introductions = played.engine.take_commands()
+    assert introductions == [Subscribe([], complete=True, engine=SESSION)]

@@ -84,7 +84,7 @@ class Neighbours:
         (load,) = self.wait("the question for the store's rows", lambda: self.of(Load))
         self.say(StoreState(5), Restored(load.session, [], b"", True, 0), self.feed())
         self.wait("the first words to ingest", lambda: self.of(Subscribe))
-        assert self.of(Subscribe)[0] == Subscribe([], complete=True)
+        assert self.of(Subscribe)[0] == Subscribe([], complete=True, engine=load.session)
         self.say(AddSymbol("BTCUSDT", 2, 3, "btcusdt@aggTrade", [], BEGIN, NOW))
         self.wait("the subscription", lambda: self.of(FetchTrades))
 

@@ -170,7 +170,7 @@ def test_a_symbol_that_stays_silent_after_the_feed_came_up_is_asked_about_once()
     for name in ("AUSDT", "BUSDT"):
         played.add(name)
         played.apply(batch([Trade(0, START, 100, 7)], symbol=name))
-    played.apply(played.feed(session=2))
+    played.apply(played.feed(session=2, engine=0))
     played.engine.take_commands()
     played.until(START + 4_000)
     played.apply(batch([Trade(1, START + 3_000, 100, 7)], symbol="BUSDT"))

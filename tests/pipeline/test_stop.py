@@ -30,7 +30,7 @@ def test_the_last_rows_are_saved_in_whatever_order_the_rooms_are_stopped(tmp_pat
         # Few and busy: what was traded in a pause of klagg is noticed by the next trade.
         simulator={"symbols": 3, "trades_per_second": 300.0, "history_days": 2, "quirks": False},
         # Nothing is saved by the clock in the time that this takes.
-        engine={"save_interval_ms": 60_000, "save_rows": 1_000_000},
+        engine={"save_interval_ms": 60_000, "save_rows": 1_000_000, "silence_ask_ms": 1_000},
     )
     config = load({"KLAGG_CONFIG": str(path)})
     with running("simulator", config=path):

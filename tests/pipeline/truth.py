@@ -48,13 +48,22 @@ def settle(config: Config, timeout: float = 60.0) -> None:
     kind = config.exchange.stream
     wanted = {symbol: ids[kind] for symbol, ids in ask(config, "status")["last_ids"].items() if ids[kind] is not None}
 
+    lacking: dict[str, object] = {}
+
     def saved() -> bool:
         with psycopg.connect(database_url(config)) as connection:
-            rows = connection.execute("SELECT symbol, last_id, isempty(gaps) FROM symbols WHERE active").fetchall()
-        known = {symbol: (last_id, whole) for symbol, last_id, whole in rows}
-        return all(known.get(symbol) == (last_id, True) for symbol, last_id in wanted.items())
+            rows = connection.execute("SELECT symbol, last_id, gaps::text FROM symbols WHERE active").fetchall()
+        known = {symbol: (last_id, gaps) for symbol, last_id, gaps in rows}
+        lacking.clear()
+        lacking.update({s: (known.get(s), want) for s, want in wanted.items() if known.get(s) != (want, "{}")})
+        return not lacking
 
-    wait_for("the database to have everything", saved, timeout)
+    try:
+        wait_for("the database to have everything", saved, timeout)
+    except AssertionError as error:
+        raise AssertionError(
+            f"{error}; {len(lacking)} symbols lack something: {dict(list(lacking.items())[:5])}"
+        ) from None
 
 
 def differences(config: Config) -> tuple[list[str], int]:

@@ -17,10 +17,15 @@ help:
 	@echo 'make bench   measure speed and memory'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
 
-# The user is named because supervisord scolds a root who is not; for everybody else it changes nothing.
+# supervisord opens the terminal anew for each log, which fails where that is a socket or belongs to another user (su):
+# there, all of them get a pipe. Root is named because supervisord scolds a root who is not.
 run: .venv/installed
 	@$(BIN)/klagg check
-	@exec $(BIN)/supervisord -c supervisord.conf -u "$$(id -u)"
+	@if ! (: >>/dev/stdout) 2>/dev/null; then \
+		rm -f .venv/log; mkfifo .venv/log; cat <.venv/log & exec >.venv/log 2>&1; rm -f .venv/log; \
+	fi; \
+	if [ "$$(id -u)" = 0 ]; then set -- --user=root; fi; \
+	exec $(BIN)/supervisord -c supervisord.conf "$$@"
 
 # The tests of the whole system keep every core busy by themselves, and promise seconds: one after the other.
 test: lint

@@ -34,10 +34,11 @@ from services.engine.book import (
 )
 from services.engine.continuity import GAPS_MAX, cover
 from services.engine.kernel import PRODUCT_MAX, apply_trades
+from services.engine.saving import Saving
 from shared.clock import ExchangeClock
 from shared.config import Engine as EngineConfig
 from shared.interval import DAY_MS, GRID_3D_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
-from shared.kline import CLOSED, PLACED_KLINE
+from shared.kline import CLOSED
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -63,16 +64,12 @@ from shared.wire import (
 
 FUTURE_MAX_MS = 10_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
-BATCH_ROWS_MAX = 50_000
-"""Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
 ASK_AGAIN_MS = 1_000
 """After an answer, the rest of a gap may be on its way for this long."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 ASKS_MAX = 8
 """Gaps of one symbol asked for at once."""
-PASSING_MAX = 200_000
-"""Rows older than the window that wait for the store; further answers are dropped and counted."""
 
 
 class Absent(NamedTuple):
@@ -92,6 +89,7 @@ class KlineEngine:
         self.symbols: list[str] = []
         """By the book's index."""
         self.index: dict[str, int] = {}
+        self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._mark_of)
         self.streams: list[str] = []
         self.grids: list[int] = []
         """An open time of each symbol's 3d klines."""
@@ -114,11 +112,6 @@ class KlineEngine:
         self._kline_asks: dict[tuple[int, int], FetchKlines] = {}
         """What the store lacks before the oldest klines of a symbol that began anew."""
         self._store_session = 0
-        self._batch = 0
-        self._under_way: NDArray[np.int64] | None = None
-        self._passing: list[tuple[int, int, Rows]] = []
-        self._passing_under_way: list[tuple[int, int, Rows]] = []
-        self._save_at = 0
         self._held: list[Trades] = []
         """Of a replay: trades that would push unsaved rows out of memory."""
 
@@ -174,8 +167,9 @@ class KlineEngine:
             waits.append(max(0, min(self._ask_at.values()) - now_ns) // 1_000_000)
         if self._unheard:
             waits.append(max(0, self._unheard_at - now_ns) // 1_000_000)
-        if self._under_way is None and (len(self.unsaved) or self._passing):
-            waits.append(max(0, self._save_at - now_ns) // 1_000_000)
+        save_at = self.saving.due_at()
+        if save_at is not None:
+            waits.append(max(0, save_at - now_ns) // 1_000_000)
         return min(waits, default=None)
 
     @property
@@ -288,6 +282,7 @@ class KlineEngine:
         if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
             return False
         rescale(rows, 10**price, 10**quantity)
+        self.saving.rescale_passing(symbol, lambda rows: rescale(rows, 10**price, 10**quantity))
         state["price_decimals"] += price
         state["quantity_decimals"] += quantity
         state["mark_changed"] = 1
@@ -308,7 +303,7 @@ class KlineEngine:
             left = self._apply_batch(self._held[0], now_ns)
             if left is not None:
                 self._held[0] = left
-                self._save_at = now_ns
+                self.saving.hurry()
                 return
             del self._held[0]
 
@@ -358,7 +353,7 @@ class KlineEngine:
                 begin = end
         if parts[-1].last:
             self.started = True
-            self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
+            self.saving.wait(now_ns)
             self._open_minutes(now)
             self._introduce(now_ns)
             self._note_unheard(now_ns)
@@ -464,7 +459,7 @@ class KlineEngine:
         symbol = self.index.get(event.symbol, -1)
         interval = INTERVAL_INDEX.get(event.interval, -1)
         rows = kline_rows(event.rows)
-        if symbol < 0 or interval < 0 or sum(len(rows) for _, _, rows in self._passing) + len(rows) > PASSING_MAX:
+        if symbol < 0 or interval < 0 or not self.saving.room_for(len(rows)):
             self._drop("klines that nobody asked for", len(rows))
             return
         state = self.book.symbols[symbol]
@@ -482,51 +477,18 @@ class KlineEngine:
             rows = rows.copy()
             price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
             rescale(rows, price_factor, 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals))
-            self._passing.append((symbol, interval, rows))
+            self.saving.pass_on(symbol, interval, rows)
 
     # Saving.
 
     def take_batch(self, now_ns: int, last: bool = False) -> DirtyBatch | None:
         """Return the next batch for the store if one is due, or with `last` whatever is unsaved.
 
-        Its caller sends it, or calls `batch_failed`.
+        Its caller sends it, or calls `saving.lost`.
         """
-        marks_changed = self.book.symbols["mark_changed"][: len(self.symbols)]
-        if not self.started or self._under_way is not None:
-            return None
-        if not last and len(self.unsaved) < self._config.save_rows and now_ns < self._save_at:
-            return None
-        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
-        if not len(self.unsaved) and not self._passing and not marks_changed.any():
-            return None
-        numbers = self.unsaved.take(BATCH_ROWS_MAX, len(INTERVALS) * self._config.window)
-        self._under_way = numbers
-        self._passing, self._passing_under_way = [], self._passing
-        self._batch += 1
-        return self._batch_of(numbers, self.clock.now(now_ns))
+        return self.saving.take(now_ns, self.clock.now(now_ns), last) if self.started else None
 
-    def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
-        window, intervals = self._config.window, len(INTERVALS)
-        symbols = numbers // (intervals * window)
-        whole = np.ones(len(self.symbols), bool)
-        if len(self.unsaved):
-            # The rows of these symbols are in a later batch, and their frontiers must not come before them.
-            left = self.unsaved.marks.rows[: len(self.unsaved)] // (intervals * window)
-            whole[left] = False
-        changed = np.flatnonzero(self.book.symbols["mark_changed"][: len(self.symbols)].astype(bool) & whole)
-        spoken = np.unique(
-            np.concatenate([symbols, changed, np.array([s for s, _, _ in self._passing_under_way], int)])
-        )
-        places = np.zeros(len(self.symbols), np.int32)
-        places[spoken] = np.arange(len(spoken))
-        self.book.symbols["mark_changed"][spoken] = 0
-        parts = [_placed(places[symbols], numbers // window % intervals, self.book.rows.reshape(-1)[numbers])]
-        for symbol, interval, rows in self._passing_under_way:
-            parts.append(_placed(places[symbol], interval, rows))
-        marks = [self._mark(symbol) for symbol in spoken.tolist()]
-        return DirtyBatch(self.session, self._batch, exchange_time, marks, np.concatenate(parts).tobytes())
-
-    def _mark(self, symbol: int) -> SymbolMark:
+    def _mark_of(self, symbol: int) -> SymbolMark:
         state = self.book.symbols[symbol]
         return SymbolMark(
             self.symbols[symbol],
@@ -540,42 +502,15 @@ class KlineEngine:
             self.gaps(symbol),
         )
 
-    def batch_failed(self, now_ns: int) -> None:
-        """The last batch could not be sent or is lost: its rows are unsaved again."""
-        if self._under_way is None:
-            return
-        self.unsaved.release(self._under_way)
-        self.unsaved.mark(self._under_way)
-        self.book.symbols["mark_changed"][self._under_way // (len(INTERVALS) * self._config.window)] = 1
-        self._passing = self._passing_under_way + self._passing
-        self._passing_under_way = []
-        self._under_way = None
-        self._save_at = now_ns + self._config.save_interval_ms * 1_000_000
-
     def _persisted(self, event: Persisted) -> None:
-        if (event.session, event.batch) != (self.session, self._batch) or self._under_way is None:
+        if not self.saving.acknowledge(event.session, event.batch):
             self._drop("acknowledgements of nothing")
-            return
-        self.unsaved.release(self._under_way)
-        self._under_way = None
-        self._passing_under_way = []
 
     def _store_changed(self, session: int) -> None:
         if session != self._store_session:
             self._store_session = session
-            self.batch_failed(0)
-            self._save_at = 0
-
-    @property
-    def unsaved_rows(self) -> int:
-        """How many rows the store does not have yet."""
-        under_way = 0 if self._under_way is None else len(self._under_way)
-        return len(self.unsaved) + under_way + sum(len(rows) for _, _, rows in self._passing + self._passing_under_way)
-
-    @property
-    def saving(self) -> bool:
-        """A batch is unacknowledged."""
-        return self._under_way is not None
+            self.saving.lost(0)
+            self.saving.hurry()
 
     # Figures.
 
@@ -601,17 +536,11 @@ class KlineEngine:
             "symbols_with_gaps": len(gapped),
             "missing_ids": missing,
             "rows_unsaved": len(self.unsaved),
-            "saving": self.saving,
-            "batches": self._batch,
+            "saving": self.saving.under_way,
+            "batches": self.saving.batch,
             **counters,
             "dropped": dict(self.dropped),
         }
-
-
-def _placed(symbols: "NDArray[np.int32] | np.int32", intervals: "NDArray[np.int64] | int", klines: Rows) -> Rows:
-    placed = np.zeros(len(klines), PLACED_KLINE)
-    placed["symbol"], placed["interval"], placed["kline"] = symbols, intervals, klines
-    return placed
 
 
 def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:

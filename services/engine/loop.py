@@ -135,7 +135,7 @@ class Loop:
     def _save(self, now: int, last: bool = False) -> None:
         batch = self._engine.take_batch(now, last)
         if batch is not None and not send(self._store, encode(batch)):
-            self._engine.batch_failed(now)
+            self._engine.saving.lost(now)
 
     def _load(self) -> None:
         if send(self._store, encode(Load(self._engine.session, self._window))):
@@ -165,14 +165,14 @@ class Loop:
         poller.unregister(self._stop.fd)
         while time.monotonic() < deadline:
             self._save(time.monotonic_ns(), last=True)
-            if not self._engine.saving and not self._engine.unsaved_rows:
+            if not self._engine.saving.under_way and not self._engine.saving.unsaved_rows:
                 break
             poller.poll(20)
             self._drain(TURN_MESSAGES_MAX)
-        if self._engine.unsaved_rows:
+        if self._engine.saving.unsaved_rows:
             log.warning(
                 "the store did not take the last %d rows: they are fetched by id at the next start",
-                self._engine.unsaved_rows,
+                self._engine.saving.unsaved_rows,
             )
         send(self._store, encode(Finished()))
         self._tell_figures()

@@ -16,6 +16,7 @@ import psycopg
 import zmq
 
 from services.persist import store
+from services.persist.copying import warm_up
 from shared.config import Config
 from shared.postgres import database_url
 from shared.process import StopSignal
@@ -81,6 +82,7 @@ class Loop:
 
     def run(self) -> None:
         """Serve until a signal, and then until the engine has finished or is gone. Raises Stopped, Unavailable."""
+        warm_up()
         self._with_database(lambda _: None)
         # Not before the database is there: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))

@@ -1,11 +1,11 @@
 """The tables: made, migrated, written and read back. All of klagg's SQL that writes is here.
 
 Decides how klines look in SQL. Every batch is one transaction: its rows, the marks of their symbols, and the exchange's
-time. Rows go through a temporary table of integers, and PostgreSQL makes exact decimals of them. Writing a row again
-overwrites it, so a batch may come twice.
+time. Rows go through a temporary table, because COPY cannot overwrite. Writing a row again overwrites it: a batch may
+come twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
@@ -14,7 +14,7 @@ import psycopg
 from psycopg.types.multirange import Multirange
 from psycopg.types.range import Range
 
-from services.persist.copying import EPOCH_2000_MS, SOURCES, STAGED, staged, unstaged
+from services.persist.copying import DECIMALS, EPOCH_2000_MS, READ, SOURCES, STAGED, checked, staged, unstaged
 from shared.interval import INTERVAL_NAMES
 from shared.process import Unavailable
 from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
@@ -22,51 +22,45 @@ from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
 SCHEMAS = ("schema.sql",)
 """One file a version, applied in order."""
 MIGRATION_LOCK = 0x6B6C616767
-PART_SYMBOLS = 16
-"""Symbols a part of the answer to `Load`: 4 MB with the default window."""
+PART_ROWS_MAX = 32_000
+"""Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
 Connection = psycopg.Connection[tuple[Any, ...]]
+OPTIONS: dict[str, Any] = {
+    "application_name": "klagg persist",
+    "connect_timeout": 5,
+    # A server that is silent for so long, ms, is gone, and with it what was not committed.
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 10,
+}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_DECIMAL = {
-    **dict.fromkeys(("open", "high", "low", "close"), "price_unit"),
-    **dict.fromkeys(("volume", "taker_buy_volume"), "quantity_unit"),
-    **dict.fromkeys(("quote_volume", "taker_buy_quote_volume"), "quote_unit"),
-}
-"""The columns that are decimals in SQL, and in which of a symbol's units they are staged."""
-_NAMES = {"symbol", "interval", "source"}
 _COLUMNS = ", ".join(STAGED)
 _KEY = ("symbol", "interval", "open_time")
 
 _TYPES = {"symbol": "int4", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
-_TYPES |= {"closed": "bool", "source": "int4", "revision": "int4"}
+_TYPES |= dict.fromkeys(DECIMALS, "numeric") | {"closed": "bool", "source": "int4", "revision": "int4"}
 _STAGING = f"""
 CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')} NOT NULL" for name in STAGED)})
 ON COMMIT DELETE ROWS
 """
 
 
-def _units_table(sign: str) -> str:
-    """Return a table of the batch's symbols with 10^-decimals, or 10^decimals, for their numbers."""
-    return f"""(
-        SELECT name, number,
-            round(10::numeric ^ ({sign}p), greatest(-({sign}p), 0)) AS price_unit,
-            round(10::numeric ^ ({sign}q), greatest(-({sign}q), 0)) AS quantity_unit,
-            round(10::numeric ^ ({sign}(p + q)), greatest(-({sign}(p + q)), 0)) AS quote_unit
-        FROM unnest(%(symbols)s::text[], %(price_decimals)s::int[], %(quantity_decimals)s::int[])
-            WITH ORDINALITY AS of_batch (name, p, q, number)
-    )"""
+def _array(names: Iterable[str]) -> str:
+    quoted = ", ".join(f"'{name}'" for name in names)
+    return f"(ARRAY[{quoted}])"
 
 
 def _upsert() -> str:
-    values = {name: f"s.{name} * {unit}" for name, unit in _DECIMAL.items()}
-    values |= {"symbol": "unit.name", "interval": "i.name", "source": "o.name"}
+    values = {
+        "symbol": "of_batch.name",
+        "interval": f"{_array(INTERVAL_NAMES)}[s.interval + 1]",
+        "source": f"{_array(SOURCES)}[s.source + 1]",
+    }
     return f"""
     INSERT INTO klines ({_COLUMNS})
     SELECT {", ".join(values.get(name, f"s.{name}") for name in STAGED)}
     FROM staging s
-    JOIN {_units_table("-")} AS unit ON unit.number = s.symbol + 1
-    JOIN unnest(%(intervals)s::text[]) WITH ORDINALITY AS i (name, number) ON i.number = s.interval + 1
-    JOIN unnest(%(sources)s::text[]) WITH ORDINALITY AS o (name, number) ON o.number = s.source + 1
+    JOIN unnest(%s::text[]) WITH ORDINALITY AS of_batch (name, number) ON of_batch.number = s.symbol + 1
     ON CONFLICT (symbol, interval, open_time) DO UPDATE SET
     {", ".join(f"{name} = excluded.{name}" for name in STAGED if name not in _KEY)}
     """
@@ -85,21 +79,18 @@ ON CONFLICT (symbol) DO UPDATE SET
 
 
 def _newest() -> str:
-    values = {name: f"(k.{name} * {unit})::int8" for name, unit in _DECIMAL.items()}
-    values |= {
-        "symbol": "(unit.number - 1)::int4",
-        "interval": "(i.number - 1)::int4",
-        "source": "array_position(%(sources)s::text[], k.source) - 1",
-    }
     return f"""
     COPY (
-        SELECT {", ".join(values.get(name, f"k.{name}") for name in STAGED)}
-        FROM {_units_table("")} AS unit
-        CROSS JOIN unnest(%(intervals)s::text[]) WITH ORDINALITY AS i (name, number)
+        SELECT (of_part.number - 1) * {len(INTERVAL_NAMES)} + i.number - 1, newest.klines
+        FROM unnest(%s::text[]) WITH ORDINALITY AS of_part (name, number)
+        CROSS JOIN unnest({_array(INTERVAL_NAMES)}) WITH ORDINALITY AS i (name, number)
         CROSS JOIN LATERAL (
-            SELECT * FROM klines WHERE symbol = unit.name AND interval = i.name
-            ORDER BY open_time DESC LIMIT %(window)s
-        ) AS k
+            SELECT string_agg(record_send(k), '') AS klines FROM (
+                SELECT {", ".join(READ)} FROM klines WHERE symbol = of_part.name AND interval = i.name
+                ORDER BY open_time DESC LIMIT %s
+            ) AS k
+        ) AS newest
+        WHERE newest.klines IS NOT NULL
     ) TO STDOUT (FORMAT BINARY)
     """
 
@@ -109,7 +100,7 @@ _NEWEST = _newest()
 
 def connect(url: str) -> Connection:
     """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, OperationalError."""
-    connection = psycopg.connect(url, connect_timeout=5, autocommit=True, application_name="klagg persist")
+    connection = psycopg.connect(url, autocommit=True, **OPTIONS)
     connection.execute("SET client_min_messages = warning")
     migrate(connection)
     connection.execute(_STAGING)
@@ -136,13 +127,17 @@ def migrate(connection: Connection) -> None:
 
 
 def save(connection: Connection, batch: DirtyBatch) -> int:
-    """Save a batch in one transaction and return how many rows it has. Saving it twice is saving it once."""
-    rows = placed_rows(batch.rows)
+    """Save a batch in one transaction and return how many rows it has. Saving it twice is saving it once.
+
+    Raises WireError, and psycopg.OperationalError if the database is not there.
+    """
+    rows = checked(placed_rows(batch.rows), batch.marks)
     with connection.transaction(), connection.cursor() as cursor:
         if len(rows):
             with cursor.copy(f"COPY staging ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-                copy.write(staged(rows))
-            cursor.execute(_UPSERT, _units(batch.marks))
+                copy.write(staged(rows, batch.marks))
+            cursor.execute(_UPSERT, [_names(batch.marks)])
+            assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
         cursor.executemany(_MARKS, [_mark_values(mark) for mark in batch.marks])
         cursor.execute(
             "INSERT INTO engine_state (exchange_time) VALUES (%s)"
@@ -153,17 +148,21 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
 
 
 def load(connection: Connection, session: int, window: int) -> Iterator[Restored]:
-    """Yield every symbol's mark and its newest `window` rows an interval, as one consistent cut."""
+    """Yield every symbol's mark and its newest `window` rows an interval, as one consistent cut.
+
+    Raises psycopg.OperationalError if the database goes away.
+    """
+    symbols = max(1, PART_ROWS_MAX // (len(INTERVAL_NAMES) * window))
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         state = connection.execute("SELECT exchange_time FROM engine_state").fetchone()
         exchange_time = _ms(state[0]) if state else 0
         marks = _marks(connection)
-        for begin in range(0, len(marks), PART_SYMBOLS):
-            part = marks[begin : begin + PART_SYMBOLS]
+        for begin in range(0, len(marks), symbols):
+            part = marks[begin : begin + symbols]
             # Parameters of COPY are not bound by the server: they are written into its text.
-            with psycopg.ClientCursor(connection).copy(_NEWEST, {**_units(part), "window": window}) as copy:
-                rows = unstaged(b"".join(bytes(chunk) for chunk in copy))
+            with psycopg.ClientCursor(connection).copy(_NEWEST, [_names(part), window]) as copy:
+                rows = unstaged(b"".join(copy), part)
             yield Restored(session, part, rows.tobytes(), False, exchange_time)
         yield Restored(session, [], b"", True, exchange_time)
 
@@ -189,14 +188,8 @@ def _marks(connection: Connection) -> list[SymbolMark]:
     ]
 
 
-def _units(marks: list[SymbolMark]) -> dict[str, list[object]]:
-    return {
-        "symbols": [mark.symbol for mark in marks],
-        "price_decimals": [mark.price_decimals for mark in marks],
-        "quantity_decimals": [mark.quantity_decimals for mark in marks],
-        "intervals": list(INTERVAL_NAMES),
-        "sources": list(SOURCES),
-    }
+def _names(marks: list[SymbolMark]) -> list[str]:
+    return [mark.symbol for mark in marks]
 
 
 def _mark_values(mark: SymbolMark) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from services.engine import engine as engine_module
+from services.engine import saving as saving_module
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Persisted, StoreState, decode_store_request, encode, placed_rows
 from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, market
@@ -62,7 +62,7 @@ def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
     played.apply(batch([Trade(1, START + 1, 110, 1)]))
     assert played.save() is None
     played.apply(StoreState(9))
-    assert not played.engine.saving
+    assert not played.engine.saving.under_way
     again = played.save()
     assert again is not None
     assert lost is not None
@@ -74,7 +74,7 @@ def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
 
 
 def test_large_batches_are_parted_between_symbols(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(engine_module, "BATCH_ROWS_MAX", 20)
+    monkeypatch.setattr(saving_module, "BATCH_ROWS_MAX", 20)
     played = PlayedEngine()
     for number, name in enumerate(("AUSDT", "BUSDT", "CUSDT")):
         played.add(name)
@@ -95,6 +95,18 @@ def test_a_frontier_that_moves_without_rows_is_saved_too() -> None:
     saved = played.save()
     assert saved is not None
     assert [(mark.symbol, mark.last_id, mark.gaps) for mark in saved.marks] == [("BTCUSDT", 41, [])]
+
+
+def test_a_lost_frontier_that_moved_without_rows_is_sent_again() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.save()
+    played.apply(batch([], covered=[(0, 41)]))
+    assert played.save(acknowledge=False) is not None
+    played.apply(StoreState(9))
+    again = played.save()
+    assert again is not None
+    assert [(mark.symbol, mark.last_id) for mark in again.marks] == [("BTCUSDT", 41)]
 
 
 def test_a_batch_survives_its_journey() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.persist import store
-from services.persist.copying import VALUES
+from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
 from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
 from shared.kline import CLOSED, EXCHANGE, PLACED_KLINE
@@ -23,6 +23,7 @@ from tests.database import database
 from tests.support import write_config
 
 NOW = 1_790_000_000_000
+VALUES = DECIMALS + COUNTS
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -150,18 +151,24 @@ def test_rows_and_marks_of_a_batch_are_saved_together_or_not_at_all(connection: 
 
 
 def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connection: store.Connection) -> None:
-    names = [f"S{number:03}USDT" for number in range(store.PART_SYMBOLS * 2 + 1)]
+    window = 400
+    each_part = store.PART_ROWS_MAX // (len(INTERVAL_NAMES) * window)
+    names = [f"S{number:03}USDT" for number in range(each_part * 3 + 1)]
     for number, name in enumerate(names):
-        placed = np.concatenate([rows(5, interval=interval, close=number) for interval in INTERVAL_NAMES])
-        store.save(connection, batch(placed, [mark(name)]))
-    parts = list(store.load(connection, 1, 3))
-    assert [len(part.marks) for part in parts] == [store.PART_SYMBOLS, store.PART_SYMBOLS, 1, 0]
-    marks, found = loaded(connection, window=3)
+        placed = np.concatenate([rows(3, interval=interval, close=number) for interval in INTERVAL_NAMES])
+        store.save(connection, batch(placed, [mark(name, price=number % 5)]))
+    store.save(connection, batch(rows(window + 50, begin=NOW - 7_000_000, close=0), [mark(names[0])]))
+    parts = list(store.load(connection, 1, window))
+    assert [len(part.marks) for part in parts] == [each_part, each_part, each_part, 1, 0]
+    marks, found = loaded(connection, window)
     assert [each.symbol for each in marks] == names
-    assert len(found) == len(names) * len(INTERVAL_NAMES) * 3
     assert (found["kline"]["close"] == found["symbol"]).all()
     newest = found[(found["symbol"] == 0) & (found["interval"] == 0)]["kline"]["open_time"].tolist()
-    assert newest == [NOW // 60_000 * 60_000 + minute * 60_000 for minute in (2, 3, 4)]
+    last = NOW // 60_000 * 60_000 - 6_960_000 + (window + 50 - 2) * 60_000
+    assert len(newest) == window
+    assert newest == sorted(newest)
+    assert newest[-1] == max(last, NOW // 60_000 * 60_000 + 120_000)
+    assert len(found) == (len(names) * len(INTERVAL_NAMES) - 1) * 3 + window
 
 
 def test_an_empty_store_says_so(connection: store.Connection) -> None:

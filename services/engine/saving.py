@@ -1,0 +1,158 @@
+"""What the store does not have yet, and the batches that bring it there.
+
+Decides when a batch is due and what is in it: a consistent cut of rows and of their symbols' marks. There is one batch
+at a time; until it is acknowledged its rows count as under way, and when it is lost they are unsaved again. Knows no
+trades, and only a row's place of its contents.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.engine.book import Book
+from services.engine.dirty import DirtyTracker
+from shared.config import Engine as EngineConfig
+from shared.interval import INTERVALS
+from shared.kline import PLACED_KLINE
+from shared.wire import DirtyBatch, Rows, SymbolMark
+
+BATCH_ROWS_MAX = 50_000
+"""Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
+PASSING_MAX = 200_000
+"""Rows older than the window that wait for the store; further answers are dropped and counted."""
+
+Passing = list[tuple[int, int, Rows]]
+"""Symbol, interval, and KLINE[n] that have no place in the book."""
+
+
+class Saving:
+    def __init__(
+        self,
+        config: EngineConfig,
+        session: int,
+        book: Book,
+        unsaved: DirtyTracker,
+        symbols: list[str],
+        mark_of: Callable[[int], SymbolMark],
+    ) -> None:
+        """`symbols` are the engine's, by the book's index; `mark_of` returns what the store keeps of one."""
+        self._config = config
+        self._session = session
+        self._book = book
+        self._unsaved = unsaved
+        self._symbols = symbols
+        self._mark_of = mark_of
+        self._at = 0
+        """When the next batch is due, ns."""
+        self.batch = 0
+        self._under_way: NDArray[np.int64] | None = None
+        self._spoken = np.zeros(0, np.int64)
+        """The symbols whose marks are in the batch under way."""
+        self._passing: Passing = []
+        self._passing_under_way: Passing = []
+
+    @property
+    def under_way(self) -> bool:
+        """A batch is unacknowledged."""
+        return self._under_way is not None
+
+    @property
+    def unsaved_rows(self) -> int:
+        """How many rows the store does not have yet."""
+        under_way = 0 if self._under_way is None else len(self._under_way)
+        return len(self._unsaved) + under_way + _count(self._passing + self._passing_under_way)
+
+    def due_at(self) -> int | None:
+        """Return when the next batch is due, ns; None while one is under way or nothing is to be saved."""
+        return self._at if self._under_way is None and (len(self._unsaved) or self._passing) else None
+
+    def wait(self, now_ns: int) -> None:
+        """The next batch is due after the configured interval."""
+        self._at = now_ns + self._config.save_interval_ms * 1_000_000
+
+    def hurry(self) -> None:
+        """The next batch is due at once."""
+        self._at = 0
+
+    def room_for(self, rows: int) -> bool:
+        """Say whether so many rows may be passed on."""
+        return _count(self._passing) + rows <= PASSING_MAX
+
+    def pass_on(self, symbol: int, interval: int, rows: Rows) -> None:
+        """Take KLINE[n] that have no place in the book, in the book's decimals, for the next batch."""
+        self._passing.append((symbol, interval, rows))
+
+    def rescale_passing(self, symbol: int, rescale: Callable[[Rows], None]) -> None:
+        """Apply `rescale` to what waits of a symbol, whose decimals have grown."""
+        for waiting, _, rows in self._passing + self._passing_under_way:
+            if waiting == symbol:
+                rescale(rows)
+
+    def take(self, now_ns: int, exchange_time: int, last: bool) -> DirtyBatch | None:
+        """Return the next batch if one is due, or with `last` whatever is unsaved."""
+        if self._under_way is not None:
+            return None
+        if not last and len(self._unsaved) < self._config.save_rows and now_ns < self._at:
+            return None
+        self.wait(now_ns)
+        marks_changed = self._book.symbols["mark_changed"][: len(self._symbols)]
+        if not len(self._unsaved) and not self._passing and not marks_changed.any():
+            return None
+        numbers = self._unsaved.take(BATCH_ROWS_MAX, len(INTERVALS) * self._config.window)
+        self._under_way = numbers
+        self._passing, self._passing_under_way = [], self._passing
+        self.batch += 1
+        return self._batch_of(numbers, exchange_time)
+
+    def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
+        window, intervals = self._config.window, len(INTERVALS)
+        symbols = numbers // (intervals * window)
+        whole = np.ones(len(self._symbols), bool)
+        if len(self._unsaved):
+            # The rows of these symbols are in a later batch, and their frontiers must not come before them.
+            left = self._unsaved.marks.rows[: len(self._unsaved)] // (intervals * window)
+            whole[left] = False
+        changed = np.flatnonzero(self._book.symbols["mark_changed"][: len(self._symbols)].astype(bool) & whole)
+        passed = np.array([symbol for symbol, _, _ in self._passing_under_way], int)
+        spoken = np.unique(np.concatenate([symbols, changed, passed]))
+        places = np.zeros(len(self._symbols), np.int32)
+        places[spoken] = np.arange(len(spoken))
+        self._book.symbols["mark_changed"][spoken] = 0
+        self._spoken = spoken
+        parts = [_placed(places[symbols], numbers // window % intervals, self._book.rows.reshape(-1)[numbers])]
+        for symbol, interval, rows in self._passing_under_way:
+            parts.append(_placed(places[symbol], interval, rows))
+        marks = [self._mark_of(symbol) for symbol in spoken.tolist()]
+        return DirtyBatch(self._session, self.batch, exchange_time, marks, np.concatenate(parts).tobytes())
+
+    def acknowledge(self, session: int, batch: int) -> bool:
+        """The store has a batch. Return False if it is not the one under way."""
+        if (session, batch) != (self._session, self.batch) or self._under_way is None:
+            return False
+        self._unsaved.release(self._under_way)
+        self._under_way = None
+        self._passing_under_way = []
+        return True
+
+    def lost(self, now_ns: int) -> None:
+        """The batch under way could not be sent or is lost: its rows are unsaved again."""
+        if self._under_way is None:
+            return
+        self._unsaved.release(self._under_way)
+        self._unsaved.mark(self._under_way)
+        self._book.symbols["mark_changed"][self._spoken] = 1
+        self._passing = self._passing_under_way + self._passing
+        self._passing_under_way = []
+        self._under_way = None
+        self.wait(now_ns)
+
+
+def _count(passing: Passing) -> int:
+    return sum(len(rows) for _, _, rows in passing)
+
+
+def _placed(symbols: "NDArray[np.int32] | np.int32", intervals: "NDArray[np.int64] | int", klines: Rows) -> Rows:
+    placed = np.zeros(len(klines), PLACED_KLINE)
+    placed["symbol"], placed["interval"], placed["kline"] = symbols, intervals, klines
+    return placed

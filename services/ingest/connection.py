@@ -67,10 +67,13 @@ class Connection:
         self._changed = changed
         self._wanted: dict[str, None] = {}
         self._asked: dict[str, None] = {}
-        """Names that were sent over this connection."""
-        self._unanswered: dict[int, tuple[str, int, float]] = {}
+        """Names that were sent over this connection, ..."""
+        self._answered: set[str] = set()
+        """... and those of them that the exchange has replied to."""
+        self._unanswered: dict[int, tuple[str, list[str], float]] = {}
         self._number = 0
         self._wake = asyncio.Event()
+        self._reply = asyncio.Event()
 
     def subscribe(self, streams: Iterable[str]) -> None:
         """Want streams from now on, over this connection and every one after it."""
@@ -86,6 +89,8 @@ class Connection:
         for stream in streams:
             self._wanted.pop(stream, None)
         self._wake.set()
+        self._reply.set()
+        self._reply.clear()
 
     @property
     def streams(self) -> int:
@@ -93,10 +98,20 @@ class Connection:
 
     def replied(self, reply: Reply) -> None:
         """Take the exchange's reply to a control message."""
-        method, names, _ = self._unanswered.pop(reply.number, ("", 0, 0.0)) if reply.number is not None else ("", 0, 0)
+        number = -1 if reply.number is None else reply.number
+        method, names, _ = self._unanswered.pop(number, ("something", [], 0.0))
         if reply.error:
             self.counts["refused by the exchange"] += 1
-            log.error("%s: %s of %d streams refused: %s", self.route, method or "something", names, reply.error)
+            log.error("%s: %s of %d streams refused: %s", self.route, method, len(names), reply.error)
+        if method == "SUBSCRIBE":
+            self._answered.update(names)
+            self._reply.set()
+            self._reply.clear()
+
+    async def delivers(self, stream: str) -> None:
+        """Wait until the exchange sends a stream over a live connection, or nobody wants it any more."""
+        while stream in self._wanted and stream not in self._answered:
+            await self._reply.wait()
 
     async def run(self) -> None:
         """Keep a connection open until cancelled."""
@@ -141,6 +156,7 @@ class Connection:
             return await self._watch(wire)
         finally:
             subscriber.cancel()
+            self._answered.clear()
             self.connected = False
             self._changed()
 
@@ -173,6 +189,7 @@ class Connection:
                 self._control(wire, "UNSUBSCRIBE", surplus)
                 for stream in surplus:
                     del self._asked[stream]
+                    self._answered.discard(stream)
             elif missing:
                 self._control(wire, "SUBSCRIBE", missing)
                 self._asked |= dict.fromkeys(missing)
@@ -183,7 +200,7 @@ class Connection:
 
     def _control(self, wire: "_Wire", method: str, streams: list[str]) -> None:
         self._number += 1
-        self._unanswered[self._number] = (method, len(streams), asyncio.get_running_loop().time())
+        self._unanswered[self._number] = (method, streams, asyncio.get_running_loop().time())
         wire.send(control_message(method, streams, self._number))
 
 

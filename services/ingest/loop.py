@@ -365,7 +365,7 @@ class Ingest:
                         self._symbols.engine_unsubscribed(symbol)
                     self._connections[self._route(stream)].unsubscribe([stream])
             case FetchTrades():
-                self._repair(command, self._history.fetch_trades(command))
+                self._repair(command, self._fetch_trades(command))
             case FetchKlines():
                 self._repair(command, self._history.fetch_klines(command))
             case _:
@@ -393,6 +393,13 @@ class Ingest:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
             self._announcer.go(self._tasks)
             self._tell_state()
+
+    async def _fetch_trades(self, ask: FetchTrades) -> None:
+        if ask.last_id < 0:
+            # All that there is until the stream begins: what is traded before it does must be in the answer.
+            stream = stream_name(ask.symbol, self._settings.stream)
+            await self._connections[self._route(stream)].delivers(stream)
+        await self._history.fetch_trades(ask)
 
     def _repair(self, command: Command, work: Coroutine[Any, Any, None]) -> None:
         """Fetch what the engine asks for, once however often it asks."""

@@ -103,6 +103,7 @@ class Exchange:
         self.search_ms = 10**12
         """How far behind a start time the exchange looks for trades."""
         self.weight = 0
+        self.reply_after_s = 0.0
         self._tls = tls
         self._began = time.monotonic()
         self._sockets: dict[str, list[web.WebSocketResponse]] = {"market": [], "public": []}
@@ -199,6 +200,7 @@ class Exchange:
                 if message.type is WSMsgType.TEXT:
                     asked = json.loads(message.data)
                     self.sent.append(Sent(time.monotonic(), connection, route, asked["method"], asked["params"]))
+                    await asyncio.sleep(self.reply_after_s)
                     await socket.send_json({"result": None, "id": asked["id"]})
         finally:
             self._sockets[route].remove(socket)

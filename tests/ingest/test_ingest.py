@@ -258,6 +258,19 @@ def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_p
         wait_for("the newest", lambda: played.covered()[-1] == (2500, 2599))
 
 
+def test_the_newest_trades_are_asked_for_when_the_stream_has_begun(exchange: Exchange, tmp_path: Path) -> None:
+    # A trade between the answer and the stream's begin would be in neither, and show by the next id only.
+    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 10)]
+    with playing(tmp_path, exchange) as played:
+        exchange.reply_after_s = 0.7
+        played.subscribe("btcusdt@aggTrade")
+        played.engine.ask(FetchTrades("BTCUSDT", 5, -1))
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 3))
+        wait_for("what waits for nothing", lambda: played.covered() == [(1, 3)])
+        exchange.trades["BTCUSDT"].append(Fill(10, START))
+        wait_for("the newest", lambda: played.covered() == [(1, 3), (5, 10)])
+
+
 def test_trades_since_a_time_cover_every_id_before_it(exchange: Exchange, tmp_path: Path) -> None:
     exchange.trades["BTCUSDT"] = [Fill(number, FORMING - 1000 + number * 100) for number in range(1, 50)]
     with playing(tmp_path, exchange) as played:

@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench clean
+.PHONY: help run test lint format chaos bench clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ help:
 	@echo 'make test    lint, then all tests (browser tests where Chromium is found)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff format the code'
+	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make bench   measure speed and memory'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
 
@@ -40,6 +41,10 @@ lint: .venv/installed-test
 format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# make chaos SECONDS=60 SEED=7
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 bench: .venv/installed-test
 	$(BIN)/python -m bench

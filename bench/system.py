@@ -40,8 +40,6 @@ def run(symbols: int, trades_per_second: float, seconds: float) -> dict[str, Any
                 "history_days": 3,
                 "weight_limit": 1_000_000,
             },
-            # Every single trade is a message of its own.
-            exchange={"stream": "trade"},
         )
         config = load({"KLAGG_CONFIG": str(path)})
         with running(*ROOMS, config=path) as rooms, _Health(config) as health:
@@ -95,7 +93,7 @@ def _settle(config: Config) -> float:
         pass
     began = time.monotonic()
     with urllib.request.urlopen(f"{base}/status", timeout=10) as answer:
-        wanted = {symbol: ids["trade"] for symbol, ids in json.load(answer)["last_ids"].items()}
+        wanted = {symbol: ids[config.exchange.stream] for symbol, ids in json.load(answer)["last_ids"].items()}
 
     def saved() -> bool:
         with psycopg.connect(database_url(config)) as connection:

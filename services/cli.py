@@ -1,4 +1,4 @@
-"""klagg's command line: start one room, look at the configuration, replay a recording.
+"""klagg's command line: start one room, look at the configuration, replay a recording, verify a history.
 
 Decides only what the words of a command mean. It is no room, so it may start rooms, each as `python -m services.<room>`
 would.
@@ -11,6 +11,7 @@ import os
 import runpy
 import socket
 import sys
+import time
 from pathlib import Path
 
 from shared.config import Config, ConfigError, load
@@ -25,6 +26,9 @@ ROOMS = {
 }
 
 
+PROGRESS_S = 2.0
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
@@ -33,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return check(load())
             case "replay":
                 return _replay(options)
+            case "verify":
+                return _verify(load())
             case room:
                 # Ends the process itself, with the room's exit code.
                 runpy.run_module(f"services.{room}", run_name="__main__", alter_sys=True)
@@ -56,6 +62,36 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"klagg replay: {error}", file=sys.stderr)
         return error.code
     return 0
+
+
+def _verify(config: Config) -> int:
+    import psycopg
+
+    from services.persist.verify import verify
+    from shared.postgres import database_url
+
+    told = time.monotonic()
+
+    def progress(name: str, done: int, number: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_S:
+            told = time.monotonic()
+            print(f"klagg verify: {name}: {done} of {number} symbols", file=sys.stderr)
+
+    try:
+        with psycopg.connect(database_url(config), connect_timeout=5, autocommit=True) as connection:
+            results = verify(connection, progress)
+    except psycopg.Error as error:
+        print(f"klagg verify: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    for result in results:
+        state = f"{result.failures} FAILED" if result.failures else "ok"
+        print(f"{result.check.name:26} {state:12} {result.check.says}")
+        for place in result.places:
+            print(f"    {place}")
+        if result.failures > len(result.places):
+            print(f"    ... and {result.failures - len(result.places)} more")
+    return 1 if any(result.failures for result in results) else 0
 
 
 def check(config: Config) -> int:
@@ -112,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="say whether the configuration is right and its ports are free",
         description="Read the configuration and try its ports. Exit code 2: it is wrong; 3: a port is taken.",
+    )
+    commands.add_parser(
+        "verify",
+        help="prove the stored history: ids without a hole, longer klines merged of shorter ones",
+        description="Hold every stored kline to what must be true if each trade was applied exactly once, and name the "
+        "places where it is not. Exit code 1: something does not hold; 2: the database is not there.",
     )
     command = commands.add_parser(
         "replay",

@@ -9,7 +9,7 @@ import pytest
 from shared.config import load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
-from tests.pipeline.truth import ask, differences, settle
+from tests.pipeline.truth import ask, differences, settle, unproven
 from tests.support import running, wait_for, write_config
 
 pytestmark = pytest.mark.pipeline
@@ -48,4 +48,5 @@ def test_every_kline_of_300_symbols_equals_the_truth(tmp_path: Path) -> None:
         found, compared = differences(config)
         assert found[:10] == []
         assert compared > 300 * 15 * 20
+        assert unproven(config) == []
         assert "Traceback" not in "".join(room.log for room in rooms.values())

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import psycopg
 
+from services.persist.verify import verify
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.postgres import database_url
@@ -64,6 +65,13 @@ def settle(config: Config, timeout: float = 60.0) -> None:
         raise AssertionError(
             f"{error}; {len(lacking)} symbols lack something: {dict(list(lacking.items())[:5])}"
         ) from None
+
+
+def unproven(config: Config) -> list[str]:
+    """Return what `klagg verify` finds, the places of each check."""
+    with psycopg.connect(database_url(config), autocommit=True) as connection:
+        results = verify(connection, lambda *_: None)
+    return [f"{result.check.name}: {place}" for result in results for place in result.places]
 
 
 def differences(config: Config) -> tuple[list[str], int]:

@@ -1,0 +1,115 @@
+"""`klagg verify`: silent on a history that the engine made, and exact about every way to spoil it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.persist import store
+from services.persist.verify import CHECKS, verify
+from shared.config import load
+from shared.postgres import database_url
+from tests.database import database
+from tests.engine.played import MINUTE, START, PlayedEngine, batch, market
+from tests.support import write_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = write_config(tmp_path_factory.mktemp("database"))
+    with database(path):
+        yield path
+
+
+@pytest.fixture
+def connection(config: Path) -> Iterator[store.Connection]:
+    """A database with what an engine made of two symbols' trades."""
+    played = PlayedEngine(START + 8 * MINUTE)
+    with store.connect(database_url(load({"KLAGG_CONFIG": str(config)}))) as connection:
+        connection.execute("TRUNCATE klines, symbols, engine_state")
+        for number, symbol in enumerate(("BTCUSDT", "ETHUSDT")):
+            played.add(symbol)
+            played.apply(batch(market(number, 80), symbol=symbol, covered=[(0, 99)]))
+        played.until(START + 9 * MINUTE)
+        saved = played.save()
+        assert saved is not None
+        store.save(connection, saved)
+        yield connection
+
+
+def failed(connection: store.Connection) -> dict[str, list[str]]:
+    return {result.check.name: result.places for result in verify(connection, lambda *_: None) if result.failures}
+
+
+def test_what_the_engine_made_holds(connection: store.Connection) -> None:
+    steps: list[tuple[str, int, int]] = []
+    results = verify(connection, lambda *step: steps.append(step))
+    assert [(result.check, result.failures) for result in results] == [(check, 0) for check in CHECKS]
+    assert [step[0] for step in steps] == [check.name for check in CHECKS]
+
+
+THIRD = "symbol = 'ETHUSDT' AND interval = '1m' AND open_time = (SELECT open_time FROM klines WHERE symbol = 'ETHUSDT' "
+THIRD += "AND interval = '1m' AND trade_count > 1 AND id_count > 1 ORDER BY open_time OFFSET 1 LIMIT 1)"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "checks"),
+    [
+        (f"UPDATE klines SET low = close + 1 WHERE {THIRD}", {"invariants"}),
+        (f"UPDATE klines SET taker_buy_volume = volume + 1 WHERE {THIRD}", {"invariants", "longer klines are merged"}),
+        (f"UPDATE klines SET volume = volume + 0.001 WHERE {THIRD}", {"longer klines are merged"}),
+        (f"DELETE FROM klines WHERE {THIRD}", {"no gap in time", "ids chain"}),
+        (
+            f"UPDATE klines SET id_count = id_count - 1 WHERE {THIRD}",
+            {"no missing id in a kline", "longer klines are merged"},
+        ),
+        (f"UPDATE klines SET first_id = first_id - 1, id_count = id_count + 1 WHERE {THIRD}",
+         {"ids chain", "longer klines are merged"}),
+        ("UPDATE symbols SET gaps = '{[3,4]}' WHERE symbol = 'ETHUSDT'", {"frontiers"}),
+        ("UPDATE symbols SET last_id = last_id - 1 WHERE symbol = 'ETHUSDT'", {"frontiers"}),
+    ],
+)  # fmt: skip
+def test_what_was_spoilt_is_found_where_it_is(connection: store.Connection, spoil: str, checks: set[str]) -> None:
+    assert connection.execute(spoil).rowcount == 1
+    found = failed(connection)
+    assert set(found) == checks
+    assert all(place.startswith("ETHUSDT") for places in found.values() for place in places)
+
+
+def run(config: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "verify"],
+        env=os.environ | {"KLAGG_CONFIG": str(config)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_says_a_line_a_check_and_the_places(connection: store.Connection, config: Path) -> None:
+    code, text = run(config)
+    assert code == 0, text
+    assert text.count(" ok ") == len(CHECKS)
+    connection.execute(f"UPDATE klines SET volume = volume + 0.001 WHERE {THIRD}")
+    code, text = run(config)
+    assert code == 1
+    assert "FAILED" in text
+    assert "    ETHUSDT 3m 20" in text
+
+
+def test_a_database_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    code, text = run(write_config(tmp_path))
+    assert code == 2
+    assert text.startswith("klagg verify: ")
+    assert "Traceback" not in text
+
+
+def test_nothing_is_changed(connection: store.Connection) -> None:
+    before = connection.execute("SELECT count(*), sum(volume), max(xmin::text) FROM klines").fetchone()
+    verify(connection, lambda *_: None)
+    assert connection.execute("SELECT count(*), sum(volume), max(xmin::text) FROM klines").fetchone() == before

@@ -36,6 +36,6 @@ for await (const [name, body] of socket) {
   const opened = new Date(Number(row.open_time)).toISOString().slice(0, 16).replace("T", " ");
   console.log(
     `${opened}  O ${row.open}  H ${row.high}  L ${row.low}  C ${row.close}  volume ${row.volume}` +
-      `  trades ${row.trade_count}  ${row.closed ? "closed" : "open"}  from ${row.source}  revision ${row.revision}`,
+      `  trades ${row.trade_count}  ${row.final ? "final" : row.closed ? "closed" : "open"}  from ${row.source}  revision ${row.revision}`,
   );
 }

@@ -40,10 +40,11 @@ def main(endpoint: str, symbol: str, interval: str) -> None:
             print("-- the engine was restarted")
         session, sequence = row["session"], row["sequence"]
         opened = datetime.fromtimestamp(row["open_time"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        state = "final" if row["final"] else "closed" if row["closed"] else "open"
         print(
             f"{opened}  O {row['open']}  H {row['high']}  L {row['low']}  C {row['close']}"
             f"  volume {row['volume']}  trades {row['trade_count']}"
-            f"  {'closed' if row['closed'] else 'open'}  from {row['source']}  revision {row['revision']}",
+            f"  {state}  from {row['source']}  revision {row['revision']}",
             flush=True,
         )
 

@@ -54,6 +54,8 @@ PLACED_KLINE = np.dtype(
 
 CLOSED = 1
 """The exchange's clock has passed the kline's end."""
+FINAL = 4
+"""Closed, and proven: every trade before the kline's end was applied, or the exchange itself says what it is."""
 EXCHANGE = 2
 """The kline holds figures of the exchange's own klines, which carry no ids."""
 

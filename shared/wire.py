@@ -252,6 +252,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     last_id: int
     id_count: int
     closed: bool
+    """The exchange's clock has passed its end."""
+    final: bool
+    """Every trade before its end was applied: it changes no more."""
+    gap: bool
+    """Missing trades may belong in it; they are being fetched."""
     source: str
     """`trades`, `exchange` (the exchange's own kline) or `both`."""
     revision: int

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.continuity import GAPS_MAX
+from services.engine.continuity import GAP, GAPS_MAX, proven_time
 from services.engine.dirty import MARKED, DirtyTracker, Marks, mark
 from shared.compiled import compiled
 from shared.interval import (
@@ -30,7 +30,7 @@ from shared.interval import (
     bucket_of,
     bucket_start,
 )
-from shared.kline import CLOSED, KLINE, merge
+from shared.kline import CLOSED, FINAL, KLINE, merge
 from shared.wire import Rows
 
 GRIDS = GRID_3D_MS // DAY_MS
@@ -40,6 +40,8 @@ SYMBOL = np.dtype(
     [
         ("last_id", "<i8"),
         ("gap_count", "<i8"),
+        ("newest_time", "<i8"),  # T of the last id, at the least
+        ("final_at", "<i8"),  # once every trade before this time was applied, there are klines to declare final
         ("seam_time", "<i8"),  # trades before it are in the rows by way of the exchange's klines
         ("price_decimals", "<i8"),
         ("quantity_decimals", "<i8"),
@@ -65,6 +67,7 @@ COUNTERS = np.dtype(
         ("applied", "<i8"),
         ("duplicates", "<i8"),
         ("late", "<i8"),  # applied to a row that was closed
+        ("void_before_first", "<i8"),  # not applied: before a symbol's first trade there is no row to be in
         ("before_seam", "<i8"),  # covered, but already in the exchange's own klines
         ("refused", "<i8"),  # impossible numbers
         ("unknown_symbol", "<i8"),
@@ -80,8 +83,8 @@ class Book(NamedTuple):
 
     symbols: Rows
     """SYMBOL[symbols]"""
-    gaps: NDArray[np.int64]
-    """[symbols, GAPS_MAX, 2]"""
+    gaps: Rows
+    """GAP[symbols, GAPS_MAX]"""
     calendars: Rows
     """CALENDAR[GRIDS, intervals]"""
     rows: Rows
@@ -108,7 +111,7 @@ def lay_out(symbols_max: int, window: int) -> tuple[Book, DirtyTracker, DirtyTra
             calendars[grid, index]["anchor"] = anchor_of(interval.name, grid * DAY_MS)
     book = Book(
         np.zeros(symbols_max, SYMBOL),
-        np.zeros((symbols_max, GAPS_MAX, 2), np.int64),
+        np.zeros((symbols_max, GAPS_MAX), GAP),
         calendars,
         np.zeros((symbols_max, intervals, window), KLINE),
         unsaved.marks,
@@ -277,14 +280,8 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
-    """Merge a kline of trades of one moment into the rows of all intervals. The minute's row must be in the window.
-
-    A void id before a symbol's first trade has no price to show and no row to be in: it is left out.
-    """
+    """Merge a kline of trades of one moment into the rows of all intervals. The minute's row must be in the window."""
     grid = book.symbols[symbol].grid
-    newest = book.calendars[grid, 0]
-    if kline.trade_count == 0 and book.rows[symbol, 0, newest.place].open_time != newest.open_time:
-        return
     for interval in range(book.rows.shape[1]):
         calendar = book.calendars[grid, interval]
         place = calendar.place
@@ -301,6 +298,41 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
                     book.counters[0].late += 1
             carry(book, symbol, interval, time_ms)
         touch(book, symbol, interval, place)
+
+
+@compiled
+def mark_final(book, symbol):  # type: ignore[no-untyped-def]
+    """Declare the klines final that can change no more: every trade before their end was applied."""
+    state = book.symbols[symbol]
+    proven = proven_time(state, book.gaps[symbol])
+    if proven < state.final_at:
+        return
+    window = book.rows.shape[2]
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[state.grid, interval]
+        bucket = min(bucket_of(calendar.length, calendar.anchor, proven), calendar.bucket)
+        for behind in range(bucket - 1, calendar.bucket - window, -1):
+            row = book.rows[symbol, interval, behind % window]
+            if row.open_time != bucket_start(calendar.length, calendar.anchor, behind) or row.flags & FINAL:
+                break
+            row.flags |= FINAL
+            touch(book, symbol, interval, behind % window)
+    minute = book.calendars[0, 0].length
+    state.final_at = (proven // minute + 1) * minute
+
+
+@compiled
+def touch_between(book, symbol, from_time, to_time):  # type: ignore[no-untyped-def]
+    """Mark the rows that trades of [from_time, to_time] may belong to."""
+    window = book.rows.shape[2]
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[book.symbols[symbol].grid, interval]
+        first = bucket_of(calendar.length, calendar.anchor, from_time)
+        last = min(bucket_of(calendar.length, calendar.anchor, to_time), calendar.bucket)
+        for bucket in range(max(first, calendar.bucket - window + 1), last + 1):
+            start = bucket_start(calendar.length, calendar.anchor, bucket)
+            if book.rows[symbol, interval, bucket % window].open_time == start:
+                touch(book, symbol, interval, bucket % window)
 
 
 @compiled

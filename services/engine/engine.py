@@ -32,12 +32,20 @@ from services.engine.book import (
     set_calendars,
     would_overwrite,
 )
-from services.engine.continuity import GAPS_MAX, cover
-from services.engine.kernel import PRODUCT_MAX, apply_trades
+from services.engine.continuity import GAPS_MAX
+from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
 from shared.config import Engine as EngineConfig
-from shared.interval import DAY_MS, GRID_3D_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
+from shared.interval import (
+    DAY_MS,
+    GRID_3D_MS,
+    INTERVAL_INDEX,
+    INTERVAL_NAMES,
+    INTERVALS,
+    MINUTE_MS,
+    next_open_time,
+)
 from shared.kline import CLOSED
 from shared.wire import (
     AddSymbol,
@@ -227,9 +235,8 @@ class KlineEngine:
         return None
 
     def _cover(self, symbol: int, first_id: int, last_id: int) -> None:
-        if not cover(self.book.symbols[symbol], self.book.gaps[symbol], first_id, last_id):
+        if not apply_covered(self.book, symbol, first_id, last_id):
             self._drop("ranges of ids without room")
-        self.book.symbols[symbol]["mark_changed"] = 1
 
     def _note_gaps(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
         for symbol in symbols[self.book.symbols["gap_count"][symbols] > 0].tolist():
@@ -268,7 +275,7 @@ class KlineEngine:
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
         count = int(self.book.symbols[symbol]["gap_count"])
-        return [(first, last) for first, last in self.book.gaps[symbol, :count].tolist()]
+        return [(first, last) for first, last, *_ in self.book.gaps[symbol, :count].tolist()]
 
     def _grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
         """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
@@ -365,10 +372,15 @@ class KlineEngine:
         state = self.book.symbols[symbol]
         state["price_decimals"], state["quantity_decimals"] = mark.price_decimals, mark.quantity_decimals
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
+        minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
+        state["newest_time"] = minutes["open_time"].max(initial=mark.seam_time)
         gaps = mark.gaps[-GAPS_MAX:]
         state["gap_count"] = len(gaps)
-        if gaps:
-            self.book.gaps[symbol, : len(gaps)] = gaps
+        for gap, (first_id, last_id) in zip(self.book.gaps[symbol], gaps, strict=False):
+            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
+            gap["first_id"], gap["last_id"] = first_id, last_id
+            gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time)
+            gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
             self._ask_at[symbol] = now_ns
         for interval in range(len(INTERVALS)):
             put_rows(self.book, symbol, interval, rows["kline"][rows["interval"] == interval], False)
@@ -397,6 +409,7 @@ class KlineEngine:
         self.streams[symbol], self.grids[symbol] = stream, grid_3d
         state = self.book.symbols[symbol]
         state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
+        state["newest_time"] = state["final_at"] = 0
         state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
         return symbol
 
@@ -419,7 +432,7 @@ class KlineEngine:
             return
         state = self.book.symbols[symbol]
         state["price_decimals"], state["quantity_decimals"] = event.price_decimals, event.quantity_decimals
-        state["seam_time"] = event.klines_until
+        state["seam_time"] = state["newest_time"] = event.klines_until
         if self.clock.speed == 0:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))

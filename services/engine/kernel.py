@@ -4,8 +4,8 @@ Decides which trades count: those whose numbers are possible, whose id is new, a
 way of the exchange's own klines. Compiled; one call a batch.
 """
 
-from services.engine.book import add_to_rows, rescale
-from services.engine.continuity import DUPLICATE, NO_ROOM, take_id
+from services.engine.book import add_to_rows, blank, mark_final, rescale, touch_between
+from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
 from shared.compiled import compiled
 from shared.kline import kline_of
 
@@ -47,7 +47,10 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if counts and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
             continue
-        outcome = take_id(state, book.gaps[symbol], trade.id)
+        if trade.trade_count == 0 and not _has_rows(book, symbol):
+            counters.void_before_first += 1
+            continue
+        outcome = take_id(state, book.gaps[symbol], trade.id, trade.time)
         if outcome == DUPLICATE:
             counters.duplicates += 1
             continue
@@ -55,6 +58,9 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.no_room_for_gap += 1
             continue
         state.mark_changed = 1
+        if outcome == NEW_GAP:
+            gap = book.gaps[symbol, state.gap_count - 1]
+            touch_between(book, symbol, gap.from_time, gap.to_time)
         if not counts:
             counters.before_seam += 1
             continue
@@ -63,7 +69,49 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             rescale(book.scratch, price_factors[instrument], quantity_factors[instrument])
         add_to_rows(book, symbol, trade.time, kline)
         counters.applied += 1
+        if state.newest_time >= state.final_at:
+            mark_final(book, symbol)
     return len(trades)
+
+
+@compiled
+def apply_covered(book, symbol, first_id, last_id):  # type: ignore[no-untyped-def]
+    """Note a range of ids as answered for. Those of it that are still missing are void, and count as such.
+
+    They belong to the row of the trade before them: nobody knows their time, and the chain of ids stays whole. Ids
+    before a symbol's first are none of its rows'. Return False if there is no room to note it.
+    """
+    state = book.symbols[symbol]
+    for place in range(state.gap_count):
+        gap = book.gaps[symbol, place]
+        if gap.first_id > 0:
+            _add_void(book, symbol, max(first_id, gap.first_id), min(last_id, gap.last_id), gap.from_time)
+    if state.last_id >= 0:
+        _add_void(book, symbol, max(first_id, state.last_id + 1), last_id, state.newest_time)
+    noted = cover(state, book.gaps[symbol], first_id, last_id)
+    mark_final(book, symbol)
+    state.mark_changed = 1
+    return noted
+
+
+@compiled
+def _add_void(book, symbol, first_id, last_id, time):  # type: ignore[no-untyped-def]
+    minute = book.calendars[0, 0]
+    seen = time >= book.symbols[symbol].seam_time and minute.end_time - time <= minute.length * book.rows.shape[2]
+    if first_id > last_id or not seen or not _has_rows(book, symbol):
+        return
+    kline = book.scratch[0]
+    blank(kline, 0, 0, 0)
+    kline.first_id = first_id
+    kline.last_id = last_id
+    kline.id_count = last_id - first_id + 1
+    add_to_rows(book, symbol, time, kline)
+
+
+@compiled
+def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
+    newest = book.calendars[0, 0]
+    return book.rows[symbol, 0, newest.place].open_time == newest.open_time
 
 
 @compiled

@@ -13,7 +13,7 @@ from services.engine.engine import KlineEngine
 from shared.compiled import compiled
 from shared.decimals import text_of
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
-from shared.kline import CLOSED, EXCHANGE
+from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
 
 Message = tuple[bytes, bytes]
@@ -151,6 +151,8 @@ class Snapshots:
             revision,
         ) = row.item()
         name = INTERVAL_NAMES[interval]
+        end_time = next_open_time(name, open_time)
+        gaps = engine.book.gaps[symbol, : state["gap_count"]]
         self.published += 1
         return self._topics[topic], encode(
             Snapshot(
@@ -160,7 +162,7 @@ class Snapshots:
                 session=self._session,
                 exchange_time=engine.clock.now(now_ns),
                 open_time=open_time,
-                close_time=next_open_time(name, open_time) - 1,
+                close_time=end_time - 1,
                 open=text_of(open_, price),
                 high=text_of(high, price),
                 low=text_of(low, price),
@@ -174,6 +176,8 @@ class Snapshots:
                 last_id=last_id,
                 id_count=id_count,
                 closed=bool(flags & CLOSED),
+                final=bool(flags & FINAL),
+                gap=any(gap["from_time"] < end_time and gap["to_time"] >= open_time for gap in gaps),
                 source=source_of(flags, id_count),
                 revision=revision,
             )

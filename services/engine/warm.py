@@ -11,7 +11,7 @@ from services.engine.engine import KlineEngine
 from services.engine.snapshots import Snapshots
 from shared.config import Engine as EngineConfig
 from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS, open_time_of
-from shared.kline import CLOSED, EXCHANGE, KLINE, TRADE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, TRADE
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -36,7 +36,7 @@ def warm_up() -> None:
         row = np.zeros(1, KLINE)
         row["open_time"] = open_time_of(name, open_time_of(name, begin) - 1)
         row["open"] = row["high"] = row["low"] = row["close"] = 100
-        row["flags"] = CLOSED | EXCHANGE
+        row["flags"] = CLOSED | FINAL | EXCHANGE
         klines.append(IntervalKlines(name, row.tobytes()))
     trades = np.zeros(4, TRADE)
     trades["id"] = [7, 9, 8, 9]

@@ -12,7 +12,7 @@ import numpy as np
 from services.ingest.exact import DECIMALS_MAX, Integers, Rows, numbers
 from shared.decimals import INT64_MAX
 from shared.interval import INTERVAL_INDEX, INTERVALS, anchor_of, next_open_time, open_time_of
-from shared.kline import CLOSED, EXCHANGE, KLINE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 
 HEADROOM = 16
 """How many times the largest quote volume of a symbol's history must still fit an int64 for its decimals to grow."""
@@ -105,7 +105,7 @@ def kline_rows(parsed: Parsed, price_decimals: int, quantity_decimals: int) -> t
         rows[name] = values[good, place]
     rows["open_time"] = parsed.open_times[good]
     rows["trade_count"] = parsed.trade_counts[good]
-    rows["flags"] = EXCHANGE | CLOSED
+    rows["flags"] = EXCHANGE | FINAL | CLOSED
     return rows, len(good) - len(rows)
 
 

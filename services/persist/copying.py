@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.compiled import compiled
 from shared.interval import INTERVAL_NAMES, INTERVALS, next_open_time
-from shared.kline import CLOSED, EXCHANGE, KLINE, PLACED_KLINE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE
 from shared.wire import Rows, SymbolMark, WireError
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -44,6 +44,7 @@ _types: dict[str, np.dtype[np.generic]] = {
     **dict.fromkeys(DECIMALS, NUMERIC),
     **dict.fromkeys(COUNTS, np.dtype(">i8")),
     "closed": np.dtype("i1"),
+    "final": np.dtype("i1"),
     "source": np.dtype(">i4"),
     "revision": np.dtype(">i4"),
 }
@@ -55,9 +56,9 @@ STAGED_ROW = np.dtype(
 )
 """A row of the staging table in binary COPY: each field follows its length."""
 
-READ = ("open_time", *DECIMALS, *COUNTS, "closed", "source", "revision")
+READ = ("open_time", *DECIMALS, *COUNTS, "closed", "final", "source", "revision")
 """The columns that are read back, in the order that `_read_rows` takes them."""
-READ_SIZE_MIN = 4 + 8 * len(READ) + 8 + 8 * len(DECIMALS) + 8 * len(COUNTS) + 1 + len("both") + 4
+READ_SIZE_MIN = 4 + 8 * len(READ) + 8 + 8 * len(DECIMALS) + 8 * len(COUNTS) + 2 + len("both") + 4
 """Bytes of a row; a NUMERIC without digits, which is 0, has 8."""
 
 INTERVAL_COUNT = len(INTERVALS)
@@ -94,6 +95,7 @@ def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
     for name in COUNTS:
         rows[name] = klines[name]
     rows["closed"] = (klines["flags"] & CLOSED) != 0
+    rows["final"] = (klines["flags"] & FINAL) != 0
     exchange = (klines["flags"] & EXCHANGE) != 0
     rows["source"] = np.where(exchange, np.where(klines["id_count"] > 0, 2, 1), 0)
     rows["revision"] = klines["revision"]
@@ -194,9 +196,10 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
     row.open_id, at = _read_integer(data, at)
     row.close_id, at = _read_integer(data, at)
     closed, at = _read_integer(data, at)
+    final, at = _read_integer(data, at)
     from_trades_alone = data[at + 8] == ord("t")
     at += 8 + _unsigned(data, at + 4, 4)
-    row.flags = (CLOSED if closed else 0) | (0 if from_trades_alone else EXCHANGE)
+    row.flags = (CLOSED if closed else 0) | (FINAL if final else 0) | (0 if from_trades_alone else EXCHANGE)
     row.revision, at = _read_integer(data, at)
     return at
 

@@ -19,7 +19,7 @@ from shared.interval import INTERVAL_NAMES
 from shared.process import Unavailable
 from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
 
-SCHEMAS = ("schema.sql",)
+SCHEMAS = ("schema.sql", "schema_2.sql")
 """One file a version, applied in order."""
 MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
@@ -38,7 +38,7 @@ _COLUMNS = ", ".join(STAGED)
 _KEY = ("symbol", "interval", "open_time")
 
 _TYPES = {"symbol": "int4", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
-_TYPES |= dict.fromkeys(DECIMALS, "numeric") | {"closed": "bool", "source": "int4", "revision": "int4"}
+_TYPES |= dict.fromkeys(DECIMALS, "numeric") | {"closed": "bool", "final": "bool", "source": "int4", "revision": "int4"}
 _STAGING = f"""
 CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')} NOT NULL" for name in STAGED)})
 ON COMMIT DELETE ROWS

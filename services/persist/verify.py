@@ -47,6 +47,7 @@ CHECKS = (
             low <= LEAST(open, close) AND high >= GREATEST(open, close) AND open_time < close_time
             AND 0 <= taker_buy_volume AND taker_buy_volume <= volume
             AND 0 <= taker_buy_quote_volume AND taker_buy_quote_volume <= quote_volume
+            AND (closed OR NOT final)
             AND trade_count >= 0 AND (trade_count > 0 OR (volume = 0 AND quote_volume = 0 AND high = low))
             AND (source <> 'trades' OR trade_count = 0
                 OR first_id <= open_id AND open_id <= close_id AND close_id <= last_id))

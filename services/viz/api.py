@@ -88,6 +88,7 @@ def _whole(name: str, text: str, lowest: int, highest: int) -> int:
 _COLUMNS = {
     "open_time": "(extract(epoch from open_time) * 1000)::bigint",
     "close_time": "(extract(epoch from close_time) * 1000)::bigint",
+    "gap": "false",
 }
 _TEXTS = {
     "open",

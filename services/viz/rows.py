@@ -28,6 +28,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     last_id: int
     id_count: int
     closed: bool
+    final: bool
+    gap: bool
+    """Missing trades may belong in it. Known of live klines only; a saved one is final or not."""
     source: str
     revision: int
 
@@ -43,7 +46,7 @@ def row_of(snapshot: Snapshot) -> Row:
 def is_newer(row: Row, other: Row) -> bool:
     """Say whether `row` is a later version than `other` of the same kline.
 
-    A kline closes once, corrections raise its revision, and what is applied to it only grows.
+    A kline closes once, corrections raise its revision, what is applied to it only grows, and final is the last word.
     """
     return _age(row) > _age(other)
 
@@ -62,5 +65,5 @@ def merge_history(saved: Iterable[Row], live: Iterable[Row]) -> list[Row]:
     return [rows[open_time] for open_time in sorted(rows)]
 
 
-def _age(row: Row) -> tuple[bool, int, int, int]:
-    return row.closed, row.revision, row.id_count, row.trade_count
+def _age(row: Row) -> tuple[bool, int, int, int, bool]:
+    return row.closed, row.revision, row.id_count, row.trade_count, row.final

@@ -10,7 +10,7 @@ import numpy as np
 from services.engine.engine import KlineEngine
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, KLINE, PLACED_KLINE, TRADE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, TRADE
 from shared.wire import (
     AddSymbol,
     Covered,
@@ -211,7 +211,7 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
             if after > until:
                 break
             kline = np.zeros(1, KLINE)
-            kline["open_time"], kline["flags"] = open_time, CLOSED | 2
+            kline["open_time"], kline["flags"] = open_time, CLOSED | FINAL | EXCHANGE
             row = rows.get(open_time)
             if row is not None and row["trade_count"]:
                 close = row["close"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.engine.engine import KlineEngine
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE
+from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Restored, StoreState, Subscribe, Unsubscribe
 from tests.engine.played import (
     MINUTE,
@@ -65,7 +65,7 @@ def test_rows_say_where_their_figures_come_from() -> None:
     played.apply(batch([Trade(900, START + 10, 100, 7)]))
     rows = played.rows()
     assert rows["1m", START]["flags"] == 0
-    assert rows["1m", START - MINUTE]["flags"] == CLOSED | EXCHANGE
+    assert rows["1m", START - MINUTE]["flags"] == CLOSED | FINAL | EXCHANGE
     hour = rows["1h", opens_at("1h", START)]
     assert hour["flags"] == EXCHANGE
     assert hour["id_count"] == 1

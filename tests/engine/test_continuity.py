@@ -1,21 +1,21 @@
 """Ids: new, twice, missing, covered."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.book import SYMBOL
-from services.engine.continuity import DUPLICATE, GAPS_MAX, NEW, NO_ROOM, cover, take_id
+from services.engine.continuity import DUPLICATE, GAP, GAPS_MAX, NEW, NEW_GAP, NO_ROOM, cover, take_id
 
 
 class Ids:
     def __init__(self, room: int = GAPS_MAX) -> None:
         self.symbol = np.zeros(1, SYMBOL)
         self.symbol["last_id"] = -1
-        self.gaps = np.zeros((room, 2), np.int64)
+        self.gaps = np.zeros(room, GAP)
 
     def take(self, trade_id: int) -> int:
-        return int(take_id(self.symbol[0], self.gaps, trade_id))
+        return int(take_id(self.symbol[0], self.gaps, trade_id, 10 * trade_id))
 
     def cover(self, first: int, last: int) -> bool:
         return bool(cover(self.symbol[0], self.gaps, first, last))
@@ -26,8 +26,8 @@ class Ids:
 
     @property
     def missing(self) -> list[list[int]]:
-        found: list[list[int]] = self.gaps[: self.symbol[0]["gap_count"]].tolist()
-        return found
+        gaps = self.gaps[: self.symbol[0]["gap_count"]]
+        return [[int(gap["first_id"]), int(gap["last_id"])] for gap in gaps]
 
 
 steps = st.lists(
@@ -39,11 +39,12 @@ steps = st.lists(
 
 
 @given(steps)
+@settings(deadline=None)
 def test_an_id_is_new_exactly_once_and_the_gaps_are_what_is_missing(steps: list[int | tuple[int, int]]) -> None:
     ids, seen = Ids(), set[int]()
     for step in steps:
         if isinstance(step, int):
-            assert ids.take(step) == (DUPLICATE if step in seen else NEW)
+            assert (DUPLICATE if step in seen else NEW) == ids.take(step) % NEW_GAP
             seen.add(step)
         else:
             assert ids.cover(*step)
@@ -56,13 +57,14 @@ def test_an_id_is_new_exactly_once_and_the_gaps_are_what_is_missing(steps: list[
 
 
 @given(steps)
+@settings(deadline=None)
 def test_without_room_nothing_is_forgotten(steps: list[int | tuple[int, int]]) -> None:
     ids, seen = Ids(room=2), set[int]()
     for step in steps:
         if isinstance(step, int):
             outcome = ids.take(step)
             assert (outcome == DUPLICATE) == (step in seen)
-            if outcome == NEW:
+            if outcome in (NEW, NEW_GAP):
                 seen.add(step)
             elif outcome == NO_ROOM:
                 assert len(ids.missing) == 2

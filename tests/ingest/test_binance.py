@@ -21,7 +21,7 @@ from services.ingest.binance import (
 from services.ingest.klines import decimals_for, kline_rows, parse
 from services.ingest.venue import venue_of
 from shared.config import Config, Exchange, Simulator
-from shared.kline import CLOSED, EXCHANGE
+from shared.kline import CLOSED, EXCHANGE, FINAL
 from tests.ingest.played import listing
 from tests.support import RECORDINGS
 
@@ -151,7 +151,7 @@ def test_the_documented_kline_is_read_to_the_last_digit() -> None:
         "quote_volume": 2434190553340000000,
     }
     assert int(rows[0]["trade_count"]) == 308
-    assert rows[0]["flags"] == EXCHANGE | CLOSED
+    assert rows[0]["flags"] == EXCHANGE | FINAL | CLOSED
 
 
 def test_klines_off_the_grid_or_out_of_order_are_refused() -> None:

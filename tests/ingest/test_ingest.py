@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shared.interval import INTERVAL_NAMES, next_open_time
-from shared.kline import CLOSED, EXCHANGE
+from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import (
     AddSymbol,
     FeedState,
@@ -116,7 +116,7 @@ def test_symbols_are_announced_by_volume_with_every_closed_kline_of_every_interv
             # The last closed one ends before the seam, and the one after it does not.
             assert next_open_time(part.interval, opens[-1]) <= FORMING
             assert next_open_time(part.interval, next_open_time(part.interval, opens[-1])) > FORMING
-            assert set(rows["flags"].tolist()) == {EXCHANGE | CLOSED}
+            assert set(rows["flags"].tolist()) == {EXCHANGE | FINAL | CLOSED}
             assert not any(rows[name].any() for name in ("first_id", "last_id", "id_count", "open_id", "close_id"))
             assert set(rows["volume"].tolist()) == {1500}
             assert rows["quote_volume"].tolist() == (rows["close"] * 1500).tolist()

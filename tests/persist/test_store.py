@@ -16,7 +16,7 @@ from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
 from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
-from shared.kline import CLOSED, EXCHANGE, PLACED_KLINE
+from shared.kline import CLOSED, EXCHANGE, FINAL, PLACED_KLINE
 from shared.process import Unavailable
 from shared.wire import DirtyBatch, SymbolMark, placed_rows
 from tests.database import database
@@ -88,7 +88,7 @@ def loaded(connection: store.Connection, window: int = 1_000) -> tuple[list[Symb
     values=st.lists(INT64, min_size=len(VALUES), max_size=len(VALUES)),
     price=st.integers(0, 12),
     quantity=st.integers(0, 12),
-    flags=st.sampled_from([0, CLOSED, EXCHANGE, CLOSED | EXCHANGE]),
+    flags=st.sampled_from([0, CLOSED, EXCHANGE, CLOSED | EXCHANGE, CLOSED | FINAL, CLOSED | FINAL | EXCHANGE]),
     interval=st.sampled_from(INTERVAL_NAMES),
 )
 def test_whatever_an_int64_holds_comes_back_the_same(

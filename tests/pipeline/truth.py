@@ -31,7 +31,7 @@ ROWS = 130
 """Klines an interval: more than the engine begins with and a test goes on for."""
 _QUERY = f"""
 SELECT symbol, interval, (extract(epoch FROM open_time) * 1000)::int8, (extract(epoch FROM close_time) * 1000)::int8,
-    closed, id_count, {", ".join(FIELDS)}
+    closed, final, id_count, {", ".join(FIELDS)}
 FROM klines
 """
 
@@ -81,26 +81,30 @@ def differences(config: Config) -> tuple[list[str], int]:
         seams = dict(
             connection.execute("SELECT symbol, (extract(epoch FROM seam_time) * 1000)::int8 FROM symbols").fetchall()
         )
-        for symbol, interval, open_time, close_time, closed, id_count, *values in connection.execute(_QUERY):
+        for symbol, interval, open_time, close_time, closed, final, id_count, *values in connection.execute(_QUERY):
             row = dict(zip(FIELDS, values, strict=True))
-            row |= {"close_time": close_time, "closed": closed, "id_count": id_count}
+            row |= {"close_time": close_time, "closed": closed, "final": final, "id_count": id_count}
             stored.setdefault(symbol, {}).setdefault(interval, {})[open_time] = row
     found: list[str] = []
     compared = 0
     for symbol in sorted(stored):
         truth = ask(config, "truth", symbol=symbol, stream=config.exchange.stream, since=seams[symbol], rows=ROWS)
+        newest = max([row["open_time"] for row in truth["klines"]["1m"] if row["first_id"] is not None], default=0)
         for interval in INTERVAL_NAMES:
             have = stored[symbol].get(interval, {})
-            part, count = _compare(f"{symbol} {interval}", truth["klines"][interval], have, truth["time"])
+            part, count = _compare(f"{symbol} {interval}", truth["klines"][interval], have, truth["time"], newest)
             found += part
             compared += count
     return found, compared
 
 
 def _compare(
-    name: str, truth: list[dict[str, Any]], have: dict[int, dict[str, Any]], now: int
+    name: str, truth: list[dict[str, Any]], have: dict[int, dict[str, Any]], now: int, newest: int
 ) -> tuple[list[str], int]:
-    """Compare one symbol's klines of one interval from the first that is stored."""
+    """Compare one symbol's klines of one interval from the first that is stored.
+
+    `newest`: the open time of the last minute with a trade, which proves every kline that ended before it.
+    """
     if not have:
         # Without any trade there is no price, and no kline.
         return ([f"{name}: {len(truth)} klines are missing"] if truth else []), 0
@@ -115,11 +119,11 @@ def _compare(
             if open_time <= now or got["trade_count"]:
                 found.append(f"{name} {open_time}: not in the truth: {got}")
         else:
-            found += _differences(f"{name} {open_time}", want, got, now)
+            found += _differences(f"{name} {open_time}", want, got, now, newest)
     return found, len(wanted)
 
 
-def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int) -> list[str]:
+def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int, newest: int) -> list[str]:
     expected = {field: Decimal(want["count" if field == "trade_count" else field] or 0) for field in FIELDS}
     different = {field: (got[field], value) for field, value in expected.items() if got[field] != value}
     if got["close_time"] != want["close_time"]:
@@ -128,4 +132,6 @@ def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int)
         different["id_count"] = (got["id_count"], want["last_id"] - want["first_id"] + 1)
     if want["close_time"] < now and not got["closed"]:
         different["closed"] = (False, True)
+    if want["close_time"] < newest and not got["final"]:
+        different["final"] = (False, True)
     return [f"{name}: {different} (have, want)"] if different else []

@@ -186,7 +186,7 @@ def check_example(example: Example, engine: PlayedEngine) -> None:
     rows = engine.unsaved[topic]
     try:
         first = example.line(lambda line: f"C {rows[0].close}" in line)
-        assert "closed" in first
+        assert "final" in first
         assert "from trades" in first
         assert " open " in example.line(lambda line: f"C {rows[1].close}" in line)
         engine.publish(rows[1], lose=2)

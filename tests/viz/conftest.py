@@ -64,7 +64,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def save(url: str, rows: Iterable[Snapshot]) -> None:
     """Save rows as persist does: one version a kline, the newest."""
-    names = ("symbol", "interval", *ROW_FIELDS)
+    names = ("symbol", "interval", *(name for name in ROW_FIELDS if name != "gap"))
     columns = ", ".join(f'"{name}"' for name in names)
     values = ", ".join(["%s"] * len(names))
     sql = f"insert into klines ({columns}) values ({values}) on conflict do nothing"

@@ -48,6 +48,7 @@ def made_up(
             last_id=first_id + trades - 1,
             id_count=trades,
             closed=open_time != opens[0],
+            final=open_time != opens[0],
         )
         rows.append(row)
         price, first_id = close, first_id + trades
@@ -70,6 +71,8 @@ def kline(symbol: str, interval: str, open_time: int, prices: Iterable[str], **f
         "last_id": 1,
         "id_count": 1,
         "closed": False,
+        "final": False,
+        "gap": False,
         "source": "trades",
         "revision": 0,
     }

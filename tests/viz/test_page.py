@@ -201,6 +201,8 @@ def test_a_kline_closes_and_the_next_one_follows_it(screen: Screen, market: Mark
     last = market.rows["kline.ETHUSDT.1m"][-1]
     market.engine.publish(msgspec.structs.replace(last, closed=True, revision=2))
     expect(screen.page.locator("#mark-state")).to_have_text("closed · revision 2")
+    market.engine.publish(msgspec.structs.replace(last, closed=True, final=True, revision=2))
+    expect(screen.page.locator("#mark-state")).to_have_text("final · revision 2")
     following = msgspec.structs.replace(
         last, open_time=last.open_time + 60_000, close_time=last.close_time + 60_000, source="both"
     )
@@ -252,7 +254,7 @@ def test_the_legend_follows_the_cursor(screen: Screen, market: Market) -> None:
     hovered = screen.page.evaluate("klagg.chart.hovered()")
     assert hovered["open_time"] != market.rows["kline.BTCUSDT.1m"][-1].open_time
     expect(screen.page.locator("#o")).to_have_text(grouped(hovered["open"]))
-    expect(screen.page.locator("#mark-state")).to_have_text("closed")
+    expect(screen.page.locator("#mark-state")).to_have_text("final")
     expect(screen.page.locator("#mark-proof")).to_have_text("no trade missing")
 
 

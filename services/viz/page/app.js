@@ -232,8 +232,10 @@ const SOURCES = {
 
 function showMarks(row) {
   const corrected = row.revision ? ` · revision ${row.revision}` : "";
-  if (row.closed) {
-    mark("mark-state", `closed${corrected}`, "closed", "The exchange's clock has passed its end");
+  if (row.final) {
+    mark("mark-state", `final${corrected}`, "final", "Every trade before its end was applied: it changes no more");
+  } else if (row.closed) {
+    mark("mark-state", `closed${corrected}`, "closed", "The exchange's clock has passed its end; the next trade will prove it");
   } else {
     const now = exchangeNow();
     const left = now === null ? "" : ` · closes in ${countdown(row.close_time + 1 - now)}`;
@@ -242,7 +244,8 @@ function showMarks(row) {
   const [word, meaning] = SOURCES[row.source] ?? [row.source, ""];
   mark("mark-source", word, row.source, meaning);
   const range = row.last_id - row.first_id + 1;
-  if (row.source !== "trades" || !row.id_count) mark("mark-proof", "", "", "");
+  if (row.gap) mark("mark-proof", "trades missing", "broken", "They are being fetched");
+  else if (row.source !== "trades" || !row.id_count) mark("mark-proof", "", "", "");
   else if (row.id_count === range) mark("mark-proof", "no trade missing", "whole", `${count(range)} ids, all of them`);
   else mark("mark-proof", `${count(range - row.id_count)} ids missing`, "broken", "They are being fetched");
 }

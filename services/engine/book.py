@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.continuity import GAP, GAPS_MAX, proven_time
-from services.engine.dirty import MARKED, DirtyTracker, Marks, mark
+from services.engine.dirty import DirtyTracker, Marks, mark
 from shared.compiled import compiled
 from shared.interval import (
     CHILD_INDEX,
@@ -78,6 +78,10 @@ COUNTERS = np.dtype(
 )
 
 
+LOST = np.dtype([("first", "<i8"), ("last", "<i8")])
+"""Open times of rows that left memory before they were saved; 0: none."""
+
+
 class Book(NamedTuple):
     """The arrays, for compiled code."""
 
@@ -95,6 +99,10 @@ class Book(NamedTuple):
     """[symbols, intervals]: whether the topic has a subscriber."""
     counters: Rows
     """COUNTERS[1]"""
+    lost: Rows
+    """LOST[symbols, intervals]"""
+    any_lost: NDArray[np.int64]
+    """int64[1]: whether there is any."""
     scratch: Rows
     """KLINE[1]"""
 
@@ -118,6 +126,8 @@ def lay_out(symbols_max: int, window: int) -> tuple[Book, DirtyTracker, DirtyTra
         changed.marks,
         np.zeros((symbols_max, intervals), np.uint8),
         np.zeros(1, COUNTERS),
+        np.zeros((symbols_max, intervals), LOST),
+        np.zeros(1, np.int64),
         np.zeros(1, KLINE),
     )
     return book, unsaved, changed
@@ -189,11 +199,21 @@ def _open(book, symbol, interval, bucket, open_time, price, flags):  # type: ign
     row = book.rows[symbol, interval, place]
     if row.open_time != 0:
         number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
-        if book.unsaved.states[number] & MARKED:
-            book.counters[0].unsaved_overwritten += 1
+        if book.unsaved.states[number]:
+            _lose(book, symbol, interval, row.open_time)
     blank(row, open_time, price, flags)
     touch(book, symbol, interval, place)
     return row
+
+
+@compiled
+def _lose(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
+    """Note that a row leaves memory before the store has acknowledged it."""
+    lost = book.lost[symbol, interval]
+    lost.first = min(lost.first, open_time) if lost.first else open_time
+    lost.last = max(lost.last, open_time)
+    book.any_lost[0] = 1
+    book.counters[0].unsaved_overwritten += 1
 
 
 @compiled
@@ -336,11 +356,12 @@ def touch_between(book, symbol, from_time, to_time):  # type: ignore[no-untyped-
 
 
 @compiled
-def forget_rows(book, symbol):  # type: ignore[no-untyped-def]
-    """Take a symbol's rows out of the book."""
-    for interval in range(book.rows.shape[1]):
-        for place in range(book.rows.shape[2]):
-            book.rows[symbol, interval, place].open_time = 0
+def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-def]
+    """Take a symbol's rows out of the book, from an open time on."""
+    for place in range(book.rows.shape[2]):
+        row = book.rows[symbol, interval, place]
+        if row.open_time >= from_time:
+            row.open_time = 0
 
 
 @compiled
@@ -429,8 +450,7 @@ def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-d
         row.taker_buy_quote_volume *= price_factor * quantity_factor
 
 
-def largest(klines: Rows) -> tuple[int, int, int]:
-    """Return the largest price, volume and quote volume of KLINE[n]."""
-    if not len(klines):
-        return 0, 0, 0
-    return int(klines["high"].max()), int(klines["volume"].max()), int(klines["quote_volume"].max())
+def gaps_of(book: Book, symbol: int) -> list[tuple[int, int]]:
+    """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
+    gaps = book.gaps[symbol, : book.symbols[symbol]["gap_count"]]
+    return list(zip(gaps["first_id"].tolist(), gaps["last_id"].tolist(), strict=True))

@@ -11,20 +11,21 @@ How it lives:
 2. It tells ingest every symbol that it knows; ingest announces all others (`AddSymbol`).
 3. Whatever begins, begins at a *seam*: trades before it are in the exchange's own klines, trades from it on are applied
    by id. A restored symbol's seam is past and only its frontier matters; one that was away for long begins anew.
-4. A missing id is asked for at once, and again while it stays missing. What was traded last before the feed came up
-   shows by the next id only; a symbol that stays silent then is asked about once.
+4. What is missing is asked for (repair.py). A symbol that cannot be repaired by id begins anew, from where it lacks
+   something: at another seam, with the exchange's own klines before it.
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
 
+from itertools import pairwise
 from typing import NamedTuple, assert_never
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.engine.book import (
     COUNTERS,
     build_open_rows,
     forget_rows,
+    gaps_of,
     lay_out,
     next_minute,
     put_rows,
@@ -34,6 +35,7 @@ from services.engine.book import (
 )
 from services.engine.continuity import GAPS_MAX
 from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
+from services.engine.repair import Repair
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
 from shared.config import Engine as EngineConfig
@@ -42,18 +44,17 @@ from shared.interval import (
     GRID_3D_MS,
     INTERVAL_INDEX,
     INTERVAL_NAMES,
-    INTERVALS,
     MINUTE_MS,
     next_open_time,
+    open_time_of,
 )
-from shared.kline import CLOSED
+from shared.kline import CLOSED, KLINE
 from shared.wire import (
     AddSymbol,
     AppEvent,
     Command,
     DirtyBatch,
     FeedState,
-    FetchKlines,
     FetchTrades,
     Klines,
     Persisted,
@@ -72,16 +73,15 @@ from shared.wire import (
 
 FUTURE_MAX_MS = 10_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
-ASK_AGAIN_MS = 1_000
-"""After an answer, the rest of a gap may be on its way for this long."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
-ASKS_MAX = 8
-"""Gaps of one symbol asked for at once."""
+
+
+_NO_ROWS = np.zeros(0, KLINE)
 
 
 class Absent(NamedTuple):
-    """A symbol of the store that begins anew: the first open time of each interval that the store lacks."""
+    """A symbol that begins anew: the first open time of each interval of which something is lacking."""
 
     mark: SymbolMark
     lacks_from: dict[str, int]
@@ -98,11 +98,14 @@ class KlineEngine:
         """By the book's index."""
         self.index: dict[str, int] = {}
         self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._mark_of)
+        self.repair = Repair(config, self.book, self.symbols)
         self.streams: list[str] = []
         self.grids: list[int] = []
         """An open time of each symbol's 3d klines."""
         self.feed: FeedState | None = None
         self.started = False
+        self.begun_anew = 0
+        """Symbols whose gaps were filled with the exchange's own klines."""
         self.dropped: dict[str, int] = {}
         """What was not taken, by reason; the kernel's own counters are in `book.counters`."""
 
@@ -110,15 +113,7 @@ class KlineEngine:
         self._restored: list[Restored] = []
         self._resumes = False
         self._absent: dict[str, Absent] = {}
-        self._ask_at: dict[int, int] = {}
-        """Symbols with missing ids, and when (monotonic ns) to ask for them."""
         self._introduce_at = 0
-        self._unheard: dict[int, int] = {}
-        """Symbols and their last ids when the feed came up, ..."""
-        self._unheard_at = 0
-        """... and when (monotonic ns) those that are still there are asked about."""
-        self._kline_asks: dict[tuple[int, int], FetchKlines] = {}
-        """What the store lacks before the oldest klines of a symbol that began anew."""
         self._store_session = 0
         self._held: list[Trades] = []
         """Of a replay: trades that would push unsaved rows out of memory."""
@@ -155,8 +150,10 @@ class KlineEngine:
             self._replay_held(now_ns)
         if not self._held:
             self._open_minutes(self.clock.now(now_ns))
-        self._ask_for_gaps(now_ns)
-        self._ask_about_silence(now_ns)
+        due = self.repair.due(now_ns, self.minute_end)
+        self._commands += due.commands
+        if due.hopeless:
+            self._begin_anew(due.hopeless, now_ns)
 
     def take_commands(self) -> list[Command]:
         """Return what is to be asked of ingest, in order."""
@@ -171,13 +168,9 @@ class KlineEngine:
         minute = self.clock.wait_ms(self.minute_end, now_ns)
         if minute is not None:
             waits.append(minute)
-        if self._ask_at:
-            waits.append(max(0, min(self._ask_at.values()) - now_ns) // 1_000_000)
-        if self._unheard:
-            waits.append(max(0, self._unheard_at - now_ns) // 1_000_000)
-        save_at = self.saving.due_at()
-        if save_at is not None:
-            waits.append(max(0, save_at - now_ns) // 1_000_000)
+        for at in (self.repair.due_at(), self.saving.due_at()):
+            if at is not None:
+                waits.append(max(0, at - now_ns) // 1_000_000)
         return min(waits, default=None)
 
     @property
@@ -231,51 +224,16 @@ class KlineEngine:
         for part in batch.covered:
             if 0 <= part.instrument < count and symbols[part.instrument] >= 0:
                 self._cover(int(symbols[part.instrument]), part.first_id, part.last_id)
-        self._note_gaps(symbols[symbols >= 0], now_ns, answered=not batch.event_time)
+        self.repair.note(symbols[symbols >= 0], now_ns, answered=not batch.event_time)
         return None
 
     def _cover(self, symbol: int, first_id: int, last_id: int) -> None:
         if not apply_covered(self.book, symbol, first_id, last_id):
             self._drop("ranges of ids without room")
 
-    def _note_gaps(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
-        for symbol in symbols[self.book.symbols["gap_count"][symbols] > 0].tolist():
-            self._ask_at.setdefault(symbol, now_ns)
-        if answered:
-            for symbol in symbols.tolist():
-                if symbol in self._ask_at:
-                    self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
-
-    def _ask_for_gaps(self, now_ns: int) -> None:
-        for symbol, ask_at in list(self._ask_at.items()):
-            if ask_at > now_ns:
-                continue
-            if not self.book.symbols[symbol]["gap_count"]:
-                del self._ask_at[symbol]
-            else:
-                self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
-                for first_id, last_id in self.gaps(symbol)[-ASKS_MAX:]:
-                    seam = 0 if first_id else int(self.book.symbols[symbol]["seam_time"])
-                    self._commands.append(FetchTrades(self.symbols[symbol], first_id, last_id, seam))
-
-    def _note_unheard(self, now_ns: int) -> None:
-        last_ids = self.book.symbols["last_id"][: len(self.symbols)].tolist()
-        self._unheard = {symbol: last_id for symbol, last_id in enumerate(last_ids) if last_id >= 0}
-        self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
-
-    def _ask_about_silence(self, now_ns: int) -> None:
-        if not self._unheard or now_ns < self._unheard_at:
-            return
-        for symbol, last_id in self._unheard.items():
-            state = self.book.symbols[symbol]
-            if state["last_id"] == last_id and state["active"]:
-                self._commands.append(FetchTrades(self.symbols[symbol], last_id + 1, -1))
-        self._unheard = {}
-
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
-        count = int(self.book.symbols[symbol]["gap_count"])
-        return [(first, last) for first, last, *_ in self.book.gaps[symbol, :count].tolist()]
+        return gaps_of(self.book, symbol)
 
     def _grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
         """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
@@ -327,7 +285,7 @@ class KlineEngine:
         if state.engine != self.session and (another or now_ns >= self._introduce_at):
             self._introduce(now_ns)
         if known is None or (known.session, known.since) != (state.session, state.since):
-            self._note_unheard(now_ns)
+            self.repair.note_silence(now_ns)
 
     # How it begins.
 
@@ -363,7 +321,7 @@ class KlineEngine:
             self.saving.wait(now_ns)
             self._open_minutes(now)
             self._introduce(now_ns)
-            self._note_unheard(now_ns)
+            self.repair.note_silence(now_ns)
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)
@@ -381,19 +339,30 @@ class KlineEngine:
             gap["first_id"], gap["last_id"] = first_id, last_id
             gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time)
             gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
-            self._ask_at[symbol] = now_ns
-        for interval in range(len(INTERVALS)):
-            put_rows(self.book, symbol, interval, rows["kline"][rows["interval"] == interval], False)
+        self.repair.note(np.array([symbol]), now_ns, answered=False)
+        for interval, name in enumerate(INTERVAL_NAMES):
+            klines = rows["kline"][rows["interval"] == interval]
+            put_rows(self.book, symbol, interval, klines, False)
+            for begin, end in _holes(name, klines["open_time"].tolist()):
+                self.repair.want_klines(symbol, interval, begin, end)
 
     def _introduce(self, now_ns: int) -> None:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
         self._introduce_at = now_ns + INTRODUCE_AGAIN_MS * 1_000_000
         active = self.book.symbols["active"]
-        streams = [stream for symbol, stream in enumerate(self.streams) if active[symbol]]
+        known = [symbol for symbol in range(len(self.symbols)) if active[symbol] and symbol not in self.repair.hopeless]
+        streams = [self.streams[symbol] for symbol in known]
         self._commands.append(Subscribe(streams, complete=True, engine=self.session))
-        self._commands.extend(self._kline_asks.values())
-        for symbol in self._ask_at:
-            self._ask_at[symbol] = 0
+        self.repair.ask_again()
+
+    def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
+        """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
+        for symbol in symbols:
+            lacking = int(self.book.gaps[symbol, 0]["from_time"])
+            lacks_from = {name: open_time_of(name, lacking, self.grids[symbol]) for name in INTERVAL_NAMES}
+            self._absent[self.symbols[symbol]] = Absent(self._mark_of(symbol), lacks_from)
+        self.begun_anew += len(symbols)
+        self._introduce(now_ns)
 
     def _place(self, name: str, stream: str, grid_3d: int) -> int:
         """Return the index of a symbol that trades from here on, with nothing known of it; -1 if the book is full."""
@@ -418,15 +387,13 @@ class KlineEngine:
             self._drop("symbols announced before the start")
             return
         known = self.index.get(event.symbol, -1)
-        if known >= 0 and self.book.symbols[known]["active"]:
+        absent = self._absent.pop(event.symbol, None)
+        if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
             return
         klines = {
             part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX
         }
-        absent = self._absent.pop(event.symbol, None)
-        if known >= 0:
-            self._forget(known)
         symbol = self._place(event.symbol, event.stream, _grid_3d(klines, event.klines_until or event.event_time))
         if symbol < 0:
             return
@@ -437,20 +404,28 @@ class KlineEngine:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
         for interval, name in enumerate(INTERVAL_NAMES):
-            rows = klines.get(name)
-            if rows is None or not len(rows):
-                continue
-            off = put_rows(self.book, symbol, interval, rows, True)
-            if off:
-                self._drop("klines off the calendar", off)
-            begin, end = absent.lacks_from.get(name, 0) if absent else 0, int(rows[0]["open_time"])
-            if 0 < begin < end:
-                self._kline_asks[symbol, interval] = FetchKlines(event.symbol, name, begin, end - 1)
-                self._commands.append(self._kline_asks[symbol, interval])
+            # What is known from before it begins stays; from there on, nothing may count twice.
+            begin = open_time_of(name, event.klines_until, self.grids[symbol])
+            begin = min(begin, absent.lacks_from.get(name, begin)) if absent is not None else 0
+            forget_rows(self.book, symbol, interval, begin)
+            self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
         build_open_rows(self.book, symbol, event.klines_until)
         self._commands.append(Subscribe([event.stream]))
         self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
-        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+        self.repair.begins(symbol, now_ns)
+
+    def _put_closed(self, symbol: int, interval: int, rows: Rows, begin: int) -> None:
+        """Put the exchange's own closed klines into their places; those before `begin` the store knows better."""
+        if not len(rows):
+            return
+        older = rows["open_time"] < begin
+        held = np.isin(rows["open_time"], self.book.rows[symbol, interval]["open_time"])
+        off = put_rows(self.book, symbol, interval, rows[older & ~held], False)
+        off += put_rows(self.book, symbol, interval, rows[~older], True)
+        if off:
+            self._drop("klines off the calendar", off)
+        if 0 < begin < rows[0]["open_time"]:
+            self.repair.want_klines(symbol, interval, begin, int(rows[0]["open_time"]) - 1)
 
     def _remove(self, name: str) -> None:
         symbol = self.index.get(name, -1)
@@ -459,11 +434,6 @@ class KlineEngine:
         self.book.symbols[symbol]["active"] = 0
         self.book.symbols[symbol]["mark_changed"] = 1
         self._commands.append(Unsubscribe([self.streams[symbol]]))
-
-    def _forget(self, symbol: int) -> None:
-        """Forget a symbol that begins anew. What was unsaved of it is fetched as the exchange's own klines."""
-        forget_rows(self.book, symbol)
-        self._ask_at.pop(symbol, None)
 
     # Klines that are older than memory.
 
@@ -479,11 +449,7 @@ class KlineEngine:
         if not self._grow(symbol, event.price_decimals, event.quantity_decimals):
             self._drop("klines whose decimals do not fit", len(rows))
             return
-        ask = self._kline_asks.pop((symbol, interval), None)
-        if ask is not None and len(rows):
-            begin = next_open_time(event.interval, int(rows[-1]["open_time"]))
-            if begin <= ask.end_time:
-                self._kline_asks[symbol, interval] = FetchKlines(ask.symbol, ask.interval, begin, ask.end_time)
+        self.repair.klines_came(symbol, interval, int(rows[-1]["open_time"]) if len(rows) else None)
         held = self.book.rows[symbol, interval]["open_time"]
         rows = rows[~np.isin(rows["open_time"], held)]
         if len(rows):
@@ -518,6 +484,14 @@ class KlineEngine:
     def _persisted(self, event: Persisted) -> None:
         if not self.saving.acknowledge(event.session, event.batch):
             self._drop("acknowledgements of nothing")
+            return
+        # The store takes batches again: what left memory before it could have it must come from the exchange.
+        for symbol, interval in np.argwhere(self.book.lost["first"] > 0).tolist() if self.book.any_lost[0] else ():
+            lost = self.book.lost[symbol, interval]
+            self.repair.want_klines(symbol, interval, int(lost["first"]), int(lost["last"]))
+        if self.book.any_lost[0]:
+            self.book.any_lost[0] = 0
+            self.book.lost[:] = 0
 
     def _store_changed(self, session: int) -> None:
         if session != self._store_session:
@@ -551,6 +525,7 @@ class KlineEngine:
             "rows_unsaved": len(self.unsaved),
             "saving": self.saving.under_way,
             "batches": self.saving.batch,
+            "begun_anew": self.begun_anew,
             **counters,
             "dropped": dict(self.dropped),
         }
@@ -563,6 +538,15 @@ def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:
         if rows is not None and len(rows):
             return int(rows[0]["open_time"])
     return listed_at // DAY_MS * DAY_MS
+
+
+def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
+    """Return what is missing between ascending open times: (the first that is missing, the last ms of the hole)."""
+    return [
+        (next_open_time(interval, before), behind - 1)
+        for before, behind in pairwise(open_times)
+        if behind != next_open_time(interval, before)
+    ]
 
 
 def _lacks_from(rows: Rows) -> dict[str, int]:

@@ -120,6 +120,9 @@ class Saving:
         places[spoken] = np.arange(len(spoken))
         self._book.symbols["mark_changed"][spoken] = 0
         self._spoken = spoken
+        # A row that was forgotten while it was unsaved is no row.
+        there = self._book.rows.reshape(-1)["open_time"][numbers] > 0
+        numbers, symbols = numbers[there], symbols[there]
         parts = [_placed(places[symbols], numbers // window % intervals, self._book.rows.reshape(-1)[numbers])]
         for symbol, interval, rows in self._passing_under_way:
             parts.append(_placed(places[symbol], interval, rows))

@@ -181,6 +181,7 @@ def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store
     assert later.engine.symbols == []
     more = market(2, 4_000, START - 60 * MINUTE, 31 * 60 * MINUTE)
     later.add(klines=history(more, much_later), until=much_later)
+    later.engine.tick(later.now_ns)
     asked = {c.interval: c for c in later.engine.take_commands() if isinstance(c, FetchKlines)}
     begin, end = START + MINUTE, much_later - 99 * MINUTE - 1
     assert asked["1m"] == FetchKlines("BTCUSDT", "1m", begin, end)
@@ -190,6 +191,7 @@ def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store
     rows = pages.rows[-((end + 1 - begin) // MINUTE) * 128 :]
     later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[: 128 * 500]))
     later.apply(later.feed(session=2, engine=0))
+    later.engine.tick(later.now_ns)
     again = {c.interval: c for c in later.engine.take_commands() if isinstance(c, FetchKlines)}
     assert again == asked | {"1m": FetchKlines("BTCUSDT", "1m", begin + 500 * MINUTE, end)}
     later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[128 * 500 :]))

@@ -1,0 +1,177 @@
+"""What is missing, and how it is brought in: trades by their ids, and where that cannot be, the exchange's own klines.
+
+Decides what is asked when, and when to give up on trades. Knows no messages that come in and changes no row.
+
+1. A missing id is asked for at once, and again while it stays missing.
+2. A symbol whose missing ids are too many, or too old for their rows to be in memory, or that nobody answers for, is
+   *hopeless*: it begins anew at a later seam, from the exchange's own klines.
+3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked about
+   once.
+4. Klines that the store lacks and memory no longer has are asked of the exchange, a few at a time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.engine.book import Book, gaps_of
+from shared.config import Engine as EngineConfig
+from shared.interval import INTERVAL_NAMES, MINUTE_MS, next_open_time
+from shared.wire import Command, FetchKlines, FetchTrades
+
+ASK_AGAIN_MS = 1_000
+"""After an answer, the rest of a gap may be on its way for this long."""
+ASKS_MAX = 8
+"""Gaps of one symbol asked for at once."""
+IDS_MAX = 1_000_000
+"""Missing ids of all symbols that are worth asking for: some ten minutes of the exchange's request budget. The klines
+of a symbol cost less than a thousand of its trades."""
+IDS_MIN = 2_000
+"""A symbol's share of that, at the least."""
+PATIENCE_MS = 300_000
+"""How long missing ids may stay the same however often they are asked for."""
+KLINE_ASKS_MAX = 100
+"""Ranges of klines asked for at once, ..."""
+KLINES_AGAIN_MS = 5_000
+"""... and how soon the next ones are, or those that were not answered."""
+
+
+class Due(NamedTuple):
+    commands: list[Command]
+    hopeless: list[int]
+    """Symbols that are to begin anew."""
+
+
+class Repair:
+    def __init__(self, config: EngineConfig, book: Book, symbols: list[str]) -> None:
+        """`symbols` are the engine's, by the book's index."""
+        self._config = config
+        self._book = book
+        self._symbols = symbols
+        self._ask_at: dict[int, int] = {}
+        """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._unchanged: dict[int, tuple[int, int]] = {}
+        """How many ids a symbol was missing when last asked for, and since when they were so many."""
+        self.hopeless: set[int] = set()
+        """Symbols that wait for their beginning."""
+        self._unheard: dict[int, int] = {}
+        """Symbols and their last ids when the feed came up, ..."""
+        self._unheard_at = 0
+        """... and when (monotonic ns) those that are still there are asked about."""
+        self._klines: dict[tuple[int, int], FetchKlines] = {}
+        """By symbol and interval: what the store lacks, and memory too."""
+        self._klines_at = 0
+
+    def note(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
+        """Trades of these symbols were applied; `answered`: they were asked for."""
+        for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
+            self._ask_at.setdefault(symbol, now_ns)
+        if answered:
+            for symbol in symbols.tolist():
+                if symbol in self._ask_at:
+                    self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
+
+    def begins(self, symbol: int, now_ns: int) -> None:
+        """A symbol has begun, and its first trades were asked for."""
+        self.forget(symbol)
+        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+
+    def forget(self, symbol: int) -> None:
+        self._ask_at.pop(symbol, None)
+        self._unchanged.pop(symbol, None)
+        self.hopeless.discard(symbol)
+
+    def note_silence(self, now_ns: int) -> None:
+        """The feed has come up: whoever stays silent from here on may have traded before."""
+        last_ids = self._book.symbols["last_id"][: len(self._symbols)].tolist()
+        self._unheard = {symbol: last_id for symbol, last_id in enumerate(last_ids) if last_id >= 0}
+        self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
+
+    def ask_again(self) -> None:
+        """Somebody else is to be asked: everything, at once."""
+        self._ask_at = dict.fromkeys(self._ask_at, 0)
+        self._klines_at = 0
+
+    def want_klines(self, symbol: int, interval: int, start_time: int, end_time: int) -> None:
+        """Want the exchange's klines that open in [start_time, end_time]."""
+        known = self._klines.get((symbol, interval))
+        if known is not None:
+            start_time, end_time = min(start_time, known.start_time), max(end_time, known.end_time)
+        self._klines[symbol, interval] = FetchKlines(
+            self._symbols[symbol], INTERVAL_NAMES[interval], start_time, end_time
+        )
+        self._klines_at = 0
+
+    def klines_came(self, symbol: int, interval: int, last_open_time: int | None) -> None:
+        """Klines were answered up to this one; None: there are none."""
+        ask = self._klines.pop((symbol, interval), None)
+        if ask is not None and last_open_time is not None:
+            begin = next_open_time(ask.interval, last_open_time)
+            if begin <= ask.end_time:
+                self._klines[symbol, interval] = FetchKlines(ask.symbol, ask.interval, begin, ask.end_time)
+
+    def due_at(self) -> int | None:
+        """Return when there is something to ask, monotonic ns."""
+        waits = list(self._ask_at.values())
+        if self._unheard:
+            waits.append(self._unheard_at)
+        if self._klines:
+            waits.append(self._klines_at)
+        return min(waits, default=None)
+
+    def due(self, now_ns: int, minute_end: int) -> Due:
+        """Return what is to be asked, and who is beyond asking. `minute_end`: the end of the newest minute."""
+        commands: list[Command] = []
+        hopeless = []
+        for symbol, ask_at in list(self._ask_at.items()):
+            if ask_at > now_ns:
+                continue
+            if symbol in self.hopeless or not self._book.symbols[symbol]["gap_count"]:
+                del self._ask_at[symbol]
+                self._unchanged.pop(symbol, None)
+            elif self._is_hopeless(symbol, now_ns, minute_end):
+                hopeless.append(symbol)
+                self.hopeless.add(symbol)
+            else:
+                self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+                commands += self._ask(symbol)
+        if self._unheard and now_ns >= self._unheard_at:
+            commands += self._ask_about_silence()
+        if self._klines and now_ns >= self._klines_at:
+            self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
+            for key in list(self._klines)[:KLINE_ASKS_MAX]:
+                # To the end: whoever is not answered must not keep the others waiting.
+                self._klines[key] = self._klines.pop(key)
+                commands.append(self._klines[key])
+        return Due(commands, hopeless)
+
+    def _ask(self, symbol: int) -> list[Command]:
+        seam = int(self._book.symbols[symbol]["seam_time"])
+        return [
+            FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else seam)
+            for first_id, last_id in gaps_of(self._book, symbol)[-ASKS_MAX:]
+        ]
+
+    def _ask_about_silence(self) -> list[Command]:
+        asks: list[Command] = []
+        for symbol, last_id in self._unheard.items():
+            state = self._book.symbols[symbol]
+            if state["last_id"] == last_id and state["active"]:
+                asks.append(FetchTrades(self._symbols[symbol], last_id + 1, -1))
+        self._unheard = {}
+        return asks
+
+    def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:
+        if not self._book.symbols[symbol]["active"]:
+            return False
+        window_ms = (self._book.rows.shape[2] - 1) * MINUTE_MS
+        if minute_end - int(self._book.gaps[symbol, 0]["from_time"]) > window_ms:
+            return True
+        # The ids before a symbol's first trade are no gap of its history.
+        missing = sum(last_id - first_id + 1 for first_id, last_id in gaps_of(self._book, symbol) if first_id)
+        before, since = self._unchanged.get(symbol, (-1, now_ns))
+        self._unchanged[symbol] = (missing, since if missing == before else now_ns)
+        if missing and missing == before and now_ns - since > PATIENCE_MS * 1_000_000:
+            return True
+        return missing > max(IDS_MIN, IDS_MAX // len(self._ask_at))

@@ -1,0 +1,161 @@
+"""What cannot be repaired trade by trade: the exchange's own klines fill it, and nothing that was proven is lost."""
+
+import numpy as np
+import pytest
+
+from services.engine import repair
+from shared.interval import INTERVAL_NAMES
+from shared.kline import EXCHANGE, FINAL
+from shared.wire import FetchKlines, FetchTrades, Klines, Subscribe
+from tests.engine.played import (
+    FIELDS,
+    MINUTE,
+    SESSION,
+    START,
+    PlayedEngine,
+    Trade,
+    batch,
+    expected,
+    history,
+    market,
+    opens_at,
+)
+
+
+def live(played: PlayedEngine, trades: list[Trade]) -> None:
+    """Let trades arrive when they are made."""
+    for trade in trades:
+        played.until(trade.time)
+        played.apply(batch([trade]))
+
+
+def commands(played: PlayedEngine, kind: type) -> list[object]:
+    played.engine.tick(played.now_ns)
+    return [command for command in played.engine.take_commands() if isinstance(command, kind)]
+
+
+def begun(trades: list[Trade]) -> PlayedEngine:
+    """Return an engine that has the symbol since `START`, with history before it."""
+    played = PlayedEngine()
+    played.add(klines=history(trades, START), until=START)
+    played.apply(batch([], covered=[(0, max(trade.id for trade in trades if trade.time < START))]))
+    commands(played, object)
+    return played
+
+
+def check(played: PlayedEngine, trades: list[Trade], begin: int) -> None:
+    """Every row from `begin` on holds what was traded, whichever way it came."""
+    whole = expected(trades)
+    for (interval, open_time), row in played.rows().items():
+        if open_time < opens_at(interval, begin):
+            continue
+        want = whole.get((interval, open_time), dict.fromkeys(FIELDS, 0))
+        names = FIELDS[:9] if want["trade_count"] else FIELDS[4:9]
+        assert {name: int(row[name]) for name in names} == {name: want[name] for name in names}, (interval, open_time)
+
+
+def test_a_symbol_with_too_many_missing_ids_begins_anew_and_keeps_what_was_proven() -> None:
+    trades = [
+        trade._replace(trade_count=1, price=trade.price or 7)
+        for trade in market(5, 3_000, START - 60 * MINUTE, 72 * MINUTE)
+    ]
+    gap = range(START + 4 * MINUTE, START + 8 * MINUTE)
+    far = [trade._replace(id=trade.id + (repair.IDS_MAX if trade.time >= gap.start else 0)) for trade in trades]
+    played = begun(far)
+    live(played, [trade for trade in far if START <= trade.time < gap.start])
+    after = [trade for trade in far if trade.time >= gap.stop]
+    live(played, after[:1])
+    proven = {
+        key: row.copy() for key, row in played.rows().items() if row["flags"] & FINAL and not row["flags"] & EXCHANGE
+    }
+    assert ("1m", START + 3 * MINUTE) not in proven
+    assert ("1m", START + 2 * MINUTE) in proven
+    assert commands(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    live(played, after[1:30])
+    assert commands(played, FetchTrades) == []
+    seam = played.time // MINUTE * MINUTE
+    played.add(klines=history(far, seam), until=seam)
+    assert commands(played, FetchTrades) == [FetchTrades("BTCUSDT", 0, -1, seam)]
+    rest = [trade for trade in far if trade.time >= seam]
+    played.until(rest[-1].time)
+    played.apply(batch(rest, covered=[(0, rest[0].id - 1)]))
+    check(played, far, START)
+    assert played.engine.gaps(0) == []
+    assert all((played.rows()[key] == row).all() for key, row in proven.items())
+    assert played.rows()["1m", gap.start]["flags"] & EXCHANGE
+    assert played.engine.health(0)["begun_anew"] == 1
+
+
+def test_a_gap_whose_klines_leave_memory_is_filled_with_the_exchanges_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "PATIENCE_MS", 10**9)
+    trades = market(6, 2_000, START - 60 * MINUTE, 240 * MINUTE)
+    played = begun(trades)
+    seen = [trade for trade in trades if START <= trade.time < START + 5 * MINUTE]
+    live(played, seen)
+    played.save()
+    # Nobody answers for what is missing; the feed goes on.
+    rest = [trade for trade in trades if trade.time >= START + 7 * MINUTE]
+    live(played, [trade for trade in rest if trade.time < START + 90 * MINUTE])
+    assert commands(played, FetchTrades)
+    played.save()
+    live(played, [trade for trade in rest if START + 90 * MINUTE <= trade.time < START + 110 * MINUTE])
+    assert commands(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    played.save()
+    seam = START + 110 * MINUTE
+    played.until(seam)
+    played.add(klines=history(trades, seam), until=seam)
+    asked = {command.interval: command for command in commands(played, FetchKlines) if isinstance(command, FetchKlines)}
+    assert asked["1m"].start_time == START + 4 * MINUTE
+    assert asked["1m"].end_time == seam - 99 * MINUTE - 1
+    rows = np.frombuffer(history(trades, seam, limit=200)[0].rows, played.engine.book.rows.dtype)
+    wanted = rows[(rows["open_time"] >= asked["1m"].start_time) & (rows["open_time"] <= asked["1m"].end_time)]
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", wanted.tobytes()))
+    played.save()
+    whole = expected(trades)
+    for minute in range(110):
+        saved = played.stored["BTCUSDT", "1m", START + minute * MINUTE]
+        want = whole.get(("1m", START + minute * MINUTE), dict.fromkeys(FIELDS, 0))
+        assert [int(saved[name]) for name in FIELDS[4:9]] == [want[name] for name in FIELDS[4:9]], minute
+    assert not played.stored["BTCUSDT", "1m", START + 3 * MINUTE]["flags"] & EXCHANGE
+
+
+def test_missing_ids_that_nobody_answers_for_are_given_up_after_a_while() -> None:
+    played = begun(market(7, 500, START - 60 * MINUTE, 60 * MINUTE))
+    played.apply(batch([Trade(1_000, START + 10, 100, 7)]))
+    for second in range(0, 299, 5):
+        played.until(START + second * 1_000)
+        assert commands(played, Subscribe) == []
+    played.until(START + 400_000)
+    assert commands(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+
+
+def test_rows_that_leave_memory_unsaved_are_fetched_when_the_store_is_back() -> None:
+    trades = market(8, 3_000, START - 60 * MINUTE, 240 * MINUTE)
+    played = begun(trades)
+    played.save()
+    live(played, [trade for trade in trades if trade.time >= START])
+    end = played.time // MINUTE * MINUTE
+    assert played.engine.health(0)["unsaved_overwritten"] == 80
+    assert commands(played, FetchKlines) == []
+    played.save()
+    asked = commands(played, FetchKlines)
+    assert asked == [FetchKlines("BTCUSDT", "1m", START, START + 79 * MINUTE)]
+    rows = np.frombuffer(history(trades, end, limit=500)[0].rows, played.engine.book.rows.dtype)
+    rows = rows[(rows["open_time"] >= START) & (rows["open_time"] <= START + 79 * MINUTE)]
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes()))
+    played.save()
+    minutes = sorted(time for _, interval, time in played.stored if interval == "1m" and time >= START)
+    assert minutes == list(range(START, end + 1, MINUTE))
+    assert commands(played, FetchKlines) == []
+
+
+def test_a_hole_in_what_the_store_has_is_asked_for() -> None:
+    trades = market(9, 1_000, START - 60 * MINUTE, 80 * MINUTE)
+    played = begun(trades)
+    live(played, [trade for trade in trades if trade.time >= START])
+    played.save()
+    for minute in (3, 4, 5):
+        del played.stored["BTCUSDT", "1m", START + minute * MINUTE]
+    later = PlayedEngine(time=played.time, restored=played.restored())
+    assert commands(later, FetchKlines) == [FetchKlines("BTCUSDT", "1m", START + 3 * MINUTE, START + 6 * MINUTE - 1)]
+    assert set(INTERVAL_NAMES) == {interval for interval, _ in later.rows()}

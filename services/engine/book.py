@@ -448,9 +448,3 @@ def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-d
         row.taker_buy_volume *= quantity_factor
         row.quote_volume *= price_factor * quantity_factor
         row.taker_buy_quote_volume *= price_factor * quantity_factor
-
-
-def gaps_of(book: Book, symbol: int) -> list[tuple[int, int]]:
-    """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
-    gaps = book.gaps[symbol, : book.symbols[symbol]["gap_count"]]
-    return list(zip(gaps["first_id"].tolist(), gaps["last_id"].tolist(), strict=True))

@@ -12,6 +12,7 @@ it: `from_time` and `to_time`. Hence also what is proven: every trade before the
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.compiled import compiled
 
@@ -111,6 +112,12 @@ def proven_time(symbol, gaps):  # type: ignore[no-untyped-def]
     if symbol.gap_count == 0:
         return symbol.newest_time
     return gaps[0].from_time
+
+
+def missing_ids(symbol: np.void, gaps: NDArray[np.void]) -> list[tuple[int, int]]:
+    """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
+    noted = gaps[: symbol["gap_count"]]
+    return list(zip(noted["first_id"].tolist(), noted["last_id"].tolist(), strict=True))
 
 
 @compiled

@@ -25,7 +25,6 @@ from services.engine.book import (
     COUNTERS,
     build_open_rows,
     forget_rows,
-    gaps_of,
     lay_out,
     next_minute,
     put_rows,
@@ -33,7 +32,7 @@ from services.engine.book import (
     set_calendars,
     would_overwrite,
 )
-from services.engine.continuity import GAPS_MAX
+from services.engine.continuity import GAPS_MAX, missing_ids
 from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
 from services.engine.repair import Repair
 from services.engine.saving import Saving
@@ -233,7 +232,7 @@ class KlineEngine:
 
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
-        return gaps_of(self.book, symbol)
+        return missing_ids(self.book.symbols[symbol], self.book.gaps[symbol])
 
     def _grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
         """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import Book, gaps_of
+from services.engine.book import Book
+from services.engine.continuity import missing_ids
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS, next_open_time
 from shared.wire import Command, FetchKlines, FetchTrades
@@ -150,8 +151,11 @@ class Repair:
         seam = int(self._book.symbols[symbol]["seam_time"])
         return [
             FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else seam)
-            for first_id, last_id in gaps_of(self._book, symbol)[-ASKS_MAX:]
+            for first_id, last_id in self._missing(symbol)[-ASKS_MAX:]
         ]
+
+    def _missing(self, symbol: int) -> list[tuple[int, int]]:
+        return missing_ids(self._book.symbols[symbol], self._book.gaps[symbol])
 
     def _ask_about_silence(self) -> list[Command]:
         asks: list[Command] = []
@@ -169,7 +173,7 @@ class Repair:
         if minute_end - int(self._book.gaps[symbol, 0]["from_time"]) > window_ms:
             return True
         # The ids before a symbol's first trade are no gap of its history.
-        missing = sum(last_id - first_id + 1 for first_id, last_id in gaps_of(self._book, symbol) if first_id)
+        missing = sum(last_id - first_id + 1 for first_id, last_id in self._missing(symbol) if first_id)
         before, since = self._unchanged.get(symbol, (-1, now_ns))
         self._unchanged[symbol] = (missing, since if missing == before else now_ns)
         if missing and missing == before and now_ns - since > PATIENCE_MS * 1_000_000:

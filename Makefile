@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format chaos bench clean
+.PHONY: help run test lint format sim chaos bench clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ help:
 	@echo 'make test    lint, then all tests (browser tests where Chromium is found)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff format the code'
+	@echo 'make sim     play thousands of seeds of faults on virtual time; SEED=7 plays one again'
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make bench   measure speed and memory'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
@@ -41,6 +42,10 @@ lint: .venv/installed-test
 format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# make sim SEED=7, make sim SEEDS=100 BEGIN=5000
+sim: .venv/installed-test
+	$(BIN)/python -m tests.simulated $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000) --begin $(or $(BEGIN),0))
 
 # make chaos SECONDS=60 SEED=7
 chaos: .venv/installed-test

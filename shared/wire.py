@@ -106,6 +106,8 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """The highest id applied; -1 before the first."""
     gaps: list[tuple[int, int]]
     """Missing ids below `last_id`: disjoint ascending ranges, both ends inclusive."""
+    lacking: list[tuple[str, int, int]] = []
+    """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
 
 
 class Restored(msgspec.Struct, frozen=True, tag="restored"):

@@ -22,7 +22,6 @@ from services.engine.continuity import GAP, GAPS_MAX, proven_time
 from services.engine.dirty import DirtyTracker, Marks, mark
 from shared.compiled import compiled
 from shared.interval import (
-    CHILD_INDEX,
     DAY_MS,
     GRID_3D_MS,
     INTERVALS,
@@ -164,7 +163,7 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
                 ended.flags |= CLOSED
                 touch(book, symbol, interval, calendar.place)
             if book.symbols[symbol].active:
-                _open(book, symbol, interval, calendar.bucket + 1, calendar.end_time, ended.close, 0)
+                open_row(book, symbol, interval, calendar.bucket + 1, calendar.end_time, ended.close, 0)
     set_calendars(book, time_ms)
 
 
@@ -193,7 +192,7 @@ def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _open(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
+def open_row(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
     """Open a flat row and return it."""
     place = bucket % book.rows.shape[2]
     row = book.rows[symbol, interval, place]
@@ -271,7 +270,7 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
         start = bucket_start(calendar.length, calendar.anchor, missing)
         if book.rows[symbol, interval, missing % window].open_time == start:
             break
-        _open(book, symbol, interval, missing, start, price, CLOSED if missing < calendar.bucket else 0)
+        open_row(book, symbol, interval, missing, start, price, CLOSED if missing < calendar.bucket else 0)
     return bucket % window
 
 
@@ -353,86 +352,6 @@ def touch_between(book, symbol, from_time, to_time):  # type: ignore[no-untyped-
             start = bucket_start(calendar.length, calendar.anchor, bucket)
             if book.rows[symbol, interval, bucket % window].open_time == start:
                 touch(book, symbol, interval, bucket % window)
-
-
-@compiled
-def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-def]
-    """Take a symbol's rows out of the book, from an open time on."""
-    for place in range(book.rows.shape[2]):
-        row = book.rows[symbol, interval, place]
-        if row.open_time >= from_time:
-            row.open_time = 0
-
-
-@compiled
-def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
-    """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
-    window = book.rows.shape[2]
-    calendar = book.calendars[book.symbols[symbol].grid, interval]
-    outside = 0
-    for n in range(len(klines)):
-        open_time = klines[n].open_time
-        bucket = bucket_of(calendar.length, calendar.anchor, open_time)
-        if (
-            bucket > calendar.bucket
-            or calendar.bucket - bucket >= window
-            or bucket_start(calendar.length, calendar.anchor, bucket) != open_time
-        ):
-            outside += 1
-            continue
-        book.rows[symbol, interval, bucket % window] = klines[n]
-        if changed:
-            touch(book, symbol, interval, bucket % window)
-    return outside
-
-
-@compiled
-def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
-    """Make a symbol's rows whole from `until` to the newest, where every trade before `until` is in its closed rows.
-
-    The row that `until` falls into is the merge of its children before `until`; those behind it are flat. For symbols
-    without any closed row nothing is known, and nothing is done.
-    """
-    window = book.rows.shape[2]
-    grid = book.symbols[symbol].grid
-    for interval in range(book.rows.shape[1]):
-        calendar = book.calendars[grid, interval]
-        bucket = bucket_of(calendar.length, calendar.anchor, until)
-        open_time = bucket_start(calendar.length, calendar.anchor, bucket)
-        known = False
-        price = 0
-        before = book.rows[symbol, interval, (bucket - 1) % window]
-        if before.open_time == bucket_start(calendar.length, calendar.anchor, bucket - 1):
-            known = True
-            price = before.close
-        row = book.scratch[0]
-        blank(row, open_time, price, 0)
-        child = CHILD_INDEX[interval]
-        if child >= 0:
-            nested = book.calendars[grid, child]
-            first = bucket_of(nested.length, nested.anchor, open_time)
-            last = min(bucket_of(nested.length, nested.anchor, until), nested.bucket)
-            for part in range(max(first, nested.bucket - window + 1), last + 1):
-                start = bucket_start(nested.length, nested.anchor, part)
-                piece = book.rows[symbol, child, part % window]
-                if piece.open_time == start and start < until:
-                    if not known and row.trade_count == 0:
-                        blank(row, open_time, piece.close, row.flags)
-                    known = True
-                    merge(row, piece)
-        if not known:
-            continue
-        for missing in range(bucket, calendar.bucket + 1):
-            start = bucket_start(calendar.length, calendar.anchor, missing)
-            flags = CLOSED if missing < calendar.bucket else 0
-            place = missing % window
-            if missing == bucket:
-                row.flags |= flags
-                book.rows[symbol, interval, place] = row
-                price = row.close
-                touch(book, symbol, interval, place)
-            else:
-                _open(book, symbol, interval, missing, start, price, flags)
 
 
 @compiled

@@ -21,18 +21,9 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from services.engine.book import (
-    COUNTERS,
-    build_open_rows,
-    forget_rows,
-    lay_out,
-    next_minute,
-    put_rows,
-    rescale,
-    set_calendars,
-    would_overwrite,
-)
-from services.engine.continuity import GAPS_MAX, missing_ids
+from services.engine.book import COUNTERS, lay_out, next_minute, rescale, set_calendars, would_overwrite
+from services.engine.continuity import GAPS_MAX, missing_ids, proven_time
+from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
 from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
 from services.engine.repair import Repair
 from services.engine.saving import Saving
@@ -47,7 +38,7 @@ from shared.interval import (
     next_open_time,
     open_time_of,
 )
-from shared.kline import CLOSED, KLINE
+from shared.kline import FINAL, KLINE
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -310,7 +301,8 @@ class KlineEngine:
             ends = np.searchsorted(rows["symbol"], np.arange(len(part.marks)), "right")
             begin = 0
             for mark, end in zip(part.marks, ends.tolist(), strict=True):
-                if self._resumes and mark.active:
+                newest = int(rows["kline"]["open_time"][begin:end].max(initial=0))
+                if self._resumes and mark.active and (now - newest <= self._config.resume_max_ms or begin == end):
                     self._resume(mark, rows[begin:end], now_ns)
                 else:
                     self._absent[mark.symbol] = Absent(mark, _lacks_from(rows[begin:end]))
@@ -339,11 +331,20 @@ class KlineEngine:
             gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time)
             gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
         self.repair.note(np.array([symbol]), now_ns, answered=False)
+        if mark.last_id < 0:
+            self.repair.begins(symbol, now_ns)
         for interval, name in enumerate(INTERVAL_NAMES):
             klines = rows["kline"][rows["interval"] == interval]
             put_rows(self.book, symbol, interval, klines, False)
             for begin, end in _holes(name, klines["open_time"].tolist()):
                 self.repair.want_klines(symbol, interval, begin, end)
+        self._want_lacking(symbol, mark)
+        catch_up(self.book, symbol)
+
+    def _want_lacking(self, symbol: int, mark: SymbolMark) -> None:
+        for name, start_time, end_time in mark.lacking:
+            if name in INTERVAL_INDEX:
+                self.repair.want_klines(symbol, INTERVAL_INDEX[name], start_time, end_time)
 
     def _introduce(self, now_ns: int) -> None:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
@@ -357,7 +358,7 @@ class KlineEngine:
     def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
         """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
         for symbol in symbols:
-            lacking = int(self.book.gaps[symbol, 0]["from_time"])
+            lacking = int(proven_time(self.book.symbols[symbol], self.book.gaps[symbol]))
             lacks_from = {name: open_time_of(name, lacking, self.grids[symbol]) for name in INTERVAL_NAMES}
             self._absent[self.symbols[symbol]] = Absent(self._mark_of(symbol), lacks_from)
         self.begun_anew += len(symbols)
@@ -408,6 +409,8 @@ class KlineEngine:
             begin = min(begin, absent.lacks_from.get(name, begin)) if absent is not None else 0
             forget_rows(self.book, symbol, interval, begin)
             self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
+        if absent is not None:
+            self._want_lacking(symbol, absent.mark)
         build_open_rows(self.book, symbol, event.klines_until)
         self._commands.append(Subscribe([event.stream]))
         self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
@@ -478,6 +481,7 @@ class KlineEngine:
             int(state["seam_time"]),
             int(state["last_id"]),
             self.gaps(symbol),
+            self.repair.lacking(symbol),
         )
 
     def _persisted(self, event: Persisted) -> None:
@@ -549,15 +553,14 @@ def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
 
 
 def _lacks_from(rows: Rows) -> dict[str, int]:
-    """Return for each interval of PLACED_KLINE[n] the open time of the first kline that is not there and closed."""
+    """Return for each interval of PLACED_KLINE[n] the open time of the first kline that is not there and final."""
     lacks = {}
     for interval, name in enumerate(INTERVAL_NAMES):
         klines = rows["kline"][rows["interval"] == interval]
         if not len(klines):
             continue
-        closed = klines[(klines["flags"] & CLOSED) != 0]
-        if len(closed) == len(klines):
-            lacks[name] = next_open_time(name, int(klines["open_time"].max()))
-        else:
-            lacks[name] = int(klines["open_time"][(klines["flags"] & CLOSED) == 0].min())
+        open_times = klines["open_time"].tolist()
+        unproven = klines["open_time"][(klines["flags"] & FINAL) == 0].tolist()
+        missing = [begin for begin, _ in _holes(name, open_times)]
+        lacks[name] = min([next_open_time(name, open_times[-1]), *unproven[:1], *missing[:1]])
     return lacks

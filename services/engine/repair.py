@@ -5,8 +5,8 @@ Decides what is asked when, and when to give up on trades. Knows no messages tha
 1. A missing id is asked for at once, and again while it stays missing.
 2. A symbol whose missing ids are too many, or too old for their rows to be in memory, or that nobody answers for, is
    *hopeless*: it begins anew at a later seam, from the exchange's own klines.
-3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked about
-   once.
+3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked
+   about, until somebody answers.
 4. Klines that the store lacks and memory no longer has are asked of the exchange, a few at a time.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book
-from services.engine.continuity import missing_ids
+from services.engine.continuity import missing_ids, proven_time
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS, next_open_time
 from shared.wire import Command, FetchKlines, FetchTrades
@@ -31,7 +31,7 @@ of a symbol cost less than a thousand of its trades."""
 IDS_MIN = 2_000
 """A symbol's share of that, at the least."""
 PATIENCE_MS = 300_000
-"""How long missing ids may stay the same however often they are asked for."""
+"""How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
 KLINE_ASKS_MAX = 100
 """Ranges of klines asked for at once, ..."""
 KLINES_AGAIN_MS = 5_000
@@ -52,6 +52,8 @@ class Repair:
         self._symbols = symbols
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._unsure: set[int] = set()
+        """Symbols whose newest trades were asked for, and nobody has said what they are."""
         self._unchanged: dict[int, tuple[int, int]] = {}
         """How many ids a symbol was missing when last asked for, and since when they were so many."""
         self.hopeless: set[int] = set()
@@ -60,14 +62,15 @@ class Repair:
         """Symbols and their last ids when the feed came up, ..."""
         self._unheard_at = 0
         """... and when (monotonic ns) those that are still there are asked about."""
-        self._klines: dict[tuple[int, int], FetchKlines] = {}
-        """By symbol and interval: what the store lacks, and memory too."""
+        self._klines: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        """By symbol and interval: the open times between which the store lacks klines, and memory too."""
         self._klines_at = 0
 
     def note(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
         """Trades of these symbols were applied; `answered`: they were asked for."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
             self._ask_at.setdefault(symbol, now_ns)
+        self._unsure.difference_update(symbols.tolist())
         if answered:
             for symbol in symbols.tolist():
                 if symbol in self._ask_at:
@@ -75,13 +78,10 @@ class Repair:
 
     def begins(self, symbol: int, now_ns: int) -> None:
         """A symbol has begun, and its first trades were asked for."""
-        self.forget(symbol)
-        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
-
-    def forget(self, symbol: int) -> None:
-        self._ask_at.pop(symbol, None)
         self._unchanged.pop(symbol, None)
         self.hopeless.discard(symbol)
+        self._unsure.add(symbol)
+        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
 
     def note_silence(self, now_ns: int) -> None:
         """The feed has come up: whoever stays silent from here on may have traded before."""
@@ -96,21 +96,35 @@ class Repair:
 
     def want_klines(self, symbol: int, interval: int, start_time: int, end_time: int) -> None:
         """Want the exchange's klines that open in [start_time, end_time]."""
-        known = self._klines.get((symbol, interval))
-        if known is not None:
-            start_time, end_time = min(start_time, known.start_time), max(end_time, known.end_time)
-        self._klines[symbol, interval] = FetchKlines(
-            self._symbols[symbol], INTERVAL_NAMES[interval], start_time, end_time
-        )
+        ranges = self._klines.setdefault((symbol, interval), [])
+        for known in [known for known in ranges if known[0] <= end_time + 1 and start_time <= known[1] + 1]:
+            start_time, end_time = min(start_time, known[0]), max(end_time, known[1])
+            ranges.remove(known)
+        ranges.append((start_time, end_time))
+        self._book.symbols[symbol]["mark_changed"] = 1
         self._klines_at = 0
 
     def klines_came(self, symbol: int, interval: int, last_open_time: int | None) -> None:
-        """Klines were answered up to this one; None: there are none."""
-        ask = self._klines.pop((symbol, interval), None)
-        if ask is not None and last_open_time is not None:
-            begin = next_open_time(ask.interval, last_open_time)
-            if begin <= ask.end_time:
-                self._klines[symbol, interval] = FetchKlines(ask.symbol, ask.interval, begin, ask.end_time)
+        """Klines of the range that was asked for were answered up to this one; None: there are none."""
+        ranges = self._klines.get((symbol, interval))
+        if not ranges:
+            return
+        _, end_time = ranges.pop(0)
+        if last_open_time is not None:
+            begin = next_open_time(INTERVAL_NAMES[interval], last_open_time)
+            if begin <= end_time:
+                ranges.insert(0, (begin, end_time))
+        if not ranges:
+            del self._klines[symbol, interval]
+        self._book.symbols[symbol]["mark_changed"] = 1
+
+    def lacking(self, symbol: int) -> list[tuple[str, int, int]]:
+        """Return which klines of a symbol are wanted of the exchange: interval, first and last open time."""
+        return [
+            (name, start_time, end_time)
+            for interval, name in enumerate(INTERVAL_NAMES)
+            for start_time, end_time in self._klines.get((symbol, interval), ())
+        ]
 
     def due_at(self) -> int | None:
         """Return when there is something to ask, monotonic ns."""
@@ -125,10 +139,13 @@ class Repair:
         """Return what is to be asked, and who is beyond asking. `minute_end`: the end of the newest minute."""
         commands: list[Command] = []
         hopeless = []
+        if self._unheard and now_ns >= self._unheard_at:
+            self._doubt_silence(now_ns)
         for symbol, ask_at in list(self._ask_at.items()):
             if ask_at > now_ns:
                 continue
-            if symbol in self.hopeless or not self._book.symbols[symbol]["gap_count"]:
+            whole = not self._book.symbols[symbol]["gap_count"] and symbol not in self._unsure
+            if symbol in self.hopeless or whole:
                 del self._ask_at[symbol]
                 self._unchanged.pop(symbol, None)
             elif self._is_hopeless(symbol, now_ns, minute_end):
@@ -137,45 +154,44 @@ class Repair:
             else:
                 self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
                 commands += self._ask(symbol)
-        if self._unheard and now_ns >= self._unheard_at:
-            commands += self._ask_about_silence()
         if self._klines and now_ns >= self._klines_at:
             self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
             for key in list(self._klines)[:KLINE_ASKS_MAX]:
                 # To the end: whoever is not answered must not keep the others waiting.
-                self._klines[key] = self._klines.pop(key)
-                commands.append(self._klines[key])
+                ranges = self._klines[key] = self._klines.pop(key)
+                commands.append(FetchKlines(self._symbols[key[0]], INTERVAL_NAMES[key[1]], *ranges[0]))
         return Due(commands, hopeless)
 
     def _ask(self, symbol: int) -> list[Command]:
-        seam = int(self._book.symbols[symbol]["seam_time"])
+        state = self._book.symbols[symbol]
+        ranges = self._missing(symbol)[-ASKS_MAX:] or [(int(state["last_id"]) + 1, -1)]
         return [
-            FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else seam)
-            for first_id, last_id in self._missing(symbol)[-ASKS_MAX:]
+            FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]))
+            for first_id, last_id in ranges
         ]
 
     def _missing(self, symbol: int) -> list[tuple[int, int]]:
         return missing_ids(self._book.symbols[symbol], self._book.gaps[symbol])
 
-    def _ask_about_silence(self) -> list[Command]:
-        asks: list[Command] = []
+    def _doubt_silence(self, now_ns: int) -> None:
         for symbol, last_id in self._unheard.items():
             state = self._book.symbols[symbol]
-            if state["last_id"] == last_id and state["active"]:
-                asks.append(FetchTrades(self._symbols[symbol], last_id + 1, -1))
+            if state["last_id"] == last_id and state["active"] and symbol not in self._ask_at:
+                self._unsure.add(symbol)
+                self._ask_at[symbol] = now_ns
         self._unheard = {}
-        return asks
 
     def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:
-        if not self._book.symbols[symbol]["active"]:
+        state = self._book.symbols[symbol]
+        if not state["active"]:
             return False
         window_ms = (self._book.rows.shape[2] - 1) * MINUTE_MS
-        if minute_end - int(self._book.gaps[symbol, 0]["from_time"]) > window_ms:
+        if minute_end - proven_time(state, self._book.gaps[symbol]) > window_ms and state["gap_count"]:
             return True
         # The ids before a symbol's first trade are no gap of its history.
         missing = sum(last_id - first_id + 1 for first_id, last_id in self._missing(symbol) if first_id)
         before, since = self._unchanged.get(symbol, (-1, now_ns))
         self._unchanged[symbol] = (missing, since if missing == before else now_ns)
-        if missing and missing == before and now_ns - since > PATIENCE_MS * 1_000_000:
+        if missing == before and now_ns - since > PATIENCE_MS * 1_000_000:
             return True
         return missing > max(IDS_MIN, IDS_MAX // len(self._ask_at))

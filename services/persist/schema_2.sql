@@ -1,8 +1,12 @@
--- Version 2: klines say whether they are proven.
+-- Version 2: klines say whether they are proven, symbols which klines they lack.
 
 ALTER TABLE klines ADD COLUMN final boolean NOT NULL DEFAULT false;
 
 COMMENT ON COLUMN klines.final IS 'Every trade before close_time was applied: it changes no more';
+
+ALTER TABLE symbols ADD COLUMN lacking jsonb NOT NULL DEFAULT '[]';
+
+COMMENT ON COLUMN symbols.lacking IS 'Klines still to come from the exchange: interval, first and last open time (ms)';
 
 -- What an older klagg saved: a closed kline is final once a later one has ids, and none below those is missing.
 UPDATE klines SET final = true

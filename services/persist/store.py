@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Multirange
 from psycopg.types.range import Range
 
@@ -69,12 +70,14 @@ def _upsert() -> str:
 _UPSERT = _upsert()
 
 _MARKS = """
-INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps,
+    lacking)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (symbol) DO UPDATE SET
     price_decimals = excluded.price_decimals, quantity_decimals = excluded.quantity_decimals,
     stream = excluded.stream, active = excluded.active, grid_3d = excluded.grid_3d,
-    seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps, saved_at = now()
+    seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps,
+    lacking = excluded.lacking, saved_at = now()
 """
 
 
@@ -169,7 +172,7 @@ def load(connection: Connection, session: int, window: int) -> Iterator[Restored
 
 def _marks(connection: Connection) -> list[SymbolMark]:
     rows = connection.execute(
-        "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps"
+        "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps, lacking"
         " FROM symbols ORDER BY symbol"
     )
     return [
@@ -183,8 +186,9 @@ def _marks(connection: Connection) -> list[SymbolMark]:
             _ms(seam_time),
             last_id,
             [(gap.lower, gap.upper - 1) for gap in gaps],
+            [(interval, start, end) for interval, start, end in lacking],
         )
-        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps in rows
+        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking in rows
     ]
 
 
@@ -203,6 +207,7 @@ def _mark_values(mark: SymbolMark) -> tuple[object, ...]:
         _moment(mark.seam_time),
         mark.last_id,
         Multirange([Range(first, last, "[]") for first, last in mark.gaps]),
+        Jsonb(mark.lacking),
     )
 
 

@@ -95,7 +95,7 @@ def test_whatever_an_int64_holds_comes_back_the_same(
     connection: store.Connection, values: list[int], price: int, quantity: int, flags: int, interval: str
 ) -> None:
     placed = rows(3, interval=interval, flags=flags, revision=7, **dict(zip(VALUES, values, strict=True)))
-    marks = [mark(price=price, quantity=quantity, gaps=[(3, 3), (5, 2**62)])]
+    marks = [mark(price=price, quantity=quantity, gaps=[(3, 3), (5, 2**62)], lacking=[("1m", 60_000, 2**45)])]
     connection.execute("TRUNCATE klines")
     store.save(connection, batch(placed, marks))
     store.save(connection, batch(placed, marks))

@@ -1,0 +1,124 @@
+"""A symbol's past put into the book in one piece: from the store, or as the exchange announced it.
+
+Decides how rows of different origins and times become whole again; knows no messages, no ids and no clock.
+"""
+
+from services.engine.book import blank, open_row, touch
+from shared.compiled import compiled
+from shared.interval import CHILD_INDEX, bucket_of, bucket_start
+from shared.kline import CLOSED, merge
+
+
+@compiled
+def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-def]
+    """Take a symbol's rows out of the book, from an open time on."""
+    for place in range(book.rows.shape[2]):
+        row = book.rows[symbol, interval, place]
+        if row.open_time >= from_time:
+            row.open_time = 0
+
+
+@compiled
+def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
+    """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
+    window = book.rows.shape[2]
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    outside = 0
+    for n in range(len(klines)):
+        open_time = klines[n].open_time
+        bucket = bucket_of(calendar.length, calendar.anchor, open_time)
+        if (
+            bucket > calendar.bucket
+            or calendar.bucket - bucket >= window
+            or bucket_start(calendar.length, calendar.anchor, bucket) != open_time
+        ):
+            outside += 1
+            continue
+        book.rows[symbol, interval, bucket % window] = klines[n]
+        if changed:
+            touch(book, symbol, interval, bucket % window)
+    return outside
+
+
+@compiled
+def catch_up(book, symbol):  # type: ignore[no-untyped-def]
+    """Bring restored rows, of whichever minute they were saved in, to the time of the calendars."""
+    window = book.rows.shape[2]
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[book.symbols[symbol].grid, interval]
+        newest = -1
+        for bucket in range(calendar.bucket - window + 1, calendar.bucket + 1):
+            row = book.rows[symbol, interval, bucket % window]
+            if row.open_time == bucket_start(calendar.length, calendar.anchor, bucket):
+                newest = bucket
+                if bucket < calendar.bucket and not row.flags & CLOSED:
+                    row.flags |= CLOSED
+                    touch(book, symbol, interval, bucket % window)
+        if newest >= 0:
+            price = book.rows[symbol, interval, newest % window].close
+            for missing in range(newest + 1, calendar.bucket + 1):
+                start = bucket_start(calendar.length, calendar.anchor, missing)
+                open_row(book, symbol, interval, missing, start, price, CLOSED if missing < calendar.bucket else 0)
+
+
+@compiled
+def _merge_next(row, piece):  # type: ignore[no-untyped-def]
+    """Merge a kline that is later in time, of whichever source: only among trades do ids tell the order."""
+    began = row.trade_count > 0
+    open_, open_id = row.open, row.open_id
+    merge(row, piece)
+    if began:
+        row.open = open_
+        row.open_id = open_id
+    if piece.trade_count > 0:
+        row.close = piece.close
+        row.close_id = piece.close_id
+
+
+@compiled
+def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
+    """Make a symbol's rows whole from `until` to the newest, where every trade before `until` is in its closed rows.
+
+    The row that `until` falls into is the merge of its children before `until`; those behind it are flat. For symbols
+    without any closed row nothing is known, and nothing is done.
+    """
+    window = book.rows.shape[2]
+    grid = book.symbols[symbol].grid
+    for interval in range(book.rows.shape[1]):
+        calendar = book.calendars[grid, interval]
+        bucket = bucket_of(calendar.length, calendar.anchor, until)
+        open_time = bucket_start(calendar.length, calendar.anchor, bucket)
+        known = False
+        price = 0
+        before = book.rows[symbol, interval, (bucket - 1) % window]
+        if before.open_time == bucket_start(calendar.length, calendar.anchor, bucket - 1):
+            known = True
+            price = before.close
+        row = book.scratch[0]
+        blank(row, open_time, price, 0)
+        child = CHILD_INDEX[interval]
+        if child >= 0:
+            nested = book.calendars[grid, child]
+            first = bucket_of(nested.length, nested.anchor, open_time)
+            last = min(bucket_of(nested.length, nested.anchor, until), nested.bucket)
+            for part in range(max(first, nested.bucket - window + 1), last + 1):
+                start = bucket_start(nested.length, nested.anchor, part)
+                piece = book.rows[symbol, child, part % window]
+                if piece.open_time == start and start < until:
+                    if not known and row.trade_count == 0:
+                        blank(row, open_time, piece.close, row.flags)
+                    known = True
+                    _merge_next(row, piece)
+        if not known:
+            continue
+        for missing in range(bucket, calendar.bucket + 1):
+            start = bucket_start(calendar.length, calendar.anchor, missing)
+            flags = CLOSED if missing < calendar.bucket else 0
+            place = missing % window
+            if missing == bucket:
+                row.flags |= flags
+                book.rows[symbol, interval, place] = row
+                price = row.close
+                touch(book, symbol, interval, place)
+            else:
+                open_row(book, symbol, interval, missing, start, price, flags)

@@ -1,0 +1,155 @@
+"""Ingest: what of the trades arrives, when, and what is answered."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from services.ingest.binance import Listing
+from services.ingest.symbols import Symbols
+from shared.kline import KLINE
+from shared.wire import (
+    AddSymbol,
+    AppEvent,
+    Command,
+    FeedState,
+    FetchKlines,
+    FetchTrades,
+    Klines,
+    Subscribe,
+    Unsubscribe,
+)
+from tests.engine.played import MINUTE, MS, Trade, batch
+from tests.simulated.world import ANNOUNCED, Exchange, World
+
+
+class Feed:
+    """Ingest: what of the trades arrives, when, and what is answered."""
+
+    def __init__(self, world: World, exchange: Exchange, session: int, send: Callable[[AppEvent], None]) -> None:
+        self.world = world
+        self.exchange = exchange
+        self.session = session
+        self.send = send
+        self.symbols = Symbols([], 10)
+        self.symbols.refresh([Listing(name, True, 2, 3) for name in exchange.trades])
+        self.subscribed: set[str] = set()
+        self.connected = True
+        self.since = world.now
+        self.engine = 0
+        self.dead = False
+        self.beat()
+
+    def beat(self) -> None:
+        if not self.dead:
+            self.tell()
+            self.world.after(1_000, self.beat)
+
+    def tell(self) -> None:
+        now = self.world.now
+        self.send(FeedState(self.session, self.connected, self.since, now, now * MS, engine=self.engine))
+
+    def connect(self, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected, self.since = connected, self.world.now
+            self.tell()
+
+    def traded(self, symbol: str, trades: list[Trade]) -> None:
+        """The exchange sends trades of a moment; faults are between it and the engine."""
+        world = self.world
+        if self.dead or not self.connected or symbol not in self.subscribed:
+            return
+        last = self.exchange.trades[symbol][-1]
+        arriving = [trade for trade in trades if trade == last or not world.fails(0.02)]
+        if world.fails(0.05):
+            arriving += arriving
+        if world.fails(0.1):
+            world.source.shuffle(arriving)
+        delay = world.source.expovariate(1 / 3_000) if world.fails(0.05) else world.source.uniform(1, 150)
+        if arriving:
+            self.later(delay, batch(arriving, symbol, event_time=world.now))
+
+    def later(self, delay: float, *events: AppEvent) -> None:
+        def arrive() -> None:
+            if not self.dead:
+                for event in events:
+                    self.send(event)
+
+        self.world.after(delay, arrive)
+
+    def obey(self, command: Command) -> None:
+        world = self.world
+        match command:
+            case Subscribe(complete=True):
+                self.engine = command.engine
+                self.symbols.engine_knows([self.symbol(stream) for stream in command.streams])
+                self.subscribed |= {self.symbol(stream) for stream in command.streams}
+                while (name := self.symbols.take()) is not None:
+                    self.announce(name)
+                self.tell()
+            case Subscribe():
+                for stream in command.streams:
+                    self.symbols.engine_subscribed(self.symbol(stream))
+                    self.subscribed.add(self.symbol(stream))
+            case Unsubscribe():
+                pass
+            case FetchTrades():
+                if not world.fails(0.3):
+                    world.after(world.source.uniform(20, 2_000), lambda: self.fetch_trades(command))
+            case FetchKlines():
+                if not world.fails(0.3):
+                    world.after(world.source.uniform(20, 2_000), lambda: self.fetch_klines(command))
+
+    def announce(self, name: str) -> None:
+        def answer() -> None:
+            if self.dead:
+                return
+            if world.fails(0.2):
+                world.after(1_000, answer)
+                return
+            if not self.symbols.announced(name):
+                return
+            seam = (world.now - 3_000) // MINUTE * MINUTE
+            parts = list(self.exchange.klines(name, seam, ANNOUNCED).values())
+            self.later(
+                world.source.uniform(0, 300), AddSymbol(name, 2, 3, f"{name.lower()}@aggTrade", parts, seam, world.now)
+            )
+
+        world = self.world
+        world.after(world.source.uniform(50, 3_000), answer)
+
+    def fetch_trades(self, ask: FetchTrades) -> None:
+        past = self.exchange.past(ask.symbol)
+        if self.dead or not past:
+            return
+        first, newest = ask.first_id, past[-1].id
+        end = newest if ask.last_id < 0 else min(ask.last_id, newest)
+        if not first:
+            wanted = [trade.id for trade in past if trade.time >= ask.from_time]
+            if not wanted:
+                self.answer(ask.symbol, [], 0, end)
+                return
+            first = wanted[0]
+        covered = ask.first_id
+        while covered <= end:
+            page = self.exchange.page(ask.symbol, first)
+            if page is None or self.world.fails(0.1):
+                return
+            reached = min(page[-1].id, end) if page else end
+            self.answer(ask.symbol, [trade for trade in page if trade.id <= reached], covered, reached)
+            covered = first = reached + 1
+
+    def answer(self, symbol: str, trades: list[Trade], first: int, last: int) -> None:
+        rows = [trade for trade in trades if trade.trade_count]
+        if first <= last:
+            self.later(self.world.source.uniform(0, 500), batch(rows, symbol, covered=[(first, last)]))
+
+    def fetch_klines(self, ask: FetchKlines) -> None:
+        until = (self.world.now - 3_000) // MINUTE * MINUTE
+        part = self.exchange.klines(ask.symbol, until, 10**6).get(ask.interval)
+        rows = np.frombuffer(part.rows if part else b"", KLINE)
+        rows = rows[(rows["open_time"] >= ask.start_time) & (rows["open_time"] <= ask.end_time)][:100]
+        self.later(10, Klines(ask.symbol, 2, 3, ask.interval, rows.tobytes()))
+
+    @staticmethod
+    def symbol(stream: str) -> str:
+        return stream.split("@")[0].upper()

@@ -1,0 +1,73 @@
+"""The tables, and a persist that takes its time and dies."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from shared.interval import INTERVAL_NAMES
+from shared.kline import PLACED_KLINE
+from shared.wire import (
+    DirtyBatch,
+    Load,
+    Persisted,
+    Restored,
+    SymbolMark,
+    placed_rows,
+)
+from tests.simulated.world import World
+
+
+class Store:
+    """The tables, and a persist that takes its time and dies."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rows: dict[tuple[str, str, int], np.void] = {}
+        self.marks: dict[str, SymbolMark] = {}
+        self.time = 0
+        self.away_until = 0
+        self.session = 1
+        self.life = 0
+        self.engine_session = 0
+
+    def load(self, request: Load) -> list[Restored]:
+        self.engine_session = request.session
+        parts = []
+        for name, mark in self.marks.items():
+            keys = []
+            for interval in INTERVAL_NAMES:
+                times = sorted(key[2] for key in self.rows if key[:2] == (name, interval))
+                keys += [(name, interval, time) for time in times[-request.window :]]
+            rows = np.zeros(len(keys), PLACED_KLINE)
+            for place, key in enumerate(keys):
+                rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
+                rows[place]["kline"] = self.rows[key]
+            parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time))
+        return [*parts, Restored(request.session, [], b"", True, self.time)]
+
+    def take(self, saved: DirtyBatch, acknowledge: Callable[[Persisted], None]) -> None:
+        """Save a batch once the database is there, unless this persist dies before."""
+        life = self.life
+
+        def commit() -> None:
+            if life != self.life or saved.session != self.engine_session:
+                return
+            if self.world.now < self.away_until:
+                self.world.after(1_000, commit)
+                return
+            for placed in placed_rows(saved.rows):
+                name = saved.marks[placed["symbol"]].symbol
+                kline = placed["kline"].copy()
+                self.rows[name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])] = kline
+            self.marks |= {mark.symbol: mark for mark in saved.marks}
+            self.time = saved.exchange_time
+            if not self.world.fails(0.05):
+                acknowledge(Persisted(saved.session, saved.batch))
+            else:
+                self.die()
+
+        self.world.after(self.world.source.expovariate(1 / 50), commit)
+
+    def die(self) -> None:
+        self.life += 1
+        self.session += 1

@@ -1,0 +1,75 @@
+"""Virtual time, and the exchange in it: what was traded, and what REST says of it."""
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.engine.played import MINUTE, START, Trade, history, market
+
+WINDOW = 64
+"""Klines in memory: just more than the minutes of an hour, so that memory is outlived soon."""
+PAGE = 40
+"""Trades of one answer."""
+ANNOUNCED = 60
+"""Klines an interval of an announcement: an hour of minutes, as the engine needs to make the open hour of them."""
+CALM_MS = 8 * MINUTE
+"""Without faults in the end."""
+SILENT_MS = 7 * MINUTE
+"""Without trades in the end: longer than the engine is patient with missing ids that nobody answers for."""
+HISTORY_MS = 90 * MINUTE
+
+
+class World:
+    """Virtual time, ms, and what is to happen in it."""
+
+    def __init__(self, seed: int) -> None:
+        self.source = random.Random(seed)
+        self.now = START
+        self.faults = True
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._number = 0
+
+    def after(self, delay_ms: float, what: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._queue, (self.now + max(0, int(delay_ms)), self._number, what))
+
+    def run(self, until: int) -> None:
+        while self._queue and self._queue[0][0] <= until:
+            self.now, _, what = heapq.heappop(self._queue)
+            what()
+        self.now = until
+
+    def fails(self, chance: float) -> bool:
+        return self.faults and self.source.random() < chance
+
+
+class Exchange:
+    """What was traded, and what REST says of it."""
+
+    def __init__(self, world: World, span_ms: int) -> None:
+        source = world.source
+        self.world = world
+        self.reach_ms = source.choice([20 * MINUTE, 60 * MINUTE, 10**9])
+        """How far back REST has trades; klines go back for ever."""
+        self.trades: dict[str, list[Trade]] = {}
+        for name in ("AUSDT", "BUSDT")[: source.randrange(1, 3)]:
+            count = source.choice([30, 120, 400])
+            made = market(source.randrange(2**32), count, START - HISTORY_MS, HISTORY_MS + span_ms, first_id=0)
+            # Silence in the end, or the last trades could not be there yet.
+            self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]
+        self._klines: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def past(self, symbol: str) -> list[Trade]:
+        return [trade for trade in self.trades[symbol] if trade.time <= self.world.now]
+
+    def klines(self, symbol: str, until: int, limit: int) -> dict[str, Any]:
+        parts = history(self.trades[symbol], until, limit)
+        return {part.interval: part for part in parts}
+
+    def page(self, symbol: str, first_id: int) -> list[Trade] | None:
+        """Return what REST has from an id on; None if that is too long ago."""
+        found = [trade for trade in self.past(symbol) if trade.id >= first_id][:PAGE]
+        if found and found[0].time < self.world.now - self.reach_ms:
+            return None
+        return found

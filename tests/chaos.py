@@ -135,7 +135,8 @@ def run(folder: Path, seed: int, seconds: float, every: float, symbols: int, rat
             house.wait(source.uniform(0.3, 2 * every - 0.3))
         print("did:", ", ".join(f"{count} × {act}" for act, count in sorted(acts.items())), flush=True)
         for name in ROOMS:
-            print(f"kill {name:9} live again after {_killed(house, health, name, symbols):.1f} s", flush=True)
+            _all_live(house, health, symbols, SETTLE_MAX_S)
+            print(f"kill {name:9} live again after {_killed(house, health, name):.1f} s", flush=True)
         house.wait(5.0)
         _all_live(house, health, symbols, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
@@ -150,21 +151,23 @@ def run(folder: Path, seed: int, seconds: float, every: float, symbols: int, rat
         house.kill()
 
 
-def _killed(house: House, health: Health, name: str, symbols: int) -> float:
-    """Kill a room and return how long it takes until trades are applied and saved again."""
+def _killed(house: House, health: Health, name: str) -> float:
+    """Kill a room and return how long it takes until its work is done again.
+
+    That is: trades are applied and none is missing; for whoever saves them, that they are saved.
+    """
     house.wait(1.0)
-    before = _newest(house.config)
+    saves = name in ("postgres", "persist")
+    before, figures = _newest(house.config), health.last
     began = time.monotonic()
     house.rooms[name].process.send_signal(signal.SIGKILL)
     house.rooms[name].process.wait()
     traded = ask(house.config, "status")["time"]
     while time.monotonic() < began + LIVE_MAX_S:
         house.mend()
-        health.fresh()
-        if name != "viz" and _newest(house.config) <= before:
-            time.sleep(0.02)
-            continue
-        if health.last.get("connected") and health.last.get("exchange_time", 0) >= traded:
+        figures = health.fresh() or figures
+        whole = figures.get("connected") and not figures.get("missing_ids") and figures.get("applied")
+        if whole and figures["exchange_time"] >= traded and (not saves or _newest(house.config) > before):
             break
         time.sleep(0.02)
     return time.monotonic() - began

@@ -322,13 +322,13 @@ class KlineEngine:
         state["price_decimals"], state["quantity_decimals"] = mark.price_decimals, mark.quantity_decimals
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
-        state["newest_time"] = minutes["open_time"].max(initial=mark.seam_time)
+        state["newest_time"] = minutes["open_time"].max(initial=mark.seam_time - 1)
         gaps = mark.gaps[-GAPS_MAX:]
         state["gap_count"] = len(gaps)
         for gap, (first_id, last_id) in zip(self.book.gaps[symbol], gaps, strict=False):
             before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
             gap["first_id"], gap["last_id"] = first_id, last_id
-            gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time)
+            gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time - 1)
             gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
         self.repair.note(np.array([symbol]), now_ns, answered=False)
         if mark.last_id < 0:
@@ -399,7 +399,9 @@ class KlineEngine:
             return
         state = self.book.symbols[symbol]
         state["price_decimals"], state["quantity_decimals"] = event.price_decimals, event.quantity_decimals
-        state["seam_time"] = state["newest_time"] = event.klines_until
+        state["seam_time"] = event.klines_until
+        # Ids up to the first trade from the seam on lie before it, void ones and others.
+        state["newest_time"] = event.klines_until - 1
         if self.clock.speed == 0:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))

@@ -11,7 +11,7 @@ import asyncio
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from services.ingest.binance import (
 from services.ingest.complaints import Complaints
 from services.ingest.exact import trade_rows
 from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
+from services.ingest.recent import Recent
 from services.ingest.rest import Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS, next_open_time
+from shared.kline import TRADE
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -63,15 +65,22 @@ class History:
         symbols: Symbols,
         exchange_time: Callable[[int], int],
         complaints: Complaints,
+        recent: Recent,
+        delivers: Callable[[str], Awaitable[None]],
         send: Callable[[AppEvent], None],
     ) -> None:
-        """Answer by `send`. `exchange_time` tells the exchange's time, ms, at a moment of the monotonic clock, ns."""
+        """Answer by `send`. `exchange_time` tells the exchange's time, ms, at a moment of the monotonic clock, ns.
+
+        `delivers` waits until the stream of a symbol has begun.
+        """
         self._rest = rest
         self._venue = venue
         self._kind = kind
         self._symbols = symbols
         self._exchange_time = exchange_time
         self._complaints = complaints
+        self._recent = recent
+        self._delivers = delivers
         self._send = send
         self._unreachable: dict[FetchTrades, float] = {}
 
@@ -145,7 +154,17 @@ class History:
             self._complaints.note("klines not answered", f"{ask.symbol} {ask.interval}: {error}")
 
     async def fetch_trades(self, ask: FetchTrades) -> None:
-        """Answer in pages of trades. What cannot be had is counted, said once, and not answered."""
+        """Answer from memory, and in pages of trades. What cannot be had is counted, said once, and not answered."""
+        known = self._recent.answer(ask)
+        for part in known.parts:
+            self._complaints.counts["trades from memory"] += len(part.rows) // TRADE.itemsize
+            self._send(part)
+        for rest in known.rest:
+            if rest.last_id < 0:
+                await self._delivers(rest.symbol)
+            await self._fetch_from_rest(rest)
+
+    async def _fetch_from_rest(self, ask: FetchTrades) -> None:
         if self._unreachable.get(ask, 0.0) > time.monotonic():
             self._complaints.counts["trades unreachable"] += 1
             return

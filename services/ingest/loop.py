@@ -22,6 +22,7 @@ import aiohttp
 import uvloop
 import zmq
 
+from services.ingest import exact, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -34,11 +35,11 @@ from services.ingest.binance import (
 )
 from services.ingest.complaints import Complaints
 from services.ingest.connection import Connection
-from services.ingest.exact import warm_up
 from services.ingest.frames import FrameReader
 from services.ingest.governor import Governor
 from services.ingest.history import History
 from services.ingest.outbox import Outbox
+from services.ingest.recent import Recent
 from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
 from services.ingest.venue import TICKER_ROUTE, Request, venue_of
@@ -84,7 +85,8 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> int:
     lock = lock_room(config.run_path, "ingest")
     try:
-        warm_up()
+        exact.warm_up()
+        recent.warm_up()
         return uvloop.run(_run(config))
     finally:
         lock.close()
@@ -141,6 +143,7 @@ class Ingest:
         self._commands = ipc(config.run_path, "commands")
         self._context = context
         self._outbox = Outbox(self._push)
+        self._recent = Recent()
 
         self._venue = venue_of(config)
         self._governor = Governor(self._venue.weight_limit, self._settings.weight_share)
@@ -154,6 +157,8 @@ class Ingest:
             self._symbols,
             self._clock.now,
             self._complaints,
+            self._recent,
+            self._delivers,
             self._outbox.send,
         )
         rows = self._settings.backfill_rows
@@ -291,6 +296,7 @@ class Ingest:
         read = self._reader.read(frames)
         if read.trades is not None:
             self._trades += len(read.trades.rows) // TRADE.itemsize
+            self._recent.add(read.trades)
             self._outbox.send(read.trades)
         for reply in read.replies:
             connection.replied(reply)
@@ -311,6 +317,8 @@ class Ingest:
 
     def _connection_changed(self) -> None:
         connected = all(connection.connected for connection in self._connections.values())
+        if not connected:
+            self._recent.note_break()
         if connected != self._connected:
             self._connected = connected
             self._since = self._clock.now(time.monotonic_ns())
@@ -363,9 +371,10 @@ class Ingest:
                     symbol = symbol_of(stream, self._settings.stream)
                     if symbol is not None:
                         self._symbols.engine_unsubscribed(symbol)
+                        self._recent.forget(symbol)
                     self._connections[self._route(stream)].unsubscribe([stream])
             case FetchTrades():
-                self._repair(command, self._fetch_trades(command))
+                self._repair(command, self._history.fetch_trades(command))
             case FetchKlines():
                 self._repair(command, self._history.fetch_klines(command))
             case _:
@@ -394,12 +403,10 @@ class Ingest:
             self._announcer.go(self._tasks)
             self._tell_state()
 
-    async def _fetch_trades(self, ask: FetchTrades) -> None:
-        if ask.last_id < 0:
-            # All that there is until the stream begins: what is traded before it does must be in the answer.
-            stream = stream_name(ask.symbol, self._settings.stream)
-            await self._connections[self._route(stream)].delivers(stream)
-        await self._history.fetch_trades(ask)
+    async def _delivers(self, symbol: str) -> None:
+        """Wait until a symbol's stream has begun: what is traded before it does must be in an answer of REST."""
+        stream = stream_name(symbol, self._settings.stream)
+        await self._connections[self._route(stream)].delivers(stream)
 
     def _repair(self, command: Command, work: Coroutine[Any, Any, None]) -> None:
         """Fetch what the engine asks for, once however often it asks."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.engine.snapshots import Snapshots
 from shared.kline import CLOSED, FINAL
 from shared.wire import Snapshot, decode_snapshot
-from tests.engine.played import FIELDS, MINUTE, SESSION, START, PlayedEngine, Trade, batch, expected, market
+from tests.engine.played import FIELDS, MINUTE, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
 
 
 def traded(minute: float, number: int) -> Trade:
@@ -139,3 +139,15 @@ def test_void_ids_that_only_an_answer_tells_of_count_in_the_row_before_them() ->
     first, second = rows["1m", START], rows["1m", START + MINUTE]
     assert (first["first_id"], first["last_id"], first["id_count"], first["trade_count"]) == (0, 6, 7, 3)
     assert (second["first_id"], second["last_id"], second["id_count"], second["trade_count"]) == (7, 9, 3, 1)
+
+
+def test_ids_from_before_the_seam_count_in_no_row() -> None:
+    played = PlayedEngine()
+    trades = [traded(minute, number) for number, minute in enumerate((-5, -4, -3, -2, -1, 0.1, 0.2))]
+    played.add(klines=history(trades, START), until=START)
+    # A trade from before the seam comes late, and the answer by time begins behind it.
+    apply(played, trades[1], trades[6])
+    played.apply(batch([trades[5]], covered=[(0, 6)]))
+    assert played.engine.gaps(0) == []
+    row = played.rows()["1m", START]
+    assert (row["first_id"], row["last_id"], row["id_count"], row["trade_count"]) == (5, 6, 2, 2)

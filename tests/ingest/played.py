@@ -9,8 +9,8 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -21,8 +21,8 @@ from aiohttp import WSMsgType, web
 from shared.config import load
 from shared.interval import next_open_time, open_time_of
 from shared.sockets import bind, ipc
-from shared.wire import AppEvent, Command, FeedState, decode_event, encode
-from tests.support import free_port, wait_for
+from shared.wire import AppEvent, Command, FeedState, Subscribe, Trades, decode_event, encode, trade_rows
+from tests.support import Room, free_port, wait_for, write_config
 
 Event = TypeVar("Event")
 
@@ -357,3 +357,45 @@ class Engine:
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         self.close()
+
+
+class Played:
+    """A running ingest with both of its neighbours."""
+
+    def __init__(self, exchange: Exchange, engine: Engine, room: Room) -> None:
+        self.exchange = exchange
+        self.engine = engine
+        self.room = room
+
+    def subscribe(self, *streams: str, complete: bool = True) -> None:
+        self.engine.connected()
+        self.engine.ask(Subscribe(list(streams), complete))
+        wait_for("the subscription", lambda: set(streams) <= set(self.exchange.names()))
+
+    def rows(self) -> list[tuple[str, int, int, int, int, int, int]]:
+        """Return every trade so far: symbol, id, time, price, quantity, count, maker."""
+        rows = []
+        for batch in self.engine.of(Trades):
+            for row in trade_rows(batch.rows).tolist():
+                rows.append((batch.instruments[row[0]].symbol, *row[1:]))
+        return rows
+
+    def covered(self) -> list[tuple[int, int]]:
+        return [(part.first_id, part.last_id) for batch in self.engine.of(Trades) for part in batch.covered]
+
+
+@contextmanager
+def playing(folder: Path, exchange: Exchange, **settings: Any) -> Iterator[Played]:
+    settings = {"backfill_rows": 5, **settings}
+    config = write_config(folder, exchange=settings, simulator={"port": exchange.port})
+    with Engine(config) as engine:
+        room = Room("ingest", config)
+        try:
+            yield Played(exchange, engine, room)
+        except BaseException:
+            print(room.log)
+            raise
+        finally:
+            code = room.stop(timeout=5)
+        assert code == 0, room.log
+        assert "Traceback" not in room.log, room.log

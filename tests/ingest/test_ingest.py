@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,52 +31,11 @@ from tests.ingest.played import (
     Exchange,
     Fill,
     agg_frame,
+    playing,
     ticker_frame,
     trade_frame,
 )
-from tests.support import Room, wait_for, write_config
-
-
-class Played:
-    """A running ingest with both of its neighbours."""
-
-    def __init__(self, exchange: Exchange, engine: Engine, room: Room) -> None:
-        self.exchange = exchange
-        self.engine = engine
-        self.room = room
-
-    def subscribe(self, *streams: str, complete: bool = True) -> None:
-        self.engine.connected()
-        self.engine.ask(Subscribe(list(streams), complete))
-        wait_for("the subscription", lambda: set(streams) <= set(self.exchange.names()))
-
-    def rows(self) -> list[tuple[str, int, int, int, int, int, int]]:
-        """Return every trade so far: symbol, id, time, price, quantity, count, maker."""
-        rows = []
-        for batch in self.engine.of(Trades):
-            for row in trade_rows(batch.rows).tolist():
-                rows.append((batch.instruments[row[0]].symbol, *row[1:]))
-        return rows
-
-    def covered(self) -> list[tuple[int, int]]:
-        return [(part.first_id, part.last_id) for batch in self.engine.of(Trades) for part in batch.covered]
-
-
-@contextmanager
-def playing(folder: Path, exchange: Exchange, **settings: Any) -> Iterator[Played]:
-    settings = {"backfill_rows": 5, **settings}
-    config = write_config(folder, exchange=settings, simulator={"port": exchange.port})
-    with Engine(config) as engine:
-        room = Room("ingest", config)
-        try:
-            yield Played(exchange, engine, room)
-        except BaseException:
-            print(room.log)
-            raise
-        finally:
-            code = room.stop(timeout=5)
-        assert code == 0, room.log
-        assert "Traceback" not in room.log, room.log
+from tests.support import Room, wait_for
 
 
 @pytest.fixture
@@ -256,6 +213,22 @@ def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_p
         # Up to the newest there is.
         played.engine.ask(FetchTrades("BTCUSDT", 2500, -1))
         wait_for("the newest", lambda: played.covered()[-1] == (2500, 2599))
+
+
+def test_what_the_stream_brought_is_answered_from_memory(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 41)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        for fill in exchange.trades["BTCUSDT"][20:]:
+            exchange.say(agg_frame("BTCUSDT", fill))
+        wait_for("the stream", lambda: len(played.rows()) == 20)
+        played.engine.ask(FetchTrades("BTCUSDT", 25, 40))
+        wait_for("the answer", lambda: played.covered() == [(25, 40)])
+        assert not exchange.requests("aggTrades")
+        # What came before the stream is REST's.
+        played.engine.ask(FetchTrades("BTCUSDT", 15, 22))
+        wait_for("the answer of both", lambda: played.covered()[1:] == [(21, 22), (15, 20)])
+        assert [asked["fromId"] for asked in exchange.requests("aggTrades")] == ["15"]
 
 
 def test_the_newest_trades_are_asked_for_when_the_stream_has_begun(exchange: Exchange, tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""The trades of the last minutes, so that what an engine lost need not be asked of the exchange again.
+
+Decides what of a question can be answered from memory, and what is left of it for REST. Every row knows the one before
+it of the same symbol, so that an answer costs what it holds. An id is answered for only if its row is here: ranges are
+covered by what was received, never by what was expected. Knows no socket and no clock.
+
+A crash costs the memory; REST has the same trades.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.compiled import compiled
+from shared.kline import TRADE
+from shared.wire import Covered, FetchTrades, Instrument, Trades, trade_rows
+
+ROWS_MAX = 500_000
+"""28 MB: 100 s at 5,000 trades/s, and minutes of an ordinary market. An engine that restarts lacks seconds."""
+INSTRUMENTS_MAX = 10_000
+"""Symbols, each once for all decimals that it had; beyond them memory begins anew."""
+PART_ROWS_MAX = 20_000
+"""Rows of one answer: 1 MB."""
+
+
+class Answer(NamedTuple):
+    parts: list[Trades]
+    """What is known; empty if nothing is."""
+    rest: list[FetchTrades]
+    """What is not."""
+
+
+class Recent:
+    def __init__(self, rows_max: int = ROWS_MAX) -> None:
+        self._rows = np.zeros(rows_max, TRADE)
+        """A ring; `symbol` is the number of the instrument."""
+        self._before = np.zeros(rows_max, np.int64)
+        """For each row of the ring, which row it was that the same symbol had before; rows are counted from 1."""
+        self._added = np.zeros(1, np.int64)
+        """How many rows there were, ever."""
+        self._unbroken_from = 1
+        """Since this row, no connection was lost."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._instruments: list[Instrument] = []
+        self._numbers: dict[Instrument, int] = {}
+        self._symbols: dict[str, int] = {}
+        self._newest = np.zeros(INSTRUMENTS_MAX, np.int64)
+        """By symbol: its last row, 0 if it has none."""
+        self._symbol_of = np.zeros(INSTRUMENTS_MAX, np.int64)
+        """By instrument."""
+
+    def add(self, trades: Trades) -> None:
+        """Remember a batch of the stream."""
+        if len(self._instruments) + len(trades.instruments) > INSTRUMENTS_MAX:
+            self._begin()
+        numbers = [self._number(instrument) for instrument in trades.instruments]
+        rows = trade_rows(trades.rows)
+        _add(rows, np.array(numbers, np.int64), self._symbol_of, self._newest, self._rows, self._before, self._added)
+
+    def note_break(self) -> None:
+        """A connection was lost: trades may have been made that never came."""
+        self._unbroken_from = int(self._added[0]) + 1
+
+    def forget(self, symbol: str) -> None:
+        """A symbol's stream was given up: what comes later does not follow on what came before."""
+        if symbol in self._symbols:
+            self._newest[self._symbols[symbol]] = 0
+
+    def answer(self, ask: FetchTrades) -> Answer:
+        """Answer a question for ids as far as memory goes. One that begins at a time is not answered."""
+        symbol = self._symbols.get(ask.symbol)
+        if symbol is None or not ask.first_id:
+            return Answer([], [ask])
+        newest = int(self._newest[symbol])
+        last_id = ask.last_id
+        if last_id < 0:
+            if newest < self._unbroken_from or newest <= self._added[0] - len(self._rows):
+                return Answer([], [ask])
+            # The stream brings whatever is newer: up to here is all there is.
+            last_id = int(self._rows[newest % len(self._rows)]["id"])
+            if last_id < ask.first_id - 1:
+                return Answer([], [ask])
+            if last_id < ask.first_id:
+                return Answer([Trades([self._instruments[self._rows[newest % len(self._rows)]["symbol"]]], b"")], [])
+        found = _find(newest, self._rows, self._before, self._added, ask.first_id, last_id)
+        rows = self._rows[found]
+        rows = rows[np.unique(rows["id"], return_index=True)[1]]
+        runs = _runs(rows["id"])
+        rest = []
+        first_id = ask.first_id
+        for begin, end in [*runs, (last_id + 1, last_id + 1)]:
+            if first_id < begin:
+                rest.append(FetchTrades(ask.symbol, first_id, begin - 1, ask.from_time))
+            first_id = end + 1
+        return Answer(self._parts(rows, runs), rest)
+
+    def _parts(self, rows: "NDArray[np.void]", runs: list[tuple[int, int]]) -> list[Trades]:
+        """Return rows as messages that cover their ids."""
+        parts = []
+        for begin in range(0, len(rows), PART_ROWS_MAX):
+            part = rows[begin : begin + PART_ROWS_MAX].copy()
+            numbers, part["symbol"] = np.unique(part["symbol"], return_inverse=True)
+            low, high = int(part["id"][0]), int(part["id"][-1])
+            covered = [
+                Covered(0, max(first, low), min(last, high)) for first, last in runs if first <= high and last >= low
+            ]
+            parts.append(Trades([self._instruments[number] for number in numbers.tolist()], part.tobytes(), 0, covered))
+        return parts
+
+    def _number(self, instrument: Instrument) -> int:
+        number = self._numbers.get(instrument)
+        if number is None:
+            number = self._numbers[instrument] = len(self._instruments)
+            self._instruments.append(instrument)
+            self._symbol_of[number] = self._symbols.setdefault(instrument.symbol, len(self._symbols))
+        return number
+
+
+def warm_up() -> None:
+    """Compile what is to be compiled, with the arguments that it will meet."""
+    recent = Recent(10)
+    recent.add(Trades([Instrument("X", 0, 0)], np.zeros(1, TRADE).tobytes()))
+    recent.answer(FetchTrades("X", 1, 1))
+
+
+def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return the ranges of consecutive ids, both ends inclusive. `ids` ascend."""
+    if not len(ids):
+        return []
+    cuts = np.flatnonzero(np.diff(ids) != 1)
+    firsts = ids[np.concatenate([[0], cuts + 1])]
+    lasts = ids[np.concatenate([cuts, [len(ids) - 1]])]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
+
+
+@compiled
+def _add(trades, numbers, symbol_of, newest, rows, before, added):  # type: ignore[no-untyped-def]
+    for n in range(len(trades)):
+        number = numbers[trades[n].symbol]
+        symbol = symbol_of[number]
+        added[0] += 1
+        place = added[0] % len(rows)
+        rows[place] = trades[n]
+        rows[place].symbol = number
+        before[place] = newest[symbol]
+        newest[symbol] = added[0]
+
+
+@compiled
+def _find(row, rows, before, added, first_id, last_id):  # type: ignore[no-untyped-def]
+    """Return the places of a symbol's rows with ids in [first_id, last_id], from its newest row back.
+
+    A row that came late, below an older one of its ids, ends the search: what is missed is asked of REST.
+    """
+    count = 0
+    at = row
+    while at > 0 and at > added[0] - len(rows) and rows[at % len(rows)].id >= first_id:
+        count += 1
+        at = before[at % len(rows)]
+    found = np.empty(count, np.int64)
+    kept = 0
+    at = row
+    for _ in range(count):
+        place = at % len(rows)
+        if rows[place].id <= last_id:
+            found[kept] = place
+            kept += 1
+        at = before[place]
+    return found[:kept]

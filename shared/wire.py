@@ -69,6 +69,8 @@ class AddSymbol(msgspec.Struct, frozen=True, tag="add_symbol"):
     klines: list[IntervalKlines]
     klines_until: int
     event_time: int
+    grid_3d: int = 0
+    """An open time of the symbol's 3d klines; 0 if the exchange has none yet."""
 
 
 class RemoveSymbol(msgspec.Struct, frozen=True, tag="remove_symbol"):
@@ -108,6 +110,8 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """Missing ids below `last_id`: disjoint ascending ranges, both ends inclusive."""
     lacking: list[tuple[str, int, int]] = []
     """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
+    proven_time: int = 0
+    """Every trade before it was applied."""
 
 
 class Restored(msgspec.Struct, frozen=True, tag="restored"):

@@ -275,6 +275,13 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def memory_begin(book, symbol, interval):  # type: ignore[no-untyped-def]
+    """Return the open time of the oldest row that there is a place for."""
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    return bucket_start(calendar.length, calendar.anchor, calendar.bucket - book.rows.shape[2] + 1)
+
+
+@compiled
 def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     """Carry the close of the row that `time_ms` falls into on into the flat rows behind it."""
     window = book.rows.shape[2]

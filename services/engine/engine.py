@@ -17,11 +17,19 @@ How it lives:
 """
 
 from itertools import pairwise
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import numpy as np
 
-from services.engine.book import COUNTERS, lay_out, next_minute, rescale, set_calendars, would_overwrite
+from services.engine.book import (
+    COUNTERS,
+    lay_out,
+    memory_begin,
+    next_minute,
+    rescale,
+    set_calendars,
+    would_overwrite,
+)
 from services.engine.continuity import GAPS_MAX, missing_ids, proven_time
 from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
 from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
@@ -70,13 +78,6 @@ INTRODUCE_AGAIN_MS = 1_500
 _NO_ROWS = np.zeros(0, KLINE)
 
 
-class Absent(NamedTuple):
-    """A symbol that begins anew: the first open time of each interval of which something is lacking."""
-
-    mark: SymbolMark
-    lacks_from: dict[str, int]
-
-
 class KlineEngine:
     def __init__(self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0) -> None:
         """`session` differs from that of every engine before it."""
@@ -102,7 +103,8 @@ class KlineEngine:
         self._commands: list[Command] = []
         self._restored: list[Restored] = []
         self._resumes = False
-        self._absent: dict[str, Absent] = {}
+        self._absent: dict[str, SymbolMark] = {}
+        """Symbols that begin anew and what was known of them: from their proven time on, something is lacking."""
         self._introduce_at = 0
         self._store_session = 0
         self._held: list[Trades] = []
@@ -122,7 +124,7 @@ class KlineEngine:
             case RemoveSymbol():
                 self._remove(event.symbol)
             case Klines():
-                self._pass_klines(event)
+                self._take_klines(event)
             case Restored():
                 self._restore(event, now_ns)
             case Persisted():
@@ -305,7 +307,7 @@ class KlineEngine:
                 if self._resumes and mark.active and (now - newest <= self._config.resume_max_ms or begin == end):
                     self._resume(mark, rows[begin:end], now_ns)
                 else:
-                    self._absent[mark.symbol] = Absent(mark, _lacks_from(rows[begin:end]))
+                    self._absent[mark.symbol] = mark
                 begin = end
         if parts[-1].last:
             self.started = True
@@ -322,13 +324,14 @@ class KlineEngine:
         state["price_decimals"], state["quantity_decimals"] = mark.price_decimals, mark.quantity_decimals
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
-        state["newest_time"] = minutes["open_time"].max(initial=mark.seam_time - 1)
+        proven = max(mark.proven_time, mark.seam_time - 1)
+        state["newest_time"] = minutes["open_time"].max(initial=proven)
         gaps = mark.gaps[-GAPS_MAX:]
         state["gap_count"] = len(gaps)
         for gap, (first_id, last_id) in zip(self.book.gaps[symbol], gaps, strict=False):
             before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
             gap["first_id"], gap["last_id"] = first_id, last_id
-            gap["from_time"] = minutes["open_time"][before].max(initial=mark.seam_time - 1)
+            gap["from_time"] = minutes["open_time"][before].max(initial=proven)
             gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
         self.repair.note(np.array([symbol]), now_ns, answered=False)
         if mark.last_id < 0:
@@ -358,9 +361,7 @@ class KlineEngine:
     def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
         """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
         for symbol in symbols:
-            lacking = int(proven_time(self.book.symbols[symbol], self.book.gaps[symbol]))
-            lacks_from = {name: open_time_of(name, lacking, self.grids[symbol]) for name in INTERVAL_NAMES}
-            self._absent[self.symbols[symbol]] = Absent(self._mark_of(symbol), lacks_from)
+            self._absent[self.symbols[symbol]] = self._mark_of(symbol)
         self.begun_anew += len(symbols)
         self._introduce(now_ns)
 
@@ -394,7 +395,8 @@ class KlineEngine:
         klines = {
             part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX
         }
-        symbol = self._place(event.symbol, event.stream, _grid_3d(klines, event.klines_until or event.event_time))
+        grid_3d = event.grid_3d or _grid_3d(klines, event.klines_until or event.event_time)
+        symbol = self._place(event.symbol, event.stream, grid_3d)
         if symbol < 0:
             return
         state = self.book.symbols[symbol]
@@ -407,12 +409,12 @@ class KlineEngine:
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
         for interval, name in enumerate(INTERVAL_NAMES):
             # What is known from before it begins stays; from there on, nothing may count twice.
-            begin = open_time_of(name, event.klines_until, self.grids[symbol])
-            begin = min(begin, absent.lacks_from.get(name, begin)) if absent is not None else 0
+            proven = min(event.klines_until, absent.proven_time) if absent is not None else 0
+            begin = open_time_of(name, proven, self.grids[symbol]) if proven > 0 else 0
             forget_rows(self.book, symbol, interval, begin)
             self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
         if absent is not None:
-            self._want_lacking(symbol, absent.mark)
+            self._want_lacking(symbol, absent)
         build_open_rows(self.book, symbol, event.klines_until)
         self._commands.append(Subscribe([event.stream]))
         self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
@@ -439,10 +441,10 @@ class KlineEngine:
         self.book.symbols[symbol]["mark_changed"] = 1
         self._commands.append(Unsubscribe([self.streams[symbol]]))
 
-    # Klines that are older than memory.
+    # Klines of the exchange that were asked for.
 
-    def _pass_klines(self, event: Klines) -> None:
-        """Pass the exchange's own klines on to the store; those that are in memory are known better there."""
+    def _take_klines(self, event: Klines) -> None:
+        """Take the exchange's own klines: into memory where it has no proven ones, and what is older to the store."""
         symbol = self.index.get(event.symbol, -1)
         interval = INTERVAL_INDEX.get(event.interval, -1)
         rows = kline_rows(event.rows)
@@ -454,13 +456,15 @@ class KlineEngine:
             self._drop("klines whose decimals do not fit", len(rows))
             return
         self.repair.klines_came(symbol, interval, int(rows[-1]["open_time"]) if len(rows) else None)
-        held = self.book.rows[symbol, interval]["open_time"]
-        rows = rows[~np.isin(rows["open_time"], held)]
-        if len(rows):
-            rows = rows.copy()
-            price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
-            rescale(rows, price_factor, 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals))
-            self.saving.pass_on(symbol, interval, rows)
+        rows = rows.copy()
+        price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
+        rescale(rows, price_factor, 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals))
+        held = self.book.rows[symbol, interval]
+        proven = held["open_time"][(held["flags"] & FINAL) != 0]
+        older = rows["open_time"] < memory_begin(self.book, symbol, interval)
+        put_rows(self.book, symbol, interval, rows[~older & ~np.isin(rows["open_time"], proven)], True)
+        if older.any():
+            self.saving.pass_on(symbol, interval, rows[older])
 
     # Saving.
 
@@ -469,7 +473,16 @@ class KlineEngine:
 
         Its caller sends it, or calls `saving.lost`.
         """
-        return self.saving.take(now_ns, self.clock.now(now_ns), last) if self.started else None
+        if not self.started:
+            return None
+        if self.book.any_lost[0] and not self.saving.under_way:
+            # The store takes batches again: what left memory before it could have it must come from the exchange.
+            for symbol, interval in np.argwhere(self.book.lost["first"] > 0).tolist():
+                lost = self.book.lost[symbol, interval]
+                self.repair.want_klines(symbol, interval, int(lost["first"]), int(lost["last"]))
+            self.book.any_lost[0] = 0
+            self.book.lost[:] = 0
+        return self.saving.take(now_ns, self.clock.now(now_ns), last)
 
     def _mark_of(self, symbol: int) -> SymbolMark:
         state = self.book.symbols[symbol]
@@ -484,19 +497,12 @@ class KlineEngine:
             int(state["last_id"]),
             self.gaps(symbol),
             self.repair.lacking(symbol),
+            max(0, int(proven_time(state, self.book.gaps[symbol]))),
         )
 
     def _persisted(self, event: Persisted) -> None:
         if not self.saving.acknowledge(event.session, event.batch):
             self._drop("acknowledgements of nothing")
-            return
-        # The store takes batches again: what left memory before it could have it must come from the exchange.
-        for symbol, interval in np.argwhere(self.book.lost["first"] > 0).tolist() if self.book.any_lost[0] else ():
-            lost = self.book.lost[symbol, interval]
-            self.repair.want_klines(symbol, interval, int(lost["first"]), int(lost["last"]))
-        if self.book.any_lost[0]:
-            self.book.any_lost[0] = 0
-            self.book.lost[:] = 0
 
     def _store_changed(self, session: int) -> None:
         if session != self._store_session:
@@ -537,12 +543,9 @@ class KlineEngine:
 
 
 def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:
-    """Return an open time of a symbol's 3d klines: those of the exchange, else counted from its first day."""
-    for name in ("3d", "1d"):
-        rows = klines.get(name)
-        if rows is not None and len(rows):
-            return int(rows[0]["open_time"])
-    return listed_at // DAY_MS * DAY_MS
+    """Return an open time of a symbol's 3d klines if the exchange has none yet: counted from its first day."""
+    days = klines.get("1d", _NO_ROWS)
+    return int(days[0]["open_time"]) if len(days) else listed_at // DAY_MS * DAY_MS
 
 
 def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
@@ -552,17 +555,3 @@ def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
         for before, behind in pairwise(open_times)
         if behind != next_open_time(interval, before)
     ]
-
-
-def _lacks_from(rows: Rows) -> dict[str, int]:
-    """Return for each interval of PLACED_KLINE[n] the open time of the first kline that is not there and final."""
-    lacks = {}
-    for interval, name in enumerate(INTERVAL_NAMES):
-        klines = rows["kline"][rows["interval"] == interval]
-        if not len(klines):
-            continue
-        open_times = klines["open_time"].tolist()
-        unproven = klines["open_time"][(klines["flags"] & FINAL) == 0].tolist()
-        missing = [begin for begin, _ in _holes(name, open_times)]
-        lacks[name] = min([next_open_time(name, open_times[-1]), *unproven[:1], *missing[:1]])
-    return lacks

@@ -64,8 +64,8 @@ class Saving:
         return len(self._unsaved) + under_way + _count(self._passing + self._passing_under_way)
 
     def due_at(self) -> int | None:
-        """Return when the next batch is due, ns; None while one is under way or nothing is to be saved."""
-        return self._at if self._under_way is None and (len(self._unsaved) or self._passing) else None
+        """Return when to look whether there is something to be saved, ns; None while a batch is under way."""
+        return self._at if self._under_way is None else None
 
     def wait(self, now_ns: int) -> None:
         """The next batch is due after the configured interval."""

@@ -86,7 +86,7 @@ class History:
 
     async def announcement(self, symbol: str, rows: int) -> AddSymbol:
         """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
-        parts, until = await self._closed_klines(symbol, rows) if rows else ([], 0)
+        parts, until, grid_3d = await self._closed_klines(symbol, rows) if rows else ([], 0, 0)
         price_decimals, quantity_decimals = self._grown(symbol, parts)
         klines = []
         for part in parts:
@@ -102,10 +102,11 @@ class History:
             klines,
             until,
             self._exchange_time(time.monotonic_ns()),
+            grid_3d,
         )
 
-    async def _closed_klines(self, symbol: str, rows: int) -> tuple[list[Parsed], int]:
-        """Return (rows of each interval, the time before which all trades are in them)."""
+    async def _closed_klines(self, symbol: str, rows: int) -> tuple[list[Parsed], int, int]:
+        """Return (rows of each interval, the time before which all trades are in them, an open time of 3d or 0)."""
         requests = [self._venue.klines(symbol, interval, rows + 1) for interval in INTERVAL_NAMES]
         answers: list[Answer] = []
         for outcome in await asyncio.gather(
@@ -116,16 +117,15 @@ class History:
             answers.append(outcome)
         # The clock of the first request counts: what closed while the others went is in them or not, and is not used.
         until = self._settled(min(answer.sent_ns for answer in answers))
-        parts = [
-            self._parse(symbol, interval, answer).closed_before(until)
-            for interval, answer in zip(INTERVAL_NAMES, answers, strict=True)
-        ]
+        whole = [self._parse(symbol, name, answer) for name, answer in zip(INTERVAL_NAMES, answers, strict=True)]
+        grid_3d = int(whole[INTERVAL_INDEX["3d"]].open_times.max(initial=0))
+        parts = [part.closed_before(until) for part in whole]
         minutes = parts[INTERVAL_INDEX["1m"]].open_times
         if len(minutes) and int(minutes[-1]) + MINUTE_MS < until:
             # The exchange's minutes end earlier than its clock: trades from there on come one by one.
             until = int(minutes[-1]) + MINUTE_MS
             parts = [part.closed_before(until) for part in parts]
-        return parts, until
+        return parts, until, grid_3d
 
     async def fetch_klines(self, ask: FetchKlines) -> None:
         """Answer in pages, the last of which may be empty. What cannot be had is counted and not answered."""

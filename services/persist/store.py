@@ -20,7 +20,7 @@ from shared.interval import INTERVAL_NAMES
 from shared.process import Unavailable
 from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
 
-SCHEMAS = ("schema.sql", "schema_2.sql")
+SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql")
 """One file a version, applied in order."""
 MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
@@ -71,14 +71,22 @@ _UPSERT = _upsert()
 
 _MARKS = """
 INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps,
-    lacking)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    lacking, proven_time)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (symbol) DO UPDATE SET
     price_decimals = excluded.price_decimals, quantity_decimals = excluded.quantity_decimals,
     stream = excluded.stream, active = excluded.active, grid_3d = excluded.grid_3d,
     seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps,
-    lacking = excluded.lacking, saved_at = now()
+    lacking = excluded.lacking, proven_time = excluded.proven_time, saved_at = now()
 """
+
+_PROVE = """
+UPDATE klines SET final = true
+FROM symbols
+WHERE symbols.symbol = ANY(%s) AND symbols.lacking = '[]'
+    AND klines.symbol = symbols.symbol AND NOT final AND closed AND close_time < proven_time
+"""
+"""Klines may leave the engine's memory before they are proven, of symbols that trade too seldom."""
 
 
 def _newest() -> str:
@@ -142,6 +150,7 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
             cursor.execute(_UPSERT, [_names(batch.marks)])
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
         cursor.executemany(_MARKS, [_mark_values(mark) for mark in batch.marks])
+        cursor.execute(_PROVE, [_names(batch.marks)])
         cursor.execute(
             "INSERT INTO engine_state (exchange_time) VALUES (%s)"
             " ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time",
@@ -172,8 +181,8 @@ def load(connection: Connection, session: int, window: int) -> Iterator[Restored
 
 def _marks(connection: Connection) -> list[SymbolMark]:
     rows = connection.execute(
-        "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps, lacking"
-        " FROM symbols ORDER BY symbol"
+        "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps, lacking,"
+        " proven_time FROM symbols ORDER BY symbol"
     )
     return [
         SymbolMark(
@@ -187,8 +196,9 @@ def _marks(connection: Connection) -> list[SymbolMark]:
             last_id,
             [(gap.lower, gap.upper - 1) for gap in gaps],
             [(interval, start, end) for interval, start, end in lacking],
+            _ms(proven_time),
         )
-        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking in rows
+        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking, proven_time in rows
     ]
 
 
@@ -208,6 +218,7 @@ def _mark_values(mark: SymbolMark) -> tuple[object, ...]:
         mark.last_id,
         Multirange([Range(first, last, "[]") for first, last in mark.gaps]),
         Jsonb(mark.lacking),
+        _moment(mark.proven_time),
     )
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,11 @@ def market(seed: int, count: int, begin: int = START, span_ms: int = 6 * MINUTE,
 
 def opens_at(interval: str, time: int) -> int:
     """Return the open time, by the calendar and not by arithmetic; 3d counts from the day of `START`."""
+    return _opens_at(interval, time // MINUTE * MINUTE)
+
+
+@lru_cache(2**18)
+def _opens_at(interval: str, time: int) -> int:
     moment = datetime.fromtimestamp(time / 1000, UTC)
     day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
     number, unit = int(interval[:-1]), interval[-1]
@@ -149,7 +155,8 @@ class PlayedEngine:
             self.engine.apply(event, self.now_ns)
 
     def add(self, symbol: str = "BTCUSDT", klines: list[IntervalKlines] | None = None, until: int = 0) -> None:
-        self.apply(AddSymbol(symbol, 2, 3, f"{symbol.lower()}@aggTrade", klines or [], until, START))
+        stream, grid_3d = f"{symbol.lower()}@aggTrade", opens_at("3d", until) if klines else 0
+        self.apply(AddSymbol(symbol, 2, 3, stream, klines or [], until, START, grid_3d))
 
     def rows(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], np.void]:
         """Return the rows in memory by interval and open time."""
@@ -226,6 +233,7 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
     return answer
 
 
+@lru_cache(2**16)
 def next_open(interval: str, open_time: int) -> int:
     time = open_time
     step = MINUTE if interval.endswith("m") else 60 * MINUTE

@@ -1,10 +1,16 @@
 """Play seeds and say which fail."""
 
 import argparse
+import os
 import sys
 import time
+from multiprocessing import get_context
 
-from tests.simulated.simulation import run
+from tests.simulated.simulation import Played, run
+
+TELL_S = 10.0
+TOLD_MAX = 3
+"""Differences told of one seed of many."""
 
 
 def main() -> None:
@@ -12,31 +18,42 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="play this one alone and say all that is wrong")
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--begin", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    seeds = (
-        range(arguments.begin, arguments.begin + arguments.seeds)
-        if arguments.seed is None
-        else range(arguments.seed, arguments.seed + 1)
-    )
-    failed = []
-    engines = begun_anew = lost = 0
-    began = told_at = time.monotonic()
-    for number, seed in enumerate(seeds, 1):
-        wrong, played = run(seed)
-        engines, begun_anew, lost = engines + played.engines, begun_anew + played.begun_anew, lost + played.lost
-        if wrong:
-            failed.append(seed)
-            print(f"seed {seed}: {len(wrong)} wrong")
-            for line in wrong[: 3 if arguments.seed is None else 10_000]:
-                print(f"  {line}", flush=True)
-        if time.monotonic() - told_at > 10:
-            told_at = time.monotonic()
-            print(f"{number} of {len(seeds)} seeds, {number / (told_at - began) * 60:.0f} a minute", flush=True)
+    if arguments.seed is not None:
+        played = [run(arguments.seed)]
+        _tell_wrong(played[0], len(played[0].wrong))
+    else:
+        played = _play(range(arguments.begin, arguments.begin + arguments.seeds), arguments.processes)
+    failed = sorted(one.seed for one in played if one.wrong)
     print(
-        f"{len(seeds)} seeds in {time.monotonic() - began:.0f} s, {len(failed)} failed {failed[:20]};"
-        f" {engines} engines, {begun_anew} beginnings anew, {lost} rows left memory unsaved"
+        f"{len(played)} seeds, {len(failed)} failed {failed[:20]}; {sum(one.engines for one in played)} engines,"
+        f" {sum(one.begun_anew for one in played)} beginnings anew,"
+        f" {sum(one.lost for one in played)} rows left memory unsaved"
     )
     sys.exit(bool(failed))
 
 
-main()
+def _play(seeds: range, processes: int) -> list[Played]:
+    played = []
+    began = told_at = time.monotonic()
+    with get_context("spawn").Pool(processes) as pool:
+        for one in pool.imap_unordered(run, seeds, chunksize=5):
+            played.append(one)
+            _tell_wrong(one, TOLD_MAX)
+            if time.monotonic() > told_at + TELL_S:
+                told_at = time.monotonic()
+                rate = len(played) / (told_at - began) * 60
+                print(f"{len(played)} of {len(seeds)} seeds, {rate:.0f} a minute", flush=True)
+    return played
+
+
+def _tell_wrong(played: Played, told_max: int) -> None:
+    if played.wrong:
+        print(f"seed {played.seed}: {len(played.wrong)} wrong")
+    for line in played.wrong[:told_max]:
+        print(f"  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

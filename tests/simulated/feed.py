@@ -18,7 +18,7 @@ from shared.wire import (
     Subscribe,
     Unsubscribe,
 )
-from tests.engine.played import MINUTE, MS, Trade, batch
+from tests.engine.played import MINUTE, MS, Trade, batch, opens_at
 from tests.simulated.world import ANNOUNCED, Exchange, World
 
 
@@ -110,9 +110,9 @@ class Feed:
                 return
             seam = (world.now - 3_000) // MINUTE * MINUTE
             parts = list(self.exchange.klines(name, seam, ANNOUNCED).values())
-            self.later(
-                world.source.uniform(0, 300), AddSymbol(name, 2, 3, f"{name.lower()}@aggTrade", parts, seam, world.now)
-            )
+            stream = f"{name.lower()}@aggTrade"
+            grid_3d = opens_at("3d", seam)
+            self.later(world.source.uniform(0, 300), AddSymbol(name, 2, 3, stream, parts, seam, world.now, grid_3d))
 
         world = self.world
         world.after(world.source.uniform(50, 3_000), answer)

@@ -1,11 +1,12 @@
 """The tables, and a persist that takes its time and dies."""
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 
 from shared.interval import INTERVAL_NAMES
-from shared.kline import PLACED_KLINE
+from shared.kline import CLOSED, FINAL, PLACED_KLINE
 from shared.wire import (
     DirtyBatch,
     Load,
@@ -14,6 +15,7 @@ from shared.wire import (
     SymbolMark,
     placed_rows,
 )
+from tests.engine.played import next_open
 from tests.simulated.world import World
 
 
@@ -23,6 +25,8 @@ class Store:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rows: dict[tuple[str, str, int], np.void] = {}
+        self.unproven: dict[str, set[tuple[str, str, int]]] = defaultdict(set)
+        """The keys of those that are not final."""
         self.marks: dict[str, SymbolMark] = {}
         self.time = 0
         self.away_until = 0
@@ -33,10 +37,13 @@ class Store:
     def load(self, request: Load) -> list[Restored]:
         self.engine_session = request.session
         parts = []
+        open_times: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for name, interval, open_time in self.rows:
+            open_times[name, interval].append(open_time)
         for name, mark in self.marks.items():
             keys = []
             for interval in INTERVAL_NAMES:
-                times = sorted(key[2] for key in self.rows if key[:2] == (name, interval))
+                times = sorted(open_times[name, interval])
                 keys += [(name, interval, time) for time in times[-request.window :]]
             rows = np.zeros(len(keys), PLACED_KLINE)
             for place, key in enumerate(keys):
@@ -58,8 +65,15 @@ class Store:
             for placed in placed_rows(saved.rows):
                 name = saved.marks[placed["symbol"]].symbol
                 kline = placed["kline"].copy()
-                self.rows[name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])] = kline
+                key = name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])
+                self.rows[key] = kline
+                if kline["flags"] & FINAL:
+                    self.unproven[name].discard(key)
+                else:
+                    self.unproven[name].add(key)
             self.marks |= {mark.symbol: mark for mark in saved.marks}
+            for mark in saved.marks:
+                self.prove(mark)
             self.time = saved.exchange_time
             if not self.world.fails(0.05):
                 acknowledge(Persisted(saved.session, saved.batch))
@@ -67,6 +81,15 @@ class Store:
                 self.die()
 
         self.world.after(self.world.source.expovariate(1 / 50), commit)
+
+    def prove(self, mark: SymbolMark) -> None:
+        """What has left the engine's memory becomes final here."""
+        if mark.lacking:
+            return
+        for key in list(self.unproven[mark.symbol]):
+            if self.rows[key]["flags"] & CLOSED and next_open(key[1], key[2]) <= mark.proven_time:
+                self.rows[key]["flags"] |= FINAL
+                self.unproven[mark.symbol].discard(key)
 
     def die(self) -> None:
         self.life += 1

@@ -54,7 +54,7 @@ class Exchange:
         """How far back REST has trades; klines go back for ever."""
         self.trades: dict[str, list[Trade]] = {}
         for name in ("AUSDT", "BUSDT")[: source.randrange(1, 3)]:
-            count = source.choice([30, 120, 400])
+            count = source.choice([4, 30, 120, 400])
             made = market(source.randrange(2**32), count, START - HISTORY_MS, HISTORY_MS + span_ms, first_id=0)
             # Silence in the end, or the last trades could not be there yet.
             self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]

@@ -41,6 +41,8 @@ class Exchange(_Section, frozen=True, kw_only=True):
     """1: the exchange's time runs. 0: it stands still between events, for replays."""
     silence_ms: int = 15_000
     """A connection on which nothing arrives for this long is taken for dead."""
+    connection_max_ms: int = 84_600_000
+    """A connection that is older is replaced without a gap: the exchange ends it after 24 hours."""
     symbols_refresh_ms: int = 300_000
     """How often exchangeInfo is read again for listings and delistings that the ticker did not show."""
 

@@ -72,38 +72,15 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
 
 @compiled
 def cover(symbol, gaps, first_id, last_id):  # type: ignore[no-untyped-def]
-    """Note a whole range of ids, both ends inclusive, as answered for. Return False if there is no room to note it."""
-    if first_id > last_id:
-        return True
-    if last_id > symbol.last_id:
-        if first_id > symbol.last_id + 1:
-            if symbol.gap_count == len(gaps):
-                return False
-            _open(symbol, gaps, first_id - 1, symbol.newest_time)
-            symbol.last_id = last_id
-            return True
-        symbol.last_id = last_id
-    place = 0
-    while place < symbol.gap_count:
-        first, last = gaps[place].first_id, gaps[place].last_id
-        if last < first_id:
-            place += 1
-        elif first > last_id:
-            break
-        elif first_id <= first and last <= last_id:
+    """Note a range of ids, both ends inclusive, as answered for; what follows on missing ids stays missing."""
+    for place in range(symbol.gap_count - 1, -1, -1):
+        gap = gaps[place]
+        if gap.last_id <= last_id and first_id <= gap.first_id:
             _remove(symbol, gaps, place)
-        elif first < first_id and last_id < last:
-            if symbol.gap_count == len(gaps):
-                return False
-            _split(symbol, gaps, place, first_id - 1, last_id + 1, 0)
-            break
-        elif first < first_id:
-            gaps[place].last_id = first_id - 1
-            place += 1
-        else:
-            gaps[place].first_id = last_id + 1
-            break
-    return True
+        elif first_id <= gap.first_id <= last_id:
+            gap.first_id = last_id + 1
+    if first_id <= symbol.last_id + 1 <= last_id:
+        symbol.last_id = last_id
 
 
 @compiled
@@ -133,15 +110,14 @@ def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
 
 @compiled
 def _split(symbol, gaps, place, last_below, first_above, time):  # type: ignore[no-untyped-def]
-    """Make two gaps of one, around what was made at `time`; 0: nobody knows when. There must be room."""
+    """Make two gaps of one, around what was made at `time`. There must be room."""
     for above in range(symbol.gap_count, place, -1):
         gaps[above] = gaps[above - 1]
     below, above_it = gaps[place], gaps[place + 1]
     below.last_id = last_below
     above_it.first_id = first_above
-    if time > 0:
-        below.to_time = min(below.to_time, time)
-        above_it.from_time = max(above_it.from_time, time)
+    below.to_time = min(below.to_time, time)
+    above_it.from_time = max(above_it.from_time, time)
     symbol.gap_count += 1
 
 

@@ -215,13 +215,9 @@ class KlineEngine:
                 return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
         for part in batch.covered:
             if 0 <= part.instrument < count and symbols[part.instrument] >= 0:
-                self._cover(int(symbols[part.instrument]), part.first_id, part.last_id)
+                apply_covered(self.book, symbols[part.instrument], part.first_id, part.last_id)
         self.repair.note(symbols[symbols >= 0], now_ns, answered=not batch.event_time)
         return None
-
-    def _cover(self, symbol: int, first_id: int, last_id: int) -> None:
-        if not apply_covered(self.book, symbol, first_id, last_id):
-            self._drop("ranges of ids without room")
 
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""

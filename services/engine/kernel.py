@@ -78,27 +78,27 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
 def apply_covered(book, symbol, first_id, last_id):  # type: ignore[no-untyped-def]
     """Note a range of ids as answered for. Those of it that are still missing are void, and count as such.
 
-    They belong to the row of the trade before them: nobody knows their time, and the chain of ids stays whole. Ids
-    before a symbol's first are none of its rows'. Return False if there is no room to note it.
+    They belong to the row of the trade before them: nobody knows their time, and the chain of ids stays whole. Where
+    the id before them is missing too, they stay missing with it, and are asked for again. Ids before a symbol's first
+    are none of its rows'.
     """
     state = book.symbols[symbol]
     for place in range(state.gap_count):
         gap = book.gaps[symbol, place]
-        if gap.first_id > 0:
-            _add_void(book, symbol, max(first_id, gap.first_id), min(last_id, gap.last_id), gap.from_time)
-    if state.last_id >= 0:
-        _add_void(book, symbol, max(first_id, state.last_id + 1), last_id, state.newest_time)
-    noted = cover(state, book.gaps[symbol], first_id, last_id)
+        if gap.first_id > 0 and first_id <= gap.first_id <= last_id:
+            _add_void(book, symbol, gap.first_id, min(last_id, gap.last_id), gap.from_time)
+    if state.last_id >= 0 and first_id <= state.last_id + 1 <= last_id:
+        _add_void(book, symbol, state.last_id + 1, last_id, state.newest_time)
+    cover(state, book.gaps[symbol], first_id, last_id)
     mark_final(book, symbol)
     state.mark_changed = 1
-    return noted
 
 
 @compiled
 def _add_void(book, symbol, first_id, last_id, time):  # type: ignore[no-untyped-def]
     minute = book.calendars[0, 0]
     seen = time >= book.symbols[symbol].seam_time and minute.end_time - time <= minute.length * book.rows.shape[2]
-    if first_id > last_id or not seen or not _has_rows(book, symbol):
+    if not seen or not _has_rows(book, symbol):
         return
     kline = book.scratch[0]
     blank(kline, 0, 0, 0)

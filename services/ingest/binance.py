@@ -110,11 +110,12 @@ class Trade(msgspec.Struct, gc=False, rename=_TRADE_KEYS):
         return 1 if self.kind == "MARKET" else 0
 
 
-class Ticker(msgspec.Struct, gc=False, rename={"symbol": "s", "event_time": "E", "market": "st"}):
+class Ticker(msgspec.Struct, gc=False, rename={"symbol": "s", "event_time": "E", "price": "c", "market": "st"}):
     """A row of `!miniTicker@arr` (§2.5)."""
 
     symbol: str
     event_time: _Time
+    price: str = ""
     market: int = 1
 
 

@@ -24,8 +24,8 @@ class Read(msgspec.Struct):
     trades: Trades | None = None
     event_time: int = 0
     """The newest event of any kind, ms; 0 if there was none."""
-    tickers: list[str] = []
-    """Symbols that the ticker named."""
+    tickers: dict[str, str] = {}
+    """Symbols that the ticker named, and their last prices."""
     ticker_time: int = 0
     replies: list[Reply] = []
     shutdown: bool = False
@@ -84,7 +84,7 @@ class FrameReader:
             said.shutdown = True
 
     def _read_tickers(self, rows: list[Ticker], said: Read) -> None:
-        said.tickers += [row.symbol for row in rows if row.market == OUR_MARKET]
+        said.tickers |= {row.symbol: row.price for row in rows if row.market == OUR_MARKET}
         said.ticker_time = max([row.event_time for row in rows], default=said.ticker_time)
         said.event_time = max(said.event_time, said.ticker_time)
 

@@ -52,6 +52,8 @@ PAGES_MAX = 500
 UNREACHABLE_S = 600.0
 """How long a question that REST cannot answer is not asked again: it costs weight each time."""
 UNREACHABLE_MAX = 10_000
+ASKED_MAX = 5_000
+"""Questions of the engine under way: a few for every symbol. It asks again for what was dropped."""
 SHORTEST_MONTH_MS = 28 * DAY_MS
 ID_MAX = 2**62
 
@@ -83,6 +85,7 @@ class History:
         self._delivers = delivers
         self._send = send
         self._unreachable: dict[FetchTrades, float] = {}
+        self._asked: set[FetchTrades | FetchKlines] = set()
 
     async def announcement(self, symbol: str, rows: int) -> AddSymbol:
         """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
@@ -126,6 +129,15 @@ class History:
             until = int(minutes[-1]) + MINUTE_MS
             parts = [part.closed_before(until) for part in parts]
         return parts, until, grid_3d
+
+    def answer(self, ask: FetchTrades | FetchKlines, tasks: asyncio.TaskGroup) -> None:
+        """Fetch what the engine asks for, once however often it asks."""
+        if ask in self._asked or len(self._asked) >= ASKED_MAX:
+            self._complaints.counts["repairs asked twice" if ask in self._asked else "repairs dropped"] += 1
+            return
+        self._asked.add(ask)
+        work = self.fetch_trades(ask) if isinstance(ask, FetchTrades) else self.fetch_klines(ask)
+        tasks.create_task(work).add_done_callback(lambda _: self._asked.discard(ask))
 
     async def fetch_klines(self, ask: FetchKlines) -> None:
         """Answer in pages, the last of which may be empty. What cannot be had is counted and not answered."""

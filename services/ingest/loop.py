@@ -15,14 +15,14 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, assert_never
 
 import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import exact, recent
+from services.ingest import ban, exact, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -37,13 +37,14 @@ from services.ingest.complaints import Complaints
 from services.ingest.connection import Connection
 from services.ingest.frames import FrameReader
 from services.ingest.governor import Governor
+from services.ingest.hearing import Hearing
 from services.ingest.history import History
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
 from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
+from services.ingest.timekeeper import Timekeeper
 from services.ingest.venue import TICKER_ROUTE, Request, venue_of
-from shared.clock import ExchangeClock
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.kline import TRADE
@@ -64,10 +65,8 @@ CLOCK_S = 60.0
 """How often the exchange's clock is measured."""
 CLOCK_SAMPLES = 5
 """At start, of which the quickest counts: the first one opens the connection, which takes longer."""
-DRIFT = 10_000
-"""Our clock runs wrong by less than one part in so many."""
-JUMP_MIN_NS = 50_000_000
-"""What scheduling alone may add to a measurement."""
+UNHEARD_AFTER = 3
+"""Silences of a connection that a single stream may be silent for while its symbol trades."""
 COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
 """Heartbeats."""
 WAIT_MAX_S = 2.0
@@ -76,8 +75,6 @@ OPEN_WAIT_S = 5.0
 """How long the first word to the engine waits for the connections; they go on trying behind it."""
 LOOK_SPACING_S = 2.0
 """Between two readings of the list of symbols."""
-REPAIRS_MAX = 5_000
-"""Questions of the engine under way: a few for every symbol. It asks again for what was dropped."""
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +128,9 @@ class Ingest:
     ) -> None:
         self._settings = config.exchange
         self._session = time.monotonic_ns()
-        self._clock = ExchangeClock(self._settings.clock_speed)
-        self._rest_clock = ExchangeClock()
-        """The exchange's clock always runs for its REST minutes, whatever a replay makes of time."""
-        self._time_doubt_ns = self._time_at_ns = 0
-        """How wrong the last measurement of the exchange's time can be, and when it was made."""
+        self._time = Timekeeper(self._settings.clock_speed)
+        self._clock = self._time.clock
+        self._ban_path = config.data_path / "ban"
         self._complaints = Complaints()
         self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
@@ -147,7 +142,7 @@ class Ingest:
 
         self._venue = venue_of(config)
         self._governor = Governor(self._venue.weight_limit, self._settings.weight_share)
-        self._rest = Rest(session, self._venue, self._governor, self._rest_now)
+        self._rest = Rest(session, self._venue, self._governor, self._rest_now, self._banned)
         self._symbols = Symbols(self._settings.symbols, self._settings.symbols_max)
         self._reader = FrameReader(self._settings.stream, self._symbols.decimals, self._complaints.refuse)
         self._history = History(
@@ -174,10 +169,18 @@ class Ingest:
         )
         self._connections = {
             route: Connection(
-                route, url, self._settings.silence_ms, route == TICKER_ROUTE, self._received, self._connection_changed
+                route,
+                url,
+                self._settings.silence_ms,
+                self._settings.connection_max_ms,
+                route == TICKER_ROUTE,
+                self._received,
+                self._connection_changed,
             )
             for route, url in self._venue.routes(self._settings.stream).items()
         }
+        self._trade_connection = self._connections[self._venue.route(f"@{self._settings.stream}")]
+        self._hearing = Hearing(UNHEARD_AFTER * self._settings.silence_ms)
         self._connected = False
         self._engine = 0
         """The session of the engine that spoke last."""
@@ -186,7 +189,6 @@ class Ingest:
         self._look = asyncio.Event()
         self._measure = asyncio.Event()
         self._tasks: asyncio.TaskGroup
-        self._repairs: set[Command] = set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -211,6 +213,10 @@ class Ingest:
         self._tasks.create_task(work)
 
     async def _meet_exchange(self) -> None:
+        banned_ms = ban.recall(self._ban_path, self._venue.rest) - self._rest_now()
+        if banned_ms > 0:
+            log.warning("the exchange has banned this address: waiting for %.0f s", banned_ms / 1000)
+            self._governor.stop(self._rest_now() + banned_ms, self._rest_now())
         attempt = 0
         while True:
             try:
@@ -235,23 +241,19 @@ class Ingest:
         return self._rest.get(request, Priority.METADATA)
 
     def _rest_now(self) -> int:
-        if self._rest_clock.known:
-            return self._rest_clock.now(time.monotonic_ns())
+        if self._time.known:
+            return self._time.rest_now(time.monotonic_ns())
         return time.time_ns() // 1_000_000
+
+    def _banned(self, wait_ms: int) -> None:
+        ban.remember(self._ban_path, self._venue.rest, time.time_ns() // 1_000_000 + wait_ms)
 
     async def _measure_time(self, starting: bool = False) -> None:
         answer = await self._ask(self._venue.time(), starting)
-        exchange_ms = read_time(answer.body)
-        middle = (answer.sent_ns + answer.received_ns) // 2
-        doubt = (answer.received_ns - answer.sent_ns) // 2
-        known_doubt = self._time_doubt_ns + (middle - self._time_at_ns) // DRIFT
-        off_ns = abs(self._rest_clock.now(middle) - exchange_ms) * 1_000_000
-        # A worse measurement than the one before says nothing, unless the exchange's clock has jumped.
-        if not self._rest_clock.known or doubt <= known_doubt or off_ns > doubt + known_doubt + JUMP_MIN_NS:
-            self._time_doubt_ns, self._time_at_ns = doubt, middle
-            self._rest_clock.set(exchange_ms, middle)
-            if self._clock.speed or not self._clock.known:
-                self._clock.set(exchange_ms, middle)
+        if not self._time.known:
+            # What was counted by our own clock is over: there is an answer.
+            self._governor.stopped_until = 0
+        self._time.take(read_time(answer.body), answer.sent_ns, answer.received_ns)
 
     async def _keep_time(self) -> None:
         while True:
@@ -299,26 +301,33 @@ class Ingest:
             self._recent.add(read.trades)
             self._outbox.send(read.trades)
         for reply in read.replies:
-            connection.replied(reply)
+            self._recent.begins(self._symbols_of(connection.replied(reply)))
         if read.shutdown:
-            log.info("%s: the exchange is going to close the connection", connection.route)
-        moved = self._clock.speed == 0 and self._move_clock(read.event_time)
+            connection.renew("the exchange is going to close this one")
+        moved = self._time.move_to(read.event_time, time.monotonic_ns())
         if read.tickers:
-            if self._symbols.worth_a_look(read.tickers, time.monotonic_ns() // 1_000_000):
-                self._look.set()
+            self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
             if moved:
                 self._tell_state()
 
-    def _move_clock(self, event_time: int) -> bool:
-        now = time.monotonic_ns()
-        before = self._clock.now(now)
-        self._clock.at_least(event_time, now)
-        return event_time > before
+    def _hear(self, prices: dict[str, str], now_ms: int) -> None:
+        """Take what the ticker says: of symbols that we do not know, and of those that we should have heard."""
+        if self._symbols.worth_a_look(prices, now_ms):
+            self._look.set()
+        delivered = self._symbols_of(self._trade_connection.delivered)
+        unheard = self._hearing.unheard(prices, {symbol: self._recent.heard(symbol) for symbol in delivered}, now_ms)
+        if unheard:
+            self._complaints.counts["streams unheard"] += len(unheard)
+            self._trade_connection.renew(f"silent though they trade: {' '.join(unheard[:5])}")
+
+    def _symbols_of(self, streams: Iterable[str]) -> list[str]:
+        symbols = (symbol_of(stream, self._settings.stream) for stream in streams)
+        return [symbol for symbol in symbols if symbol is not None]
 
     def _connection_changed(self) -> None:
         connected = all(connection.connected for connection in self._connections.values())
-        if not connected:
-            self._recent.note_break()
+        if not self._trade_connection.connected:
+            self._recent.breaks()
         if connected != self._connected:
             self._connected = connected
             self._since = self._clock.now(time.monotonic_ns())
@@ -371,22 +380,15 @@ class Ingest:
                     symbol = symbol_of(stream, self._settings.stream)
                     if symbol is not None:
                         self._symbols.engine_unsubscribed(symbol)
-                        self._recent.forget(symbol)
-                    self._connections[self._route(stream)].unsubscribe([stream])
-            case FetchTrades():
-                self._repair(command, self._history.fetch_trades(command))
-            case FetchKlines():
-                self._repair(command, self._history.fetch_klines(command))
+                        self._recent.breaks(symbol)
+                    self._trade_connection.unsubscribe([stream])
+            case FetchTrades() | FetchKlines():
+                self._history.answer(command, self._tasks)
             case _:
                 assert_never(command)
 
-    def _route(self, stream: str) -> str:
-        route = self._venue.route(stream)
-        return route if route in self._connections else TICKER_ROUTE
-
     def _subscribe(self, command: Subscribe) -> None:
-        asked = [symbol_of(stream, self._settings.stream) for stream in command.streams]
-        symbols = [symbol for symbol in asked if symbol is not None]
+        symbols = self._symbols_of(command.streams)
         if command.complete:
             log.info("the engine knows %d symbols", len(symbols))
             self._engine = command.engine
@@ -396,7 +398,7 @@ class Ingest:
         for symbol in refused:
             self._remove(symbol)
         streams = [stream_name(symbol, self._settings.stream) for symbol in symbols if symbol in self._symbols.known]
-        self._connections[self._venue.route(f"@{self._settings.stream}")].subscribe(streams)
+        self._trade_connection.subscribe(streams)
         if command.complete:
             if self._symbols.left_out:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
@@ -405,17 +407,7 @@ class Ingest:
 
     async def _delivers(self, symbol: str) -> None:
         """Wait until a symbol's stream has begun: what is traded before it does must be in an answer of REST."""
-        stream = stream_name(symbol, self._settings.stream)
-        await self._connections[self._route(stream)].delivers(stream)
-
-    def _repair(self, command: Command, work: Coroutine[Any, Any, None]) -> None:
-        """Fetch what the engine asks for, once however often it asks."""
-        if command in self._repairs or len(self._repairs) >= REPAIRS_MAX:
-            self._complaints.counts["repairs asked twice" if command in self._repairs else "repairs dropped"] += 1
-            work.close()
-            return
-        self._repairs.add(command)
-        self._tasks.create_task(work).add_done_callback(lambda _: self._repairs.discard(command))
+        await self._trade_connection.delivers(stream_name(symbol, self._settings.stream))
 
     async def _beat(self) -> None:
         beats = 0

@@ -7,6 +7,7 @@ covered by what was received, never by what was expected. Knows no socket and no
 A crash costs the memory; REST has the same trades.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,11 @@ INSTRUMENTS_MAX = 10_000
 """Symbols, each once for all decimals that it had; beyond them memory begins anew."""
 PART_ROWS_MAX = 20_000
 """Rows of one answer: 1 MB."""
+STRAYS_MAX = 32
+"""Rows in a row that came late, before a search gives up: what it misses is asked of REST."""
+TOGETHER_MAX = 1_000
+"""Ids that one question to REST costs no more for: what is known between two missing ranges is asked for with them."""
+BROKEN, NOTHING_YET = -2, -1
 
 
 class Answer(NamedTuple):
@@ -39,8 +45,6 @@ class Recent:
         """For each row of the ring, which row it was that the same symbol had before; rows are counted from 1."""
         self._added = np.zeros(1, np.int64)
         """How many rows there were, ever."""
-        self._unbroken_from = 1
-        """Since this row, no connection was lost."""
         self._begin()
 
     def _begin(self) -> None:
@@ -49,6 +53,8 @@ class Recent:
         self._symbols: dict[str, int] = {}
         self._newest = np.zeros(INSTRUMENTS_MAX, np.int64)
         """By symbol: its last row, 0 if it has none."""
+        self._highest = np.full(INSTRUMENTS_MAX, BROKEN, np.int64)
+        """By symbol: the highest id since its stream began, as long as no connection was lost since."""
         self._symbol_of = np.zeros(INSTRUMENTS_MAX, np.int64)
         """By instrument."""
 
@@ -56,18 +62,26 @@ class Recent:
         """Remember a batch of the stream."""
         if len(self._instruments) + len(trades.instruments) > INSTRUMENTS_MAX:
             self._begin()
-        numbers = [self._number(instrument) for instrument in trades.instruments]
-        rows = trade_rows(trades.rows)
-        _add(rows, np.array(numbers, np.int64), self._symbol_of, self._newest, self._rows, self._before, self._added)
+        numbers = np.array([self._number(instrument) for instrument in trades.instruments], np.int64)
+        memory = self._rows, self._before, self._added
+        _add(trade_rows(trades.rows), numbers, self._symbol_of, self._newest, self._highest, *memory)
 
-    def note_break(self) -> None:
-        """A connection was lost: trades may have been made that never came."""
-        self._unbroken_from = int(self._added[0]) + 1
+    def begins(self, symbols: Iterable[str]) -> None:
+        """The streams of these symbols have begun: from here on, everything comes."""
+        for symbol in symbols:
+            self._highest[self._symbol(symbol)] = NOTHING_YET
 
-    def forget(self, symbol: str) -> None:
-        """A symbol's stream was given up: what comes later does not follow on what came before."""
-        if symbol in self._symbols:
-            self._newest[self._symbols[symbol]] = 0
+    def breaks(self, symbol: str | None = None) -> None:
+        """A symbol's stream, or all, was lost or given up: trades may be made that never come."""
+        if symbol is None:
+            self._highest[:] = BROKEN
+        elif symbol in self._symbols:
+            self._highest[self._symbols[symbol]] = BROKEN
+
+    def heard(self, symbol: str) -> int:
+        """Return a number that is another one after every trade of a symbol."""
+        place = self._symbols.get(symbol)
+        return int(self._newest[place]) if place is not None else 0
 
     def answer(self, ask: FetchTrades) -> Answer:
         """Answer a question for ids as far as memory goes. One that begins at a time is not answered."""
@@ -77,11 +91,9 @@ class Recent:
         newest = int(self._newest[symbol])
         last_id = ask.last_id
         if last_id < 0:
-            if newest < self._unbroken_from or newest <= self._added[0] - len(self._rows):
-                return Answer([], [ask])
             # The stream brings whatever is newer: up to here is all there is.
-            last_id = int(self._rows[newest % len(self._rows)]["id"])
-            if last_id < ask.first_id - 1:
+            last_id = int(self._highest[symbol])
+            if newest <= self._added[0] - len(self._rows) or last_id < ask.first_id - 1:
                 return Answer([], [ask])
             if last_id < ask.first_id:
                 return Answer([Trades([self._instruments[self._rows[newest % len(self._rows)]["symbol"]]], b"")], [])
@@ -89,10 +101,12 @@ class Recent:
         rows = self._rows[found]
         rows = rows[np.unique(rows["id"], return_index=True)[1]]
         runs = _runs(rows["id"])
-        rest = []
+        rest: list[FetchTrades] = []
         first_id = ask.first_id
         for begin, end in [*runs, (last_id + 1, last_id + 1)]:
             if first_id < begin:
+                if rest and begin - rest[-1].first_id <= TOGETHER_MAX:
+                    first_id = rest.pop().first_id
                 rest.append(FetchTrades(ask.symbol, first_id, begin - 1, ask.from_time))
             first_id = end + 1
         return Answer(self._parts(rows, runs), rest)
@@ -115,8 +129,11 @@ class Recent:
         if number is None:
             number = self._numbers[instrument] = len(self._instruments)
             self._instruments.append(instrument)
-            self._symbol_of[number] = self._symbols.setdefault(instrument.symbol, len(self._symbols))
+            self._symbol_of[number] = self._symbol(instrument.symbol)
         return number
+
+    def _symbol(self, name: str) -> int:
+        return self._symbols.setdefault(name, len(self._symbols))
 
 
 def warm_up() -> None:
@@ -137,7 +154,7 @@ def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 @compiled
-def _add(trades, numbers, symbol_of, newest, rows, before, added):  # type: ignore[no-untyped-def]
+def _add(trades, numbers, symbol_of, newest, highest, rows, before, added):  # type: ignore[no-untyped-def]
     for n in range(len(trades)):
         number = numbers[trades[n].symbol]
         symbol = symbol_of[number]
@@ -147,17 +164,18 @@ def _add(trades, numbers, symbol_of, newest, rows, before, added):  # type: igno
         rows[place].symbol = number
         before[place] = newest[symbol]
         newest[symbol] = added[0]
+        if highest[symbol] != BROKEN:
+            highest[symbol] = max(highest[symbol], trades[n].id)
 
 
 @compiled
 def _find(row, rows, before, added, first_id, last_id):  # type: ignore[no-untyped-def]
-    """Return the places of a symbol's rows with ids in [first_id, last_id], from its newest row back.
-
-    A row that came late, below an older one of its ids, ends the search: what is missed is asked of REST.
-    """
+    """Return the places of a symbol's rows with ids in [first_id, last_id], from its newest row back."""
     count = 0
+    strays = 0
     at = row
-    while at > 0 and at > added[0] - len(rows) and rows[at % len(rows)].id >= first_id:
+    while at > 0 and at > added[0] - len(rows) and strays <= STRAYS_MAX:
+        strays = strays + 1 if rows[at % len(rows)].id < first_id else 0
         count += 1
         at = before[at % len(rows)]
     found = np.empty(count, np.int64)
@@ -165,7 +183,7 @@ def _find(row, rows, before, added, first_id, last_id):  # type: ignore[no-untyp
     at = row
     for _ in range(count):
         place = at % len(rows)
-        if rows[place].id <= last_id:
+        if first_id <= rows[place].id <= last_id:
             found[kept] = place
             kept += 1
         at = before[place]

@@ -63,13 +63,22 @@ class Answer(NamedTuple):
 
 class Rest:
     def __init__(
-        self, session: aiohttp.ClientSession, venue: Venue, governor: Governor, now: Callable[[], int]
+        self,
+        session: aiohttp.ClientSession,
+        venue: Venue,
+        governor: Governor,
+        now: Callable[[], int],
+        banned: Callable[[int], None],
     ) -> None:
-        """Ask `venue`; `now` is the exchange's time, ms, in which its minutes are counted."""
+        """Ask `venue`; `now` is the exchange's time, ms, in which its minutes are counted.
+
+        `banned` is told for how long, ms, nothing may be asked, when the exchange says 418.
+        """
         self._session = session
         self._venue = venue
         self._governor = governor
         self._now = now
+        self._banned = banned
         self._waiting: list[tuple[int, int, int, asyncio.Future[int]]] = []
         self._sequence = 0
         self._in_flight = 0
@@ -173,3 +182,5 @@ class Rest:
             log.warning("the exchange says %d: no REST before %s", status, utc(until))
         self.counts[f"status {status}"] += 1
         self._governor.stop(until, now)
+        if status == 418:
+            self._banned(self._governor.stopped_until - now)

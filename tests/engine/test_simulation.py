@@ -10,6 +10,7 @@ FAILED_ONCE = {
     39: "the first trades were asked for once, and the answer was lost",
     1074: "a symbol that was announced late was restored with rows older than the rest",
     300128: "a symbol was silent for longer than memory, and its klines never became final",
+    300315: "void ids that followed on missing ones counted in a kline before their own",
     300423: "the last batch was never taken, because only a symbol's mark had changed",
     300934: "the exchange's own klines were refused where restored ones were that lacked something",
 }

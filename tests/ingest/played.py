@@ -142,6 +142,11 @@ class Exchange:
         chosen = [sent for sent in self.sent if sent.method == method and connection in (None, sent.connection)]
         return [name for sent in chosen for name in sent.names]
 
+    @property
+    def open(self) -> int:
+        """How many websockets there are."""
+        return sum(len(sockets) for sockets in self._sockets.values())
+
     def requests(self, path: str) -> list[dict[str, str]]:
         return [parameters for asked, parameters in self.asked if asked == path]
 

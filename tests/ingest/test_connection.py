@@ -21,19 +21,26 @@ from tests.ingest.played import START, Exchange, Fill, agg_frame
 class Client:
     """A connection and what it brought."""
 
-    def __init__(self, url: str, silence_ms: int = 15_000, steady: bool = True) -> None:
+    def __init__(self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000) -> None:
         self.reads: list[list[bytes]] = []
         self.changes: list[bool] = []
+        self.begun: list[str] = []
         self._reader = FrameReader("aggTrade", {"BTCUSDT": (2, 3)}, lambda *_: None)
         self.connection = Connection(
-            "market", url, silence_ms, steady, self._received, lambda: self.changes.append(self.connection.connected)
+            "market",
+            url,
+            silence_ms,
+            life_ms,
+            steady,
+            self._received,
+            lambda: self.changes.append(self.connection.connected),
         )
 
     def _received(self, connection: Connection, frames: list[bytes]) -> None:
         assert connection is self.connection
         self.reads.append(frames)
         for reply in self._reader.read(frames).replies:
-            connection.replied(reply)
+            self.begun += connection.replied(reply)
 
     @property
     def frames(self) -> list[bytes]:
@@ -98,7 +105,7 @@ def test_a_name_that_was_dropped_before_it_was_sent_is_never_sent() -> None:
 
 def test_the_stream_that_would_cost_the_connection_is_not_asked_for() -> None:
     async def story() -> None:
-        connection = Connection("market", "ws://x/", 1000, True, lambda *_: None, lambda: None)
+        connection = Connection("market", "ws://x/", 1000, 1000, True, lambda *_: None, lambda: None)
         connection.subscribe(f"{number}@aggTrade" for number in range(STREAMS_MAX + 5))
         assert connection.streams == STREAMS_MAX
         assert connection.counts["streams beyond the limit"] == 5
@@ -168,6 +175,64 @@ def test_a_connection_that_replies_to_nothing_is_given_up(monkeypatch: pytest.Mo
         server.close()
 
     asyncio.run(story())
+
+
+def test_an_old_websocket_goes_when_its_successor_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.connection.OVERLAP_S", 0.5)
+    with Exchange() as exchange:
+        exchange.reply_after_s = 0.2
+        client = Client(url(exchange), life_ms=1_000)
+        client.connection.subscribe(["a@aggTrade", "b@aggTrade"])
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.connection.counts["renewed"] == 1)
+            assert exchange.names(connection=2) == ["a@aggTrade", "b@aggTrade"]
+            # Both deliver for a while, then only the new one does.
+            assert exchange.open == 2
+            await client.until(lambda: exchange.open == 1)
+            await client.until(lambda: client.connection.counts["renewed"] == 2)
+
+        client.play(story)
+        assert client.changes == [True, False]
+        assert client.connection.counts["lost"] == 0
+
+
+def test_a_websocket_without_a_successor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.connection.OVERLAP_S", 0.1)
+    monkeypatch.setattr("services.ingest.connection.REPLY_TIMEOUT_S", 0.5)
+    with Exchange() as exchange:
+        client = Client(url(exchange))
+        client.connection.subscribe(["a@aggTrade"])
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.connection.delivered == {"a@aggTrade"})
+            exchange.reply_after_s = 3.0
+            client.connection.renew("the test wants it")
+            client.connection.renew("the test wants it")
+            await client.until(lambda: client.connection.counts["successors lost"] == 2)
+            assert client.connection.connected
+            exchange.reply_after_s = 0.0
+            await client.until(lambda: client.connection.counts["renewed"] == 1)
+
+        client.play(story)
+        assert client.changes == [True, False]
+
+
+def test_a_stream_begins_once_whichever_websocket_delivers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.connection.OVERLAP_S", 0.1)
+    with Exchange() as exchange:
+        client = Client(url(exchange))
+        client.connection.subscribe(["a@aggTrade"])
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.begun == ["a@aggTrade"])
+            client.connection.renew("the test wants it")
+            await client.until(lambda: client.connection.counts["renewed"] == 1)
+            assert client.begun == ["a@aggTrade"]
+            await asyncio.to_thread(exchange.drop)
+            await client.until(lambda: client.begun == ["a@aggTrade", "a@aggTrade"])
+
+        client.play(story)
 
 
 def test_frames_that_arrive_together_are_handed_over_together() -> None:

@@ -129,7 +129,7 @@ def test_rows_of_the_other_market_are_left_out_and_are_no_error() -> None:
         ticker_frame("BTCUSDT", "NEWUSDT", event_time=START + 7),
     )
     assert ids(read.trades) == [2]
-    assert read.tickers == ["BTCUSDT", "NEWUSDT"]
+    assert list(read.tickers) == ["BTCUSDT", "NEWUSDT"]
     assert (read.ticker_time, read.event_time) == (START + 7, START + 7)
     assert reader.foreign == 1
     assert not reader.refused

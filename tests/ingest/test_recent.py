@@ -38,6 +38,7 @@ def test_what_it_answers_is_what_came_and_the_rest_is_asked_for(
     batches: list[list[tuple[str, int]]], first: int, length: int
 ) -> None:
     recent = Recent(rows_max=16)
+    recent.begins(NAMES)
     came = []
     for each in batches:
         recent.add(batch(*each))
@@ -50,8 +51,9 @@ def test_what_it_answers_is_what_came_and_the_rest_is_asked_for(
     assert set(known) <= remembered
     assert len(known) == len(set(known))
     assert covered(answer.parts) == set(known)
+    # What is known between two missing ranges is asked for with them.
     assert rest | set(known) == set(range(first, first + length + 1))
-    assert not rest & set(known)
+    assert not rest or {min(rest), max(rest)}.isdisjoint(known)
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60))
@@ -65,6 +67,7 @@ def test_what_came_in_order_is_known_as_far_back_as_memory_goes(count: int, firs
 
 def test_it_knows_that_nothing_is_newer_unless_a_connection_was_lost() -> None:
     recent = Recent()
+    recent.begins(NAMES)
     recent.add(batch(("AUSDT", 8), ("BUSDT", 5), ("AUSDT", 9)))
     answer = recent.answer(FetchTrades("AUSDT", 8, -1))
     assert (ids(answer.parts), answer.rest) == ([8, 9], [])
@@ -74,11 +77,36 @@ def test_it_knows_that_nothing_is_newer_unless_a_connection_was_lost() -> None:
     assert recent.answer(FetchTrades("AUSDT", 6, -1)).rest == [FetchTrades("AUSDT", 6, 7)]
     # Whoever asks for more than the next one knows of trades that never came here.
     assert recent.answer(FetchTrades("AUSDT", 12, -1)).rest == [FetchTrades("AUSDT", 12, -1)]
-    recent.note_break()
+    recent.breaks()
     assert recent.answer(FetchTrades("AUSDT", 8, -1)).rest == [FetchTrades("AUSDT", 8, -1)]
+    # A trade that comes before the exchange has acknowledged the stream says nothing of those before it.
     recent.add(batch(("AUSDT", 12)))
+    assert recent.answer(FetchTrades("AUSDT", 9, -1)).rest == [FetchTrades("AUSDT", 9, -1)]
+    recent.begins(["AUSDT"])
+    assert recent.answer(FetchTrades("AUSDT", 9, -1)).rest == [FetchTrades("AUSDT", 9, -1)]
+    recent.add(batch(("AUSDT", 13)))
     answer = recent.answer(FetchTrades("AUSDT", 9, -1))
-    assert (ids(answer.parts), answer.rest) == ([9, 12], [FetchTrades("AUSDT", 10, 11)])
+    assert (ids(answer.parts), answer.rest) == ([9, 12, 13], [FetchTrades("AUSDT", 10, 11)])
+    recent.breaks("AUSDT")
+    recent.add(batch(("AUSDT", 14)))
+    assert recent.answer(FetchTrades("AUSDT", 14, -1)).rest == [FetchTrades("AUSDT", 14, -1)]
+
+
+def test_two_connections_at_once_make_no_order_and_nothing_is_missed() -> None:
+    recent = Recent()
+    recent.begins(["AUSDT"])
+    for number in (8, 9, 10, 12, 9, 10, 11, 8, 9):
+        recent.add(batch(("AUSDT", number)))
+    answer = recent.answer(FetchTrades("AUSDT", 10, -1))
+    assert (ids(answer.parts), answer.rest) == ([10, 11, 12], [])
+    assert ids(recent.answer(FetchTrades("AUSDT", 12, 12)).parts) == [12]
+
+
+def test_missing_ranges_that_are_near_are_one_question() -> None:
+    recent = Recent()
+    recent.add(batch(("AUSDT", 5), ("AUSDT", 9), ("AUSDT", 3_000)))
+    answer = recent.answer(FetchTrades("AUSDT", 1, 2_999))
+    assert answer.rest == [FetchTrades("AUSDT", 1, 8), FetchTrades("AUSDT", 10, 2_999)]
 
 
 def test_questions_that_begin_at_a_time_and_unknown_symbols_are_left_to_rest() -> None:
@@ -86,8 +114,6 @@ def test_questions_that_begin_at_a_time_and_unknown_symbols_are_left_to_rest() -
     recent.add(batch(("AUSDT", 8)))
     for ask in (FetchTrades("AUSDT", 0, -1, 5), FetchTrades("CUSDT", 1, 9)):
         assert recent.answer(ask) == ([], [ask])
-    recent.forget("AUSDT")
-    assert recent.answer(FetchTrades("AUSDT", 8, 8)).rest == [FetchTrades("AUSDT", 8, 8)]
 
 
 def test_trades_keep_the_decimals_they_came_with() -> None:

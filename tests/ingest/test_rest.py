@@ -38,7 +38,7 @@ def play(
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
-            await story(Rest(session, venue, governor, clock or Clock()), venue, governor)
+            await story(Rest(session, venue, governor, clock or Clock(), lambda _: None), venue, governor)
 
     asyncio.run(run())
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from services.ingest.binance import Listing
+from services.ingest.recent import Recent
 from services.ingest.symbols import Symbols
 from shared.kline import KLINE
 from shared.wire import (
@@ -16,10 +17,14 @@ from shared.wire import (
     FetchTrades,
     Klines,
     Subscribe,
+    Trades,
     Unsubscribe,
 )
 from tests.engine.played import MINUTE, MS, Trade, batch, opens_at
 from tests.simulated.world import ANNOUNCED, Exchange, World
+
+MEMORY_ROWS = 60
+"""Trades that ingest remembers: a quarter of an hour of a busy symbol."""
 
 
 class Feed:
@@ -33,10 +38,12 @@ class Feed:
         self.symbols = Symbols([], 10)
         self.symbols.refresh([Listing(name, True, 2, 3) for name in exchange.trades])
         self.subscribed: set[str] = set()
+        self.recent = Recent(rows_max=MEMORY_ROWS)
         self.connected = True
         self.since = world.now
         self.engine = 0
         self.dead = False
+        self.overlap_until = 0
         self.beat()
 
     def beat(self) -> None:
@@ -51,6 +58,10 @@ class Feed:
     def connect(self, connected: bool) -> None:
         if connected != self.connected:
             self.connected, self.since = connected, self.world.now
+            if connected:
+                self.recent.begins(self.subscribed)
+            else:
+                self.recent.breaks()
             self.tell()
 
     def traded(self, symbol: str, trades: list[Trade]) -> None:
@@ -66,7 +77,22 @@ class Feed:
             world.source.shuffle(arriving)
         delay = world.source.expovariate(1 / 3_000) if world.fails(0.05) else world.source.uniform(1, 150)
         if arriving:
-            self.later(delay, batch(arriving, symbol, event_time=world.now))
+            self.arrive(delay, batch(arriving, symbol, event_time=world.now))
+            if world.now < self.overlap_until:
+                # Two connections at once, which are not in step.
+                self.arrive(world.source.uniform(1, 2_000), batch(arriving, symbol, event_time=world.now))
+
+    def renew(self) -> None:
+        """Another connection takes over from this one."""
+        self.overlap_until = self.world.now + 10_000
+
+    def arrive(self, delay: float, trades: Trades) -> None:
+        def come() -> None:
+            if not self.dead and self.connected:
+                self.recent.add(trades)
+                self.send(trades)
+
+        self.world.after(delay, come)
 
     def later(self, delay: float, *events: AppEvent) -> None:
         def arrive() -> None:
@@ -82,14 +108,14 @@ class Feed:
             case Subscribe(complete=True):
                 self.engine = command.engine
                 self.symbols.engine_knows([self.symbol(stream) for stream in command.streams])
-                self.subscribed |= {self.symbol(stream) for stream in command.streams}
+                self.subscribe([self.symbol(stream) for stream in command.streams])
                 while (name := self.symbols.take()) is not None:
                     self.announce(name)
                 self.tell()
             case Subscribe():
                 for stream in command.streams:
                     self.symbols.engine_subscribed(self.symbol(stream))
-                    self.subscribed.add(self.symbol(stream))
+                    self.subscribe([self.symbol(stream)])
             case Unsubscribe():
                 pass
             case FetchTrades():
@@ -98,6 +124,11 @@ class Feed:
             case FetchKlines():
                 if not world.fails(0.3):
                     world.after(world.source.uniform(20, 2_000), lambda: self.fetch_klines(command))
+
+    def subscribe(self, symbols: list[str]) -> None:
+        if self.connected:
+            self.recent.begins(symbol for symbol in symbols if symbol not in self.subscribed)
+        self.subscribed |= set(symbols)
 
     def announce(self, name: str) -> None:
         def answer() -> None:
@@ -118,6 +149,15 @@ class Feed:
         world.after(world.source.uniform(50, 3_000), answer)
 
     def fetch_trades(self, ask: FetchTrades) -> None:
+        """Answer from memory, and the rest from REST."""
+        if self.dead:
+            return
+        known = self.recent.answer(ask)
+        self.later(1, *known.parts)
+        for rest in known.rest:
+            self.fetch_from_rest(rest)
+
+    def fetch_from_rest(self, ask: FetchTrades) -> None:
         past = self.exchange.past(ask.symbol)
         if self.dead or not past:
             return

@@ -103,7 +103,7 @@ class Simulation:
         if not world.faults:
             return
         away = source.choice([100, 3_000, 30_000, 10 * MINUTE, 70 * MINUTE])
-        match source.choice(("engine", "feed", "store", "database", "connection", "everything")):
+        match source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything")):
             case "engine":
                 self.kill_engine(min(away, 10 * MINUTE))
             case "feed":
@@ -116,6 +116,8 @@ class Simulation:
                 self.feed.connect(False)
                 feed = self.feed
                 world.after(away, lambda: feed.connect(True))
+            case "renewal":
+                self.feed.renew()
             case "everything":
                 self.kill_engine(min(away, 10 * MINUTE))
                 self.kill_feed()

@@ -1,0 +1,86 @@
+"""Websockets that are replaced before they end, and bans that outlive the process: ingest over its real sockets."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.ingest import ban
+from shared.wire import FeedState
+from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticker_frame
+from tests.support import wait_for
+
+STREAM = "btcusdt@aggTrade"
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    with Exchange() as exchange:
+        exchange.add("BTCUSDT")
+        yield exchange
+
+
+def test_the_feed_stays_connected_while_one_websocket_follows_another(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange, connection_max_ms=1_500) as played:
+        played.subscribe(STREAM)
+        number = 0
+        while exchange.connections < 4:
+            number += 1
+            exchange.say(agg_frame("BTCUSDT", Fill(number, START + number)))
+            time.sleep(0.05)
+        wait_for("the last trade", lambda: number in {row[1] for row in played.rows()})
+        assert {row[1] for row in played.rows()} == set(range(1, number + 1))
+        states = played.engine.of(FeedState)
+        connected = [state.connected for state in states[[state.connected for state in states].index(True) :]]
+        assert all(connected)
+
+
+def test_a_websocket_that_is_going_to_be_closed_is_replaced_at_once(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe(STREAM)
+        exchange.say(json.dumps({"stream": "!serverShutdown", "data": {"e": "serverShutdown", "E": START}}))
+        wait_for("the next websocket", lambda: STREAM in exchange.names(connection=2))
+        wait_for("the end of the former", lambda: exchange.open == 1)
+        assert all(state.connected for state in played.engine.of(FeedState)[-3:])
+
+
+def test_a_stream_that_is_acknowledged_and_silent_gets_another_websocket(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange, silence_ms=1_000) as played:
+        exchange.ticking = False
+        played.subscribe(STREAM)
+        began = time.monotonic()
+        price = 0
+        while exchange.connections < 2:
+            price += 1
+            exchange.say(ticker_frame("BTCUSDT", c=str(price)))
+            time.sleep(0.1)
+        assert time.monotonic() - began > 2.5
+        assert "silent though they trade: BTCUSDT" in played.room.log
+
+
+def test_a_ban_is_obeyed_by_the_next_ingest_too(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        refusal = {"code": -1003, "msg": "Way too many requests"}
+        exchange.refusals.append(("exchangeInfo", 418, {"Retry-After": "4"}, refusal))
+        exchange.say(ticker_frame("NEWUSDT"))
+        wait_for("the ban", lambda: "the exchange says 418" in played.room.log)
+        banned_at = time.monotonic()
+    asked = len(exchange.asked)
+    with playing(tmp_path, exchange) as played:
+        wait_for("the next ingest", lambda: "the exchange has banned this address" in played.room.log)
+        wait_for("its first question", lambda: len(exchange.asked) > asked)
+        assert time.monotonic() - banned_at >= 3.5
+        played.engine.connected()
+
+
+def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ban"
+    assert ban.recall(path, "here") == 0
+    ban.remember(path, "here", 17)
+    assert (ban.recall(path, "here"), ban.recall(path, "elsewhere")) == (17, 0)
+    for text in ("", "{", "[1]", '{"rest": "here"}', '{"rest": "here", "until": "x"}'):
+        path.write_text(text)
+        assert ban.recall(path, "here") == 0

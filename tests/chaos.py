@@ -2,8 +2,10 @@
 
     python -m tests.chaos --seconds 600 --every 3 --symbols 300 --rate 5000
 
-Afterwards it is left alone, the market stands still, and every kline in PostgreSQL is compared with the simulator's
-truth, and `klagg verify` must hold.
+Meanwhile the exchange fails too: it breaks connections, loses, repeats and reorders trades, and REST answers late or
+not at all. Afterwards all is left alone, the market stands still, every kline in PostgreSQL is compared with the
+simulator's truth, `klagg verify` must hold, and the exchange must have had nothing to refuse.
+
 Prints its seed, what it did and how long each room took to be live again; ends with 1 if anything differs.
 """
 
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import psycopg
@@ -31,6 +33,30 @@ from tests.support import Room, wait_for, write_config
 ROOMS = ("postgres", "persist", "engine", "ingest", "viz")
 """The simulator is the exchange: it stays."""
 STOPPED_S = (0.2, 4.0)
+FAULTS: tuple[dict[str, object], ...] = (
+    {"kind": "drop"},
+    {"kind": "close"},
+    {"kind": "shutdown", "seconds": 1},
+    {"kind": "refuse", "seconds": 2},
+    {"kind": "silent", "seconds": 5},
+    {"kind": "mute"},
+    {"kind": "skip", "seconds": 5, "share": 0.02},
+    {"kind": "repeat", "seconds": 5, "share": 0.1},
+    {"kind": "reorder", "seconds": 5, "share": 0.1},
+    {"kind": "delay", "seconds": 5, "share": 0.02, "ms": 4_000},
+    {"kind": "garbage", "seconds": 5, "share": 0.05},
+    {"kind": "stall", "seconds": 5, "share": 0.5, "ms": 3_000},
+    {"kind": "error", "seconds": 5, "share": 0.5},
+    {"kind": "cut", "seconds": 5, "share": 0.3},
+    {"kind": "limit", "seconds": 3, "share": 0.3, "ms": 2_000},
+    {"kind": "ban", "seconds": 4},
+    {"kind": "lifetime", "seconds": 5, "ms": 3_000},
+    {"kind": "list"},
+    {"kind": "decimals", "symbol": "ETHUSDT"},
+)
+FAULTS_SHARE = 0.4
+MUTE_MAX_S = 15.0
+"""How long a stream that is acknowledged and silent may stay unnoticed, and then some: three silences."""
 LIVE_MAX_S = 60.0
 SETTLE_MAX_S = 180.0
 
@@ -94,7 +120,11 @@ class Health:
 
 
 def torment(house: House, source: random.Random) -> str:
-    """Do something bad to the system and return its name."""
+    """Do something bad to the system or to the exchange and return its name."""
+    if source.random() < FAULTS_SHARE:
+        fault = source.choice(FAULTS)
+        ask(house.config, "fault", "POST", **fault)
+        return f"exchange: {fault['kind']}"
     name = source.choice(ROOMS)
     room = house.rooms[name]
     act = source.choice(("kill", "kill", "kill", "stop", "restart"))
@@ -109,43 +139,67 @@ def torment(house: House, source: random.Random) -> str:
     return f"{act} {name}"
 
 
-def run(folder: Path, seed: int, seconds: float, every: float, symbols: int, rate: float, resume_s: float) -> list[str]:
+class Plan(NamedTuple):
+    seed: int
+    seconds: float = 600.0
+    every: float = 3.0
+    """Seconds between two acts, on average."""
+    symbols: int = 300
+    rate: float = 5_000.0
+    """Trades a second of the whole market."""
+    resume: float = 3_600.0
+    """engine.resume_max_ms, in seconds."""
+    weight: int = 1_000_000
+    """The exchange's REST limit a minute: the real one makes 300 symbols wait for minutes."""
+
+
+def run(folder: Path, plan: Plan) -> list[str]:
     """Run, torment, settle, and return what differs from the truth."""
+    seed, seconds, every, symbols = plan.seed, plan.seconds, plan.every, plan.symbols
     source = random.Random(seed)
     path = write_config(
         folder,
         simulator={
             "seed": seed % 1_000,
             "symbols": symbols,
-            "trades_per_second": rate,
+            "trades_per_second": plan.rate,
             "history_days": 5,
             "quirks": False,
-            "weight_limit": 1_000_000,
+            "weight_limit": plan.weight,
         },
-        engine={"silence_ask_ms": 3_000, "gap_retry_ms": 2_000, "resume_max_ms": int(resume_s * 1000)},
+        exchange={"silence_ms": 3_000},
+        engine={
+            "save_interval_ms": 1_000,
+            "silence_ask_ms": 3_000,
+            "gap_retry_ms": 2_000,
+            "resume_max_ms": int(plan.resume * 1000),
+        },
     )
     house = House(path)
     health = Health(house.config)
     try:
-        _all_live(house, health, symbols, LIVE_MAX_S * 3)
+        _all_live(house, health, LIVE_MAX_S * 3)
         print(f"all {symbols} symbols are live; chaos for {seconds:.0f} s", flush=True)
         end, acts = time.monotonic() + seconds, defaultdict[str, int](int)
         while time.monotonic() < end:
             acts[torment(house, source)] += 1
             house.wait(source.uniform(0.3, 2 * every - 0.3))
         print("did:", ", ".join(f"{count} × {act}" for act, count in sorted(acts.items())), flush=True)
+        house.wait(MUTE_MAX_S)
         for name in ROOMS:
-            _all_live(house, health, symbols, SETTLE_MAX_S)
+            _all_live(house, health, SETTLE_MAX_S)
             print(f"kill {name:9} live again after {_killed(house, health, name):.1f} s", flush=True)
         house.wait(5.0)
-        _all_live(house, health, symbols, SETTLE_MAX_S)
+        _all_live(house, health, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
         found, compared = differences(house.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
         holes = unproven(house.config)
         print(f"klagg verify: {len(holes)} places do not hold", flush=True)
+        refused = {kind: n for kind, n in ask(house.config, "status")["refused"].items() if kind != "slow readers"}
+        print(f"the exchange refused: {refused}", flush=True)
         house.stop()
-        return found + holes
+        return found + holes + [f"refused by the exchange: {n} {kind}" for kind, n in refused.items()]
     finally:
         health.close()
         house.kill()
@@ -183,11 +237,12 @@ def _newest(config: Config) -> int:
     return int(row[0]) if row else 0
 
 
-def _all_live(house: House, health: Health, symbols: int, timeout: float) -> None:
+def _all_live(house: House, health: Health, timeout: float) -> None:
     def live() -> bool:
         house.mend()
         figures = health.fresh()
-        return figures.get("symbols", 0) >= symbols and figures.get("missing_ids") == 0
+        symbols = ask(house.config, "status")["symbols"] if figures else 0
+        return bool(figures) and figures["symbols"] >= symbols and figures["missing_ids"] == 0
 
     wait_for("all symbols to be live without a gap", live, timeout, every=0.2)
 
@@ -199,24 +254,13 @@ def _told(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--every", type=float, default=3.0, help="seconds between two acts, on average")
-    parser.add_argument("--symbols", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=5_000.0, help="trades a second of the whole market")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--resume", type=float, default=3_600.0, help="engine.resume_max_ms, in seconds")
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}", flush=True)
+    defaults = Plan(random.randrange(2**32))
+    for name, value in defaults._asdict().items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    plan = Plan(**vars(parser.parse_args()))
+    print(f"seed {plan.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="klagg-chaos-"))
-    found = run(
-        folder,
-        arguments.seed,
-        arguments.seconds,
-        arguments.every,
-        arguments.symbols,
-        arguments.rate,
-        arguments.resume,
-    )
+    found = run(folder, plan)
     for line in found[:20]:
         print(line)
     if found:

@@ -54,6 +54,7 @@ from shared.wire import (
     DirtyBatch,
     FeedState,
     FetchTrades,
+    Instrument,
     Klines,
     Persisted,
     RemoveSymbol,
@@ -199,13 +200,14 @@ class KlineEngine:
             state = self.book.symbols[symbol]
             price, quantity = instrument.price_decimals, instrument.quantity_decimals
             if price != state["price_decimals"] or quantity != state["quantity_decimals"]:
-                if not self._grow(symbol, price, quantity):
+                if not self._grow(symbol, price, quantity) and not _shorten(rows, place, instrument, state):
                     self._drop("trades whose decimals do not fit")
                     continue
-                price_factors[place] = 10 ** (int(state["price_decimals"]) - price)
-                quantity_factors[place] = 10 ** (int(state["quantity_decimals"]) - quantity)
+                price_factors[place] = 10 ** max(0, int(state["price_decimals"]) - price)
+                quantity_factors[place] = 10 ** max(0, int(state["quantity_decimals"]) - quantity)
             symbols[place] = symbol
         time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
+        left_out = self._left_out()
         done = 0
         while True:
             done = apply_trades(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
@@ -213,11 +215,21 @@ class KlineEngine:
                 break
             if not self._open_minutes(int(rows[done]["time"])):
                 return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
-        for part in batch.covered:
+        # A trade that could not be applied must not count as void: it stays missing.
+        for part in batch.covered if self._left_out() == left_out else ():
             if 0 <= part.instrument < count and symbols[part.instrument] >= 0:
                 apply_covered(self.book, symbols[part.instrument], part.first_id, part.last_id)
-        self.repair.note(symbols[symbols >= 0], now_ns, answered=not batch.event_time)
+        known = symbols[symbols >= 0]
+        self.repair.note(known, now_ns)
+        if not batch.event_time:
+            covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}
+            self.repair.note_answer(known, now_ns, covered)
         return None
+
+    def _left_out(self) -> int:
+        """Return how many trades were not applied although their ids are missing."""
+        counters = self.book.counters[0]
+        return int(counters["refused"] + counters["no_room_for_gap"] + counters["beyond_window"])
 
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
@@ -329,7 +341,7 @@ class KlineEngine:
             gap["first_id"], gap["last_id"] = first_id, last_id
             gap["from_time"] = minutes["open_time"][before].max(initial=proven)
             gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
-        self.repair.note(np.array([symbol]), now_ns, answered=False)
+        self.repair.note(np.array([symbol]), now_ns)
         if mark.last_id < 0:
             self.repair.begins(symbol, now_ns)
         for interval, name in enumerate(INTERVAL_NAMES):
@@ -493,7 +505,7 @@ class KlineEngine:
             int(state["last_id"]),
             self.gaps(symbol),
             self.repair.lacking(symbol),
-            max(0, int(proven_time(state, self.book.gaps[symbol]))),
+            max(int(state["seam_time"]), int(proven_time(state, self.book.gaps[symbol]))),
         )
 
     def _persisted(self, event: Persisted) -> None:
@@ -536,6 +548,18 @@ class KlineEngine:
             **counters,
             "dropped": dict(self.dropped),
         }
+
+
+def _shorten(rows: Rows, place: int, instrument: Instrument, state: np.void) -> bool:
+    """Take the decimals that a symbol has no room for off its trades in a batch; False if they are more than zeros."""
+    own = rows["symbol"] == place
+    prices, quantities = rows["price"][own], rows["quantity"][own]
+    price = 10 ** max(0, instrument.price_decimals - int(state["price_decimals"]))
+    quantity = 10 ** max(0, instrument.quantity_decimals - int(state["quantity_decimals"]))
+    if (prices % price).any() or (quantities % quantity).any():
+        return False
+    rows["price"][own], rows["quantity"][own] = prices // price, quantities // quantity
+    return True
 
 
 def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:

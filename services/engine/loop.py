@@ -61,6 +61,7 @@ class Loop:
         self._load_at = 0.0
         self._figures_at = time.monotonic() + FIGURES_S
         self._undecoded = 0
+        self._dropped: set[str] = set()
         self._unsent = 0
         self._connected: bool | None = None
         self._was_started = False
@@ -128,6 +129,8 @@ class Loop:
             self._public.send_multipart(frames, copy=True)
         if not self._engine.started and time.monotonic() >= self._load_at:
             self._load()
+        if len(self._engine.dropped) > len(self._dropped):
+            self._tell_dropped()
         if time.monotonic() >= self._figures_at:
             self._figures_at = time.monotonic() + FIGURES_S
             self._tell_figures()
@@ -156,6 +159,12 @@ class Loop:
         figures = self._engine.health(time.monotonic_ns())
         told = ("symbols", "applied", "duplicates", "late", "missing_ids", "rows_unsaved", "batches")
         log.info("since start: %s", ", ".join(f"{name} {figures[name]}" for name in told))
+
+    def _tell_dropped(self) -> None:
+        """Say what is not taken, once a kind: the rest is in the figures."""
+        for kind in self._engine.dropped.keys() - self._dropped:
+            self._dropped.add(kind)
+            log.warning("not taken, and counted from here on: %s", kind)
 
     def _finish(self, poller: zmq.Poller) -> None:
         """Take the events that have arrived, save everything, and say that nothing follows."""

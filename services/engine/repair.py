@@ -30,6 +30,7 @@ IDS_MAX = 1_000_000
 of a symbol cost less than a thousand of its trades."""
 IDS_MIN = 2_000
 """A symbol's share of that, at the least."""
+ID_MAX = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
 KLINE_ASKS_MAX = 100
@@ -52,8 +53,8 @@ class Repair:
         self._symbols = symbols
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
-        self._unsure: set[int] = set()
-        """Symbols whose newest trades were asked for, and nobody has said what they are."""
+        self._unsure: dict[int, int] = {}
+        """Symbols whose newest trades were asked for, and nobody has said what they are; their last ids then."""
         self._unchanged: dict[int, tuple[int, int]] = {}
         """How many ids a symbol was missing when last asked for, and since when they were so many."""
         self.hopeless: set[int] = set()
@@ -66,21 +67,27 @@ class Repair:
         """By symbol and interval: the open times between which the store lacks klines, and memory too."""
         self._klines_at = 0
 
-    def note(self, symbols: NDArray[np.int64], now_ns: int, answered: bool) -> None:
-        """Trades of these symbols were applied; `answered`: they were asked for."""
+    def note(self, symbols: NDArray[np.int64], now_ns: int) -> None:
+        """Trades of these symbols were applied."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
             self._ask_at.setdefault(symbol, now_ns)
-        self._unsure.difference_update(symbols.tolist())
-        if answered:
-            for symbol in symbols.tolist():
-                if symbol in self._ask_at:
-                    self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
+        for symbol in [symbol for symbol in symbols.tolist() if symbol in self._unsure] if self._unsure else ():
+            if self._book.symbols[symbol]["last_id"] > self._unsure[symbol]:
+                del self._unsure[symbol]
+
+    def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
+        """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
+        for symbol in symbols.tolist():
+            if covered.get(symbol, ID_MAX) >= self._book.symbols[symbol]["last_id"]:
+                self._unsure.pop(symbol, None)
+            if symbol in self._ask_at:
+                self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
 
     def begins(self, symbol: int, now_ns: int) -> None:
         """A symbol has begun, and its first trades were asked for."""
         self._unchanged.pop(symbol, None)
         self.hopeless.discard(symbol)
-        self._unsure.add(symbol)
+        self._unsure[symbol] = -1
         self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
 
     def note_silence(self, now_ns: int) -> None:
@@ -164,7 +171,9 @@ class Repair:
 
     def _ask(self, symbol: int) -> list[Command]:
         state = self._book.symbols[symbol]
-        ranges = self._missing(symbol)[-ASKS_MAX:] or [(int(state["last_id"]) + 1, -1)]
+        ranges = self._missing(symbol)[-ASKS_MAX:]
+        if symbol in self._unsure or not ranges:
+            ranges.append((int(state["last_id"]) + 1, -1))
         return [
             FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]))
             for first_id, last_id in ranges
@@ -176,9 +185,9 @@ class Repair:
     def _doubt_silence(self, now_ns: int) -> None:
         for symbol, last_id in self._unheard.items():
             state = self._book.symbols[symbol]
-            if state["last_id"] == last_id and state["active"] and symbol not in self._ask_at:
-                self._unsure.add(symbol)
-                self._ask_at[symbol] = now_ns
+            if state["last_id"] == last_id and state["active"]:
+                self._unsure[symbol] = last_id
+                self._ask_at.setdefault(symbol, now_ns)
         self._unheard = {}
 
     def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:

@@ -30,6 +30,8 @@ FAMILIAR: tuple[tuple[str, float], ...] = (
 )  # fmt: skip
 """Well-known names in the order of their activity, with a price that is about right; prices wander around it."""
 
+ENDLESS = 2**62
+"""When a coin is delisted that is not."""
 GENESIS_MS = 1_483_228_800_000
 """2017-01-01: ids are counted from here, so they only grow, whenever the simulator starts."""
 PENDING_MS = 300_000
@@ -38,6 +40,7 @@ LIFE = 12
 """Listing intervals that a new coin trades for; after that it is delisted, so that there is not one more for ever."""
 SETTLING = 2
 """Listing intervals that a delisted one is still in exchangeInfo."""
+EXTRA_LIFE_MS = 30 * DAY_MS
 LISTED_RANK = 25
 """A new coin is as active as the one at this rank."""
 SWING = 6e-4
@@ -65,7 +68,7 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True):
     """Aggregates leave every 50 ms at this phase."""
     listed: int = 0
     """When it begins to trade, ms; 0: before anything the simulator knows."""
-    delisted: int = 2**62
+    delisted: int = ENDLESS
 
     @property
     def symbol(self) -> str:
@@ -82,7 +85,7 @@ def key_of(*parts: object) -> int:
 
 
 def coin(
-    seed: int, name: str, price: float, fills_a_day: float, tape: Tape, listed: int = 0, delisted: int = 2**62
+    seed: int, name: str, price: float, fills_a_day: float, tape: Tape, listed: int = 0, delisted: int = ENDLESS
 ) -> Coin:
     """Make the coin `name`, whose grid and manners follow from its price and its name."""
     symbol = f"{name}USDT"
@@ -102,7 +105,7 @@ def coin(
         quantity_decimals=quantity_decimals,
         tick=tick,
         onboard=listed or GENESIS_MS + int(dice.integers(0, 1_000)) * DAY_MS,
-        delivery=delisted if delisted < 2**62 else 4_133_404_800_000,
+        delivery=delisted if delisted < ENDLESS else 4_133_404_800_000,
         grid_3d=(listed // DAY_MS if listed else int(dice.integers(0, 3))) * DAY_MS,
     )
     return Coin(
@@ -144,6 +147,7 @@ class Listings:
         self._fills_a_day = fills_a_day
         self._tape = tape
         self._coins: dict[int, Coin] = {}
+        self._extras = 0
 
     @property
     def _pending(self) -> int:
@@ -158,12 +162,20 @@ class Listings:
         self._coins = {number: self._coins.get(number) or self._make(number) for number in numbers}
         return list(self._coins.values())
 
+    def extra(self, now: int) -> Coin:
+        """Return one that is listed at `now` out of turn, and stays."""
+        self._extras += 1
+        return self._coin(f"EXTRA{self._extras}", -self._extras, now, now + EXTRA_LIFE_MS)
+
     def _make(self, number: int) -> Coin:
         listed = number * self._interval
         # Whole minutes: a delisted coin ends with a kline.
         delisted = -(-(listed + LIFE * self._interval) // MINUTE_MS) * MINUTE_MS
-        price = float(np.exp(np.random.default_rng([self._seed, number]).normal(-1.5, 1.5)))
-        return coin(self._seed, f"NEW{number}", price, self._fills_a_day, self._tape, listed, delisted)
+        return self._coin(f"NEW{number}", number, listed, delisted)
+
+    def _coin(self, name: str, number: int, listed: int, delisted: int) -> Coin:
+        price = float(np.exp(np.random.default_rng([self._seed, number % 2**32]).normal(-1.5, 1.5)))
+        return coin(self._seed, name, price, self._fills_a_day, self._tape, listed, delisted)
 
 
 def status_of(instrument: Instrument, now: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from services.simulator.coins import GENESIS_MS, Coin
+from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.grid import DAY_MS, MINUTE_MS
 from services.simulator.tape import JITTER, MASK, SEGMENTS, WARPS, Integers, Tape
 
@@ -110,8 +110,10 @@ class Days:
         )
 
     def forget(self, coin: Coin) -> None:
-        """Drop what is kept of a coin that is gone; its days go by themselves."""
+        """Drop what is kept of a coin that is gone, or another one now."""
         self._spans.pop(coin.symbol, None)
+        for key in [key for key in self._known if key[0] == coin.symbol]:
+            del self._known[key]
 
     def first_id(self, coin: Coin, day: int) -> int:
         """Return the id at which a day begins, of a coin that was always there."""
@@ -159,6 +161,8 @@ class Days:
             at = (coin.listed - first * DAY_MS) // MINUTE_MS
             if 0 <= at < len(dice):
                 minute, skipped = at, begin - int(raw[at])
+        elif coin.delisted < ENDLESS:
+            ids = np.minimum(raw, self._end(coin))
         late = np.zeros(len(dice), np.uint16)
         if self._quirks and coin.delay:
             asked = np.flatnonzero((dice >> np.uint64(16)) & np.uint64(0xFF) < 48)
@@ -181,10 +185,13 @@ class Days:
             shares = np.arange(count) * (JITTER * SEGMENTS) // max(1, count)
             times = self._tape.share_ms(shares, _warps(dice)[minute])
             first = int(raw[minute] + np.searchsorted(times, coin.listed % MINUTE_MS))
-            day = coin.delisted // DAY_MS
-            ends, _ = self._raw(coin, day, day + 1)
-            span = self._spans[coin.symbol] = (first, int(ends[coin.delisted % DAY_MS // MINUTE_MS]))
+            span = self._spans[coin.symbol] = (first, self._end(coin))
         return span
+
+    def _end(self, coin: Coin) -> int:
+        """Return the raw id at which a delisted coin ends."""
+        day = coin.delisted // DAY_MS
+        return int(self._raw(coin, day, day + 1)[0][coin.delisted % DAY_MS // MINUTE_MS])
 
     def _ticks(self, coin: Coin, first: int, end: int) -> Integers:
         """Return the price by STEADY minutes: from day to day by shocks that fade, between them by the hour.

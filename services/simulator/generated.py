@@ -6,6 +6,7 @@ Decides look-back limits, what a ticker holds and when coins come and go. What w
 from collections.abc import Container, Iterable, Iterator
 
 import numpy as np
+from msgspec.structs import replace
 
 from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
 from services.simulator.frames import TICKER_STREAM, AggTemplate, Chunk, TradeTemplate, ticker_row
@@ -46,6 +47,8 @@ class GeneratedMarket:
         busiest = max(coin.daily for coin in self._standing)
         rank = min(LISTED_RANK, len(self._standing) - 1)
         self._listings = Listings(seed, listing_interval_s, max(busiest, 1) * tape.fills_mean * 2 / (rank + 2), tape)
+        self._altered: dict[str, Coin] = {}
+        """Coins that are not what the seed made them, or not of its making."""
         self._coins: dict[str, Coin] = {}
         self._bases: dict[str, str] = {}
         self._kline_feed = KlineFeed(self)
@@ -59,13 +62,14 @@ class GeneratedMarket:
 
     def _meet_coins(self) -> None:
         """Take in who was announced, and forget who is gone."""
-        coins = {coin.symbol: coin for coin in [*self._standing, *self._listings.known(self.now)]}
-        if coins.keys() == self._coins.keys():
+        coins = {coin.symbol: coin for coin in [*self._standing, *self._listings.known(self.now)]} | self._altered
+        if coins == self._coins:
             return
-        for symbol in self._coins.keys() - coins.keys():
+        others = {symbol for symbol, coin in self._coins.items() if coins.get(symbol) != coin}
+        for symbol in others:
             self._generator.forget(self._coins[symbol])
             del self._templates[symbol]
-        for symbol in coins.keys() - self._coins.keys():
+        for symbol in coins.keys() - self._templates.keys():
             instrument = coins[symbol].instrument
             self._templates[symbol] = (AggTemplate(instrument), TradeTemplate(instrument))
         self._coins = coins
@@ -76,11 +80,39 @@ class GeneratedMarket:
         stats = np.zeros((len(coins), len(STATS)), np.int64)
         changed = np.zeros(len(coins), bool)
         for place, coin in enumerate(coins.values()):
-            if coin.symbol in before:
+            if coin.symbol in before and coin.symbol not in others:
                 stats[place], changed[place] = self._stats[before[coin.symbol]], self._changed[before[coin.symbol]]
             else:
                 stats[place] = self._day_of(coin)
         self._stats, self._stats_of, self._changed = stats, list(coins), changed
+
+    # What may be done to it.
+
+    def refine(self, symbol: str) -> None:
+        """Write a coin's numbers with one decimal more from here on; they stay what they are. Raises KeyError."""
+        coin = self._coins[symbol]
+        instrument = replace(
+            coin.instrument,
+            price_decimals=coin.instrument.price_decimals + 1,
+            quantity_decimals=coin.instrument.quantity_decimals + 1,
+            tick=coin.instrument.tick * 10,
+            step=coin.instrument.step * 10,
+        )
+        self._altered[symbol] = replace(coin, instrument=instrument, lot=coin.lot * 10)
+        self._meet_coins()
+
+    def list_coin(self) -> str:
+        """List a coin that begins to trade at once, and return its symbol."""
+        coin = self._listings.extra(self.now)
+        self._altered[coin.symbol] = coin
+        self._meet_coins()
+        return coin.symbol
+
+    def delist(self, symbol: str) -> None:
+        """End a coin's trading with this minute. Raises KeyError."""
+        coin, end = self._coins[symbol], (self.now // MINUTE_MS + 1) * MINUTE_MS
+        self._altered[symbol] = replace(coin, instrument=replace(coin.instrument, delivery=end), delisted=end)
+        self._meet_coins()
 
     def instruments(self) -> list[Instrument]:
         self._meet_coins()

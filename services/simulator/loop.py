@@ -7,15 +7,16 @@ a replay begins anew.
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import time
+from collections import Counter, deque
 from pathlib import Path
 
 import uvloop
 from aiohttp import WSMsgType, web
 
+from services.simulator.desk import Desk
 from services.simulator.exchange import (
     LIFE_S,
     PING_S,
@@ -25,12 +26,11 @@ from services.simulator.exchange import (
     Session,
     read_address,
 )
+from services.simulator.faults import Faults
 from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
-from services.simulator.grid import MINUTE_MS
 from services.simulator.replay import RecordingError, ReplayedMarket
-from services.simulator.rest import PREFIX, Rest, Weights
-from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
+from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
 from shared.config import Config
 from shared.process import Unavailable
 from shared.sockets import PortTaken
@@ -40,6 +40,12 @@ STEP_MAX_MS = 250
 """Exchange time in one go: within it symbols come one after another, beyond it as they happened."""
 BEHIND_MAX_S = 1.0
 """A market that falls further behind its clock than this, because the machine is too slow, makes the clock wait."""
+KEEP_ALIVE_S = 1.0
+"""How often a websocket's age and silence are looked at."""
+OPENINGS_MAX, OPENINGS_S = 300, 300.0
+"""Websockets that one address may open in so many seconds (protocol §1.3)."""
+STOP_GRACE_S = 0.5
+"""What is on its way when REST is told to stop may still arrive."""
 TICKER_S = 1.0
 TICKER_MIN_S = 0.2
 """Tickers come every second of the exchange's time, but no more often than this by ours."""
@@ -154,19 +160,25 @@ class Simulator:
                 start=start,
             )
         self._speed = settings.speed
-        self._clock = Clock(self.market.started, settings.speed)
+        self.clock = Clock(self.market.started, settings.speed)
         if isinstance(self.market, ReplayedMarket):
-            self._clock.set(self.market.started, False)
+            self.clock.set(self.market.started, False)
         elif not settings.start_time:
             # Making the market took a moment, and the machine's time is to be met.
-            self._clock.set(time.time_ns() / 1_000_000, True)
-        self._paused = False
-        self._weight_base = self._clock.now(), time.monotonic()
-        self._rest = Rest(self.market, Weights(settings.weight_limit))
-        self._connections: set[Connection] = set()
+            self.clock.set(time.time_ns() / 1_000_000, True)
+        self.paused = False
+        self._weight_base = self.clock.now(), time.monotonic()
+        self.rest = Rest(self.market, Weights(settings.weight_limit))
+        self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)
-        self._broken = 0
+        self.faults = Faults(settings.seed)
+        self.refused: Counter[str] = Counter()
+        """What clients did that the exchange does not take, by kind."""
+        self._opened: deque[float] = deque(maxlen=OPENINGS_MAX + 1)
+        """When the last websockets were opened."""
+        self._stopped = (0.0, 0.0)
+        """Between which moments nobody should ask REST, because a fault said so."""
 
     def describe(self) -> str:
         kind = "a recording" if isinstance(self.market, ReplayedMarket) else "a generated market"
@@ -175,15 +187,12 @@ class Simulator:
     def application(self) -> web.Application:
         application = web.Application()
         application.router.add_get(PREFIX + "{path:.+}", self._serve_rest)
-        application.router.add_get("/simulator/status", self._status)
-        application.router.add_get("/simulator/truth", self._truth)
-        application.router.add_post("/simulator/pause", self._pause)
-        application.router.add_post("/simulator/resume", self._resume)
+        Desk(self).add_routes(application.router)
         application.router.add_get("/{path:.*}", self._serve_socket)
         return application
 
     def break_connections(self) -> None:
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.abort()
 
     # Time.
@@ -197,35 +206,37 @@ class Simulator:
             else:
                 await self._go_on()
             self._tick()
+            if not self.faults.quiet:
+                self._send([])
 
     async def _go_on(self) -> None:
         """Bring a generated market to the clock's time."""
         began = time.monotonic()
-        target = self._clock.now()
+        target = self.clock.now()
         while self.market.now < target:
             self._send(self.market.advance(min(target, self.market.now + STEP_MAX_MS), self._wanted))
             if time.monotonic() - began > BEHIND_MAX_S:
                 log.warning("this machine is too slow for speed %g: the exchange's time waits", self._speed)
-                self._clock.set(self.market.now, self._clock.running)
+                self.clock.set(self.market.now, self.clock.running)
                 return
             if self.market.now < target:
                 await asyncio.sleep(0)
 
     async def _replay(self, market: ReplayedMarket) -> None:
         """Bring a replay to the clock's time, as fast as its readers take it; until they are there it stands."""
-        if self._paused:
+        if self.paused:
             return
-        if not self._clock.running and not market.ended and market.heard_by(self._wanted):
+        if not self.clock.running and not market.ended and market.heard_by(self._wanted):
             log.info("every symbol has a reader: the recording begins")
-            self._clock.set(market.now, True)
-        target = min(self._clock.now(), market.end_time)
-        while market.now < target and not self._paused:
+            self.clock.set(market.now, True)
+        target = min(self.clock.now(), market.end_time)
+        while market.now < target and not self.paused:
             self._send(market.advance(target, self._wanted))
-            while any(connection.behind > REPLAY_QUEUE_MAX for connection in self._connections):
+            while any(connection.behind > REPLAY_QUEUE_MAX for connection in self.connections):
                 await asyncio.sleep(0.002)
             await asyncio.sleep(0)
-        if market.ended and self._clock.running:
-            self._clock.set(market.end_time, False)
+        if market.ended and self.clock.running:
+            self.clock.set(market.end_time, False)
             self._ticked = (0, 0.0)
             log.info("the recording has ended: %d trades", market.trades)
 
@@ -240,12 +251,14 @@ class Simulator:
             self._send([chunk])
 
     def _send(self, chunks: list[Chunk]) -> None:
+        if not self.faults.quiet:
+            chunks = self.faults.distort(chunks, time.monotonic())
         if not chunks:
             return
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.write(chunks)
             if connection.behind > QUEUE_MAX:
-                self._broken += 1
+                self.refused["slow readers"] += 1
                 log.warning("a reader is %d MB behind: connection broken", connection.behind >> 20)
                 connection.abort()
 
@@ -255,6 +268,13 @@ class Simulator:
         opening = read_address(request.path, request.query.get("streams", ""))
         if opening is None:
             return web.Response(status=404)
+        now = time.monotonic()
+        self._opened.append(now)
+        if len(self._opened) > OPENINGS_MAX and now - self._opened[0] < OPENINGS_S:
+            self.refused["openings"] += 1
+            return web.Response(status=429)
+        if self.faults.get("refuse", now):
+            return web.Response(status=503)
         # Pings and pongs count as messages, so they must be seen; and no compression, as chunks are shared.
         socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=2**20)
         if not socket.can_prepare(request).ok:
@@ -264,11 +284,12 @@ class Simulator:
         if transport is None:
             return socket
         connection = Connection(Session(opening, time.monotonic()), socket, transport)
-        self._connections.add(connection)
-        self._count_wanted()
+        self.connections.add(connection)
+        self.count_wanted()
         keeper = asyncio.create_task(self._keep_alive(connection))
         try:
             if connection.session.crowded:
+                self.refused["streams"] += 1
                 await socket.send_str('{"error":{"code":4,"msg":"Too many subscriptions"}}')
                 await socket.close(code=POLICY_VIOLATION, message=b"Invalid request")
             else:
@@ -277,8 +298,8 @@ class Simulator:
             pass
         finally:
             keeper.cancel()
-            self._connections.discard(connection)
-            self._count_wanted()
+            self.connections.discard(connection)
+            self.count_wanted()
         return socket
 
     async def _converse(self, connection: Connection) -> None:
@@ -286,94 +307,81 @@ class Simulator:
         async for message in socket:
             connection.heard_at = time.monotonic()
             if not session.allows(connection.heard_at):
+                self.refused["messages"] += 1
                 await socket.close(code=POLICY_VIOLATION, message=TOO_MANY_REQUESTS.encode())
                 return
+            if self.faults.get("silent", connection.heard_at):
+                continue
             if message.type is WSMsgType.PING:
                 await socket.pong(message.data)
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 text = message.data if message.type is WSMsgType.TEXT else message.data.decode("utf-8", "replace")
                 reply = session.control(text)
-                self._count_wanted()
+                self.count_wanted()
                 await socket.send_str(reply.text)
                 if reply.close_code:
+                    self.refused["streams"] += 1
                     await socket.close(code=reply.close_code, message=reply.close_reason.encode())
                     return
 
     async def _keep_alive(self, connection: Connection) -> None:
         """Ping now and then, and end what does not answer or has lived long enough (protocol §1.3)."""
-        began = time.monotonic()
+        began = pinged_at = time.monotonic()
         while True:
-            await asyncio.sleep(PING_S)
+            await asyncio.sleep(KEEP_ALIVE_S)
             now = time.monotonic()
-            if now - connection.heard_at > PONG_TIMEOUT_S or now - began > LIFE_S:
+            lifetime = self.faults.get("lifetime", now)
+            life_s = lifetime.ms / 1000 if lifetime is not None else LIFE_S
+            if now - connection.heard_at > PONG_TIMEOUT_S or now - began > life_s:
                 connection.abort()
                 return
-            with contextlib.suppress(ConnectionError):
-                await connection.socket.ping(str(self._clock.now()).encode())
+            if now - pinged_at >= PING_S:
+                pinged_at = now
+                with contextlib.suppress(ConnectionError):
+                    await connection.socket.ping(str(self.clock.now()).encode())
 
-    def _count_wanted(self) -> None:
-        self._wanted = set().union(*(connection.session.delivered for connection in self._connections))
+    def count_wanted(self) -> None:
+        self._wanted = set().union(*(connection.session.delivered for connection in self.connections))
         self.market.follow(self._wanted)
 
     # HTTP.
 
-    async def _serve_rest(self, request: web.Request) -> web.Response:
+    async def _serve_rest(self, request: web.Request) -> web.StreamResponse:
+        began = time.monotonic()
+        if self._stopped[0] + STOP_GRACE_S < began < self._stopped[1]:
+            self.refused["asked while told not to"] += 1
+        fault = self.faults.of_request(began)
+        if fault is not None and fault.kind == "stall":
+            await asyncio.sleep(fault.ms / 1000)
         base_ms, base_s = self._weight_base
-        answer = self._rest.answer(
-            request.match_info["path"],
-            request.query,
-            request.remote or "",
-            self._clock.now(),
-            # Weight is counted in minutes of ours, however fast the exchange's time runs.
-            base_ms + int((time.monotonic() - base_s) * 1000),
-            request.headers.get("X-MBX-APIKEY"),
-        )
+        # Weight is counted in minutes of ours, however fast the exchange's time runs.
+        weight_now = base_ms + int((time.monotonic() - base_s) * 1000)
+        address = request.remote or ""
+        if fault is not None and fault.kind in ("ban", "limit"):
+            wait_s = self.faults.active(began)["ban"] if fault.kind == "ban" else fault.ms / 1000
+            since, until = self._stopped
+            self._stopped = (since if began < until else began, max(until, began + wait_s))
+            wait_ms = int(wait_s * 1000)
+            answer = banned(address, weight_now + wait_ms, weight_now) if fault.kind == "ban" else limited(wait_ms)
+        elif fault is not None and fault.kind == "error":
+            answer = unavailable()
+        else:
+            key = request.headers.get("X-MBX-APIKEY")
+            path, asked = request.match_info["path"], request.query
+            answer = self.rest.answer(path, asked, address, self.clock.now(), weight_now, key)
+        if fault is not None and fault.kind == "cut":
+            return await _cut(request, answer)
         return web.Response(
             status=answer.status, body=answer.body, headers=answer.headers, content_type="application/json"
         )
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        market = self.market
-        content = {
-            "time": market.now,
-            "started": market.started,
-            "ended": market.ended,
-            "paused": self._paused,
-            "symbols": sum(market.status(instrument) == "TRADING" for instrument in market.instruments()),
-            "trades": market.trades,
-            "connections": len(self._connections),
-            "broken": self._broken,
-            "last_ids": market.last_ids(),
-        }
-        return _json(content)
 
-    async def _truth(self, request: web.Request) -> web.Response:
-        asked = request.query
-        instrument = self.market.find(asked.get("symbol", ""))
-        kind = asked.get("stream", "aggTrade")
-        since, rows = asked.get("since", str(self.market.started)), asked.get("rows", str(ROWS_DEFAULT))
-        if instrument is None or kind not in ("aggTrade", "trade") or not (since.isdigit() and rows.isdigit()):
-            return _json({"error": "unknown symbol or stream, or since or rows that is no number"}, status=400)
-        minute = int(since) // MINUTE_MS * MINUTE_MS
-        return _json(truth(self.market, instrument, kind, minute, max(1, min(int(rows), ROWS_MAX))))
-
-    async def _pause(self, _request: web.Request) -> web.Response:
-        """Stop the exchange's time; what has left by now is all there is."""
-        if not self._paused:
-            self._paused = True
-            self._clock.set(self.market.now, False)
-        return _json({"time": self.market.now})
-
-    async def _resume(self, _request: web.Request) -> web.Response:
-        if self._paused:
-            self._paused = False
-            self._clock.set(self.market.now, isinstance(self.market, GeneratedMarket))
-        return _json({"time": self.market.now})
-
-
-def _json(content: object, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(),
-        content_type="application/json",
-    )
+async def _cut(request: web.Request, answer: Answer) -> web.StreamResponse:
+    """Send half of an answer and break off."""
+    response = web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
+    response.content_length = len(answer.body)
+    await response.prepare(request)
+    await response.write(answer.body[: len(answer.body) // 2])
+    if request.transport is not None:
+        request.transport.abort()
+    return response

@@ -47,8 +47,10 @@ class Generator:
         self._hours: dict[str, Rows] = {}
 
     def forget(self, coin: Coin) -> None:
-        """Drop what is kept of a coin that is gone."""
+        """Drop what is kept of a coin that is gone, or another one now."""
         self._hours.pop(coin.symbol, None)
+        self._minutes = OrderedDict(kept for kept in self._minutes.items() if kept[0][0] != coin.symbol)
+        self._fills = OrderedDict(kept for kept in self._fills.items() if kept[0][0] != coin.symbol)
         self.days.forget(coin)
 
     def since(self, coin: Coin) -> int:

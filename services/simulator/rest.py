@@ -5,6 +5,7 @@ holds comes from the market.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ class Weights:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.refused: Counter[str] = Counter()
+        """Requests that were one too many."""
         self._spent: dict[str, Spent] = {}
 
     def charge(self, address: str, weight: int, now: int) -> tuple[int, Answer | None]:
@@ -63,7 +66,8 @@ class Weights:
             self._spent.clear()
         spent = self._spent.setdefault(address, Spent())
         if now < spent.banned_until:
-            return spent.weight, self._banned(address, spent, now)
+            self.refused["requests while banned"] += 1
+            return spent.weight, banned(address, spent.banned_until, now)
         if spent.minute != now // MINUTE_MS:
             spent.minute, spent.weight, spent.refused = now // MINUTE_MS, 0, 0
         spent.weight += weight
@@ -73,7 +77,9 @@ class Weights:
         if spent.refused > FORBEARANCE:
             spent.banned_until = now + min(BAN_MAX_MS, BAN_MS * 2**spent.bans)
             spent.bans += 1
-            return spent.weight, self._banned(address, spent, now)
+            self.refused["bans"] += 1
+            return spent.weight, banned(address, spent.banned_until, now)
+        self.refused["requests beyond the weight"] += 1
         message = (
             f"Too many requests; current limit of IP({address}) is {self.limit} requests per minute. "
             "Please use the websocket for live updates to avoid polling the API."
@@ -81,13 +87,23 @@ class Weights:
         wait_ms = MINUTE_MS - now % MINUTE_MS
         return spent.weight, Answer(429, _json({"code": -1003, "msg": message}), _retry_after(wait_ms))
 
-    @staticmethod
-    def _banned(address: str, spent: Spent, now: int) -> Answer:
-        message = (
-            f"Way too many requests; IP({address}) banned until {spent.banned_until}. "
-            "Please use the websocket for live updates to avoid bans."
-        )
-        return Answer(418, _json({"code": -1003, "msg": message}), _retry_after(spent.banned_until - now))
+
+def banned(address: str, until: int, now: int) -> Answer:
+    """Return what a banned client is told."""
+    message = (
+        f"Way too many requests; IP({address}) banned until {until}. "
+        "Please use the websocket for live updates to avoid bans."
+    )
+    return Answer(418, _json({"code": -1003, "msg": message}), _retry_after(until - now))
+
+
+def limited(wait_ms: int) -> Answer:
+    """Return what a client is told that must wait, whatever it has asked for."""
+    return Answer(429, _json({"code": -1003, "msg": "Too many requests."}), _retry_after(wait_ms))
+
+
+def unavailable() -> Answer:
+    return Answer(503, _json({"code": -1001, "msg": "Service Unavailable."}), {})
 
 
 def _retry_after(wait_ms: int) -> dict[str, str]:

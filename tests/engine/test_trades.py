@@ -140,6 +140,31 @@ def test_numbers_that_would_not_fit_are_refused_and_nothing_is_changed() -> None
     assert played.engine.dropped == {"trades whose decimals do not fit": 1}
 
 
+def test_decimals_that_there_is_no_room_for_are_taken_off_where_they_are_zeros() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 10**9, 10**8)]))
+    played.apply(batch([Trade(6, START + 20, 3 * 10**5, 7 * 10**4)], decimals=(7, 7)))
+    row = played.values()["1m", START]
+    assert (row["close"], row["volume"], row["quote_volume"]) == (3, 10**8 + 7, 10**17 + 21)
+    played.apply(batch([Trade(7, START + 30, 3 * 10**5, 7 * 10**4 + 1)], decimals=(7, 7), covered=[(7, 9)]))
+    assert played.engine.dropped == {"trades whose decimals do not fit": 1}
+    assert played.engine.book.symbols[0]["last_id"] == 6
+
+
+def test_an_answer_that_could_not_be_applied_makes_no_id_void() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(5, START + 10, 100, 7), Trade(9, START + 20, 100, 7)], covered=[(0, 5)]))
+    # Two of these trades are of a time that cannot be yet.
+    future = [Trade(number, START + 60 * MINUTE, 100, 7) for number in (6, 8)]
+    played.apply(batch(future, covered=[(6, 8)]))
+    assert played.engine.gaps(0) == [(6, 8)]
+    played.apply(batch([Trade(6, START + 15, 100, 7)], covered=[(6, 8)]))
+    assert played.engine.gaps(0) == []
+    assert played.values()["1m", START]["volume"] == 21
+
+
 def test_what_is_missing_is_asked_for_and_asked_again() -> None:
     played = PlayedEngine(gap_retry_ms=5_000)
     played.add()

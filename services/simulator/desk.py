@@ -1,0 +1,163 @@
+"""What an operator may see of the simulator and do to it: everything under /simulator/.
+
+Decides how a fault that happens at once is done; those that last are faults.py's.
+
+    curl http://127.0.0.1:9080/simulator/status
+    curl -X POST 'http://127.0.0.1:9080/simulator/fault?kind=skip&seconds=30&share=0.01'
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from services.simulator.faults import AT_ONCE, LASTING, Fault, read_fault
+from services.simulator.frames import Chunk
+from services.simulator.generated import GeneratedMarket
+from services.simulator.grid import MINUTE_MS
+from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
+
+if TYPE_CHECKING:
+    from services.simulator.loop import Simulator
+
+SHUTDOWN_STREAM = "!serverShutdown"
+GOING_AWAY = 1001
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    def __init__(self, simulator: "Simulator") -> None:
+        self._simulator = simulator
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        router.add_get("/simulator/status", self._status)
+        router.add_get("/simulator/truth", self._truth)
+        router.add_post("/simulator/pause", self._pause)
+        router.add_post("/simulator/resume", self._resume)
+        router.add_get("/simulator/fault", self._tell_faults)
+        router.add_post("/simulator/fault", self._begin_fault)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        simulator, market = self._simulator, self._simulator.market
+        content = {
+            "time": market.now,
+            "started": market.started,
+            "ended": market.ended,
+            "paused": simulator.paused,
+            "symbols": sum(market.status(instrument) == "TRADING" for instrument in market.instruments()),
+            "trades": market.trades,
+            "connections": len(simulator.connections),
+            "faults": simulator.faults.active(time.monotonic()),
+            "refused": simulator.refused + simulator.rest.weights.refused,
+            "last_ids": market.last_ids(),
+        }
+        return _json(content)
+
+    async def _truth(self, request: web.Request) -> web.Response:
+        asked, market = request.query, self._simulator.market
+        instrument = market.find(asked.get("symbol", ""))
+        kind = asked.get("stream", "aggTrade")
+        since, rows = asked.get("since", str(market.started)), asked.get("rows", str(ROWS_DEFAULT))
+        if instrument is None or kind not in ("aggTrade", "trade") or not (since.isdigit() and rows.isdigit()):
+            return _json({"error": "unknown symbol or stream, or since or rows that is no number"}, status=400)
+        minute = int(since) // MINUTE_MS * MINUTE_MS
+        return _json(truth(market, instrument, kind, minute, max(1, min(int(rows), ROWS_MAX))))
+
+    async def _pause(self, _request: web.Request) -> web.Response:
+        """Stop the exchange's time; what has left by now is all there is."""
+        simulator = self._simulator
+        if not simulator.paused:
+            simulator.paused = True
+            simulator.clock.set(simulator.market.now, False)
+        return _json({"time": simulator.market.now})
+
+    async def _resume(self, _request: web.Request) -> web.Response:
+        simulator = self._simulator
+        if simulator.paused:
+            simulator.paused = False
+            simulator.clock.set(simulator.market.now, isinstance(simulator.market, GeneratedMarket))
+        return _json({"time": simulator.market.now})
+
+    # Faults.
+
+    async def _tell_faults(self, _request: web.Request) -> web.Response:
+        """Say what there is."""
+        parameters = {"kind": "one of these", "seconds": 10, "share": 0.1, "ms": 2000, "symbol": ""}
+        return _json({"parameters": parameters, "at once": AT_ONCE, "lasting": LASTING})
+
+    async def _begin_fault(self, request: web.Request) -> web.Response:
+        faults = self._simulator.faults
+        try:
+            fault = read_fault(request.query)
+            content = await self._strike(fault) if fault.kind in AT_ONCE else {}
+        except KeyError as error:
+            return _json({"error": f"no such symbol: {error}"}, status=400)
+        except ValueError as error:
+            return _json({"error": str(error)}, status=400)
+        if fault.kind in LASTING:
+            faults.begin(fault, time.monotonic())
+        log.info("fault: %s", " ".join(f"{name}={value}" for name, value in request.query.items()))
+        return _json(content | {"faults": faults.active(time.monotonic())})
+
+    async def _strike(self, fault: Fault) -> dict[str, object]:
+        """Do what happens at once. Raises ValueError, and KeyError if there is no such symbol."""
+        simulator = self._simulator
+        match fault.kind:
+            case "drop":
+                simulator.break_connections()
+            case "close":
+                for connection in list(simulator.connections):
+                    with contextlib.suppress(ConnectionError):
+                        await connection.socket.close(code=GOING_AWAY, message=b"Going away", drain=False)
+            case "shutdown":
+                self._announce_shutdown(fault.seconds)
+            case "mute":
+                self._mute(fault.symbol)
+            case _:
+                if not isinstance(simulator.market, GeneratedMarket):
+                    raise ValueError("a recording is what it is")
+                return self._change_market(simulator.market, fault)
+        return {}
+
+    def _change_market(self, market: GeneratedMarket, fault: Fault) -> dict[str, object]:
+        match fault.kind:
+            case "list":
+                return {"symbol": market.list_coin()}
+            case "delist":
+                market.delist(fault.symbol)
+            case "decimals":
+                market.refine(fault.symbol)
+            case "clock":
+                self._simulator.clock.set(self._simulator.clock.now() + fault.ms, True)
+        return {}
+
+    def _announce_shutdown(self, after_s: float) -> None:
+        data = b'{"e":"serverShutdown","E":%d}' % self._simulator.clock.now()
+        for connection in list(self._simulator.connections):
+            connection.session.delivered.add(SHUTDOWN_STREAM)
+            connection.write([Chunk(SHUTDOWN_STREAM, [data])])
+            asyncio.get_running_loop().call_later(after_s, connection.abort)
+
+    def _mute(self, symbol: str) -> None:
+        instrument = self._simulator.market.find(symbol)
+        if symbol and instrument is None:
+            raise KeyError(symbol)
+        for connection in self._simulator.connections:
+            delivered = connection.session.delivered
+            for stream in [stream for stream in delivered if stream.endswith(("@aggTrade", "@trade"))]:
+                if instrument is None or stream.partition("@")[0] == instrument.stream_base:
+                    delivered.discard(stream)
+        self._simulator.count_wanted()
+
+
+def _json(content: object, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(),
+        content_type="application/json",
+    )

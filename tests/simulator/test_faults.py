@@ -1,0 +1,226 @@
+"""Faults on demand: each of them is what it says, and only for as long as it lasts."""
+
+import time
+from collections.abc import Iterator
+from http.client import HTTPException
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from services.simulator.faults import AT_ONCE, LASTING, Fault, Faults, read_fault
+from services.simulator.frames import TICKER_STREAM, Chunk
+from tests.simulator.served import NOON, Served, collect, made, served, subscribe
+from tests.support import wait_for
+
+STREAM = "btcusdt@aggTrade"
+
+
+def chunk(*numbers: int, stream: str = STREAM) -> Chunk:
+    return Chunk(stream, [str(number).encode() for number in numbers])
+
+
+def sent(faults: Faults, now_s: float, *chunks: Chunk) -> list[int]:
+    """Return the numbers that are sent; -1 for what is none."""
+    messages = [message for each in faults.distort(list(chunks), now_s) for message in each.messages]
+    return [int(message) if message.isdigit() else -1 for message in messages]
+
+
+def faulty(**fault: Any) -> Faults:
+    faults = Faults(1)
+    faults.begin(Fault(**{"share": 1.0, **fault}), 0.0)
+    return faults
+
+
+def test_messages_are_left_out_repeated_and_held_back() -> None:
+    assert sent(faulty(kind="skip"), 1, chunk(1, 2, 3)) == []
+    assert sent(faulty(kind="repeat"), 1, chunk(1, 2)) == [1, 1, 2, 2]
+    late = faulty(kind="delay", ms=3_000)
+    assert sent(late, 1, chunk(1, 2)) == []
+    assert sent(late, 3.9) == []
+    assert sent(late, 4.1) == [1, 2]
+    assert sent(faulty(kind="garbage"), 1, chunk(1, 2))[1::2] == [1, 2]
+
+
+def test_what_is_out_of_order_comes_all_the_same() -> None:
+    faults = Faults(1)
+    faults.begin(Fault(kind="reorder", share=0.3), 0.0)
+    came = [
+        number for begin in range(0, 500, 5) for number in sent(faults, begin / 100, chunk(*range(begin, begin + 5)))
+    ]
+    came += sent(faults, 9.0)
+    assert came != sorted(came)
+    assert sorted(came) == list(range(500))
+
+
+def test_a_share_is_a_share_and_an_end_is_an_end() -> None:
+    faults = Faults(1)
+    faults.begin(Fault(kind="skip", share=0.1, seconds=10), 0.0)
+    assert 50 < 1_000 - len(sent(faults, 1, chunk(*range(1_000)))) < 200
+    assert len(sent(faults, 10.1, chunk(*range(1_000)))) == 1_000
+    assert faults.quiet
+
+
+def test_silence_spares_nobody_and_the_other_faults_spare_the_ticker() -> None:
+    assert sent(faulty(kind="silent"), 1, chunk(1), chunk(2, stream=TICKER_STREAM)) == []
+    assert sent(faulty(kind="skip"), 1, chunk(1), chunk(2, stream=TICKER_STREAM)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "kind"),
+        ({"kind": "nothing"}, "no such fault; there are drop,"),
+        ({"kind": "skip", "share": "2"}, "out of range"),
+        ({"kind": "skip", "seconds": "0"}, "out of range"),
+        ({"kind": "skip", "ms": "x"}, "ms"),
+        ({"kind": "skip", "colour": "red"}, "colour"),
+    ],
+)
+def test_bad_requests_are_refused_in_words(asked: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_fault(asked)
+
+
+def test_a_symbol_s_decimals_grow_and_its_numbers_stay() -> None:
+    market = made()
+    market.advance(NOON + 55_000, set())
+    before = market.find("BTCUSDT")
+    assert before is not None
+    klines = market.klines(before, "1m", NOON, market.now)
+    market.refine("BTCUSDT")
+    after = market.find("BTCUSDT")
+    assert after is not None
+    assert (after.price_decimals, after.quantity_decimals) == (before.price_decimals + 1, before.quantity_decimals + 1)
+    finer = market.klines(after, "1m", NOON, market.now)
+    for name, factor in (("open", 10), ("high", 10), ("volume", 10), ("quote_volume", 100), ("count", 1)):
+        assert (finer[name] == klines[name] * factor).all()
+    last = market.last_ids()["BTCUSDT"]["aggTrade"]
+    market.advance(NOON + 59_000, set())
+    rows = market.agg_trades(after, last - 1, None, None, 1_000)
+    assert rows["id"].tolist() == list(range(last - 1, rows["id"][-1] + 1))
+    assert rows["id"][-1] > last
+    assert not (rows["price"] % 10).any()
+
+
+def test_a_coin_is_listed_at_once_and_another_one_ends_with_its_minute() -> None:
+    market = made(trades_per_second=3_000.0)
+    symbol = market.list_coin()
+    market.delist("ETHUSDT")
+    for step in range(1, 40):
+        market.advance(NOON + 50_000 + step * 1_000, set())
+    ids = market.last_ids()
+    assert ids[symbol]["aggTrade"] > 0
+    ether, ended = market.find("ETHUSDT"), ids["ETHUSDT"]["aggTrade"]
+    assert ether is not None
+    assert market.status(ether) == "SETTLING"
+    market.advance(NOON + 150_000, set())
+    assert market.last_ids()["ETHUSDT"]["aggTrade"] == ended
+    assert market.agg_trades(ether, None, None, None, 1)["time"][0] < NOON + 60_000
+    with pytest.raises(KeyError):
+        market.delist("NOBODYUSDT")
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("faults")) as simulator:
+        yield simulator
+
+
+def strike(simulator: Served, **fault: object) -> Any:
+    return simulator.post("/simulator/fault?" + "&".join(f"{name}={value}" for name, value in fault.items()))
+
+
+def test_every_fault_can_be_asked_for(simulator: Served) -> None:
+    told = simulator.get("/simulator/fault")
+    assert (told["at once"].keys(), told["lasting"].keys()) == (AT_ONCE.keys(), LASTING.keys())
+    for kind in LASTING:
+        assert kind in strike(simulator, kind=kind, seconds=0.1, ms=1)["faults"]
+    wait_for("their end", lambda: not simulator.status()["faults"])
+    status, content, _ = simulator.ask("/simulator/status")
+    assert (status, content["refused"]) == (200, {})
+
+
+def test_websockets_break_close_and_are_refused(simulator: Served) -> None:
+    for kind in ("drop", "close"):
+        with simulator.socket("/market/ws") as socket:
+            strike(simulator, kind=kind)
+            with pytest.raises(ConnectionClosed) as closed:
+                collect(socket, 5)
+        assert (closed.value.rcvd.code if closed.value.rcvd else None) == (1001 if kind == "close" else None)
+    strike(simulator, kind="refuse", seconds=0.5)
+    with pytest.raises(InvalidStatus), simulator.socket("/market/ws"):
+        pass
+    wait_for("its end", lambda: not simulator.status()["faults"])
+    with simulator.socket("/market/ws"):
+        pass
+
+
+def test_the_end_of_a_websocket_is_announced(simulator: Served) -> None:
+    with simulator.socket("/market/stream") as socket:
+        strike(simulator, kind="shutdown", seconds=0.3)
+        (message,) = collect(socket, 5, enough=1)
+        assert (message["stream"], message["data"]["e"]) == ("!serverShutdown", "serverShutdown")
+        with simulator.socket("/market/ws") as another:
+            with pytest.raises(ConnectionClosed):
+                collect(socket, 5)
+            assert collect(another, 0.2) == []
+
+
+def test_a_muted_stream_is_well_on_a_new_websocket(simulator: Served) -> None:
+    with simulator.socket("/market/ws") as old:
+        subscribe(old, STREAM, "ethusdt@aggTrade")
+        assert collect(old, 10, enough=1)
+        strike(simulator, kind="mute", symbol="BTCUSDT")
+        collect(old, 0.3)
+        with simulator.socket("/market/ws") as new:
+            subscribe(new, STREAM)
+            assert collect(new, 10, enough=5)
+            assert {message["s"] for message in collect(old, 10, enough=5)} == {"ETHUSDT"}
+    assert simulator.ask("/simulator/fault")[0] == 200
+
+
+def test_a_websocket_lives_as_long_as_it_is_told(simulator: Served) -> None:
+    strike(simulator, kind="lifetime", ms=500, seconds=5)
+    began = time.monotonic()
+    with simulator.socket("/market/ws") as socket, pytest.raises(ConnectionClosed):
+        collect(socket, 10)
+    assert 0.5 < time.monotonic() - began < 4.0
+    strike(simulator, kind="lifetime", ms=500, seconds=0.001)
+
+
+def test_rest_fails_in_every_way(simulator: Served) -> None:
+    strike(simulator, kind="error", share=1, seconds=0.3)
+    assert simulator.ask("/fapi/v1/time")[0] == 503
+    wait_for("its end", lambda: not simulator.status()["faults"])
+    strike(simulator, kind="stall", share=1, ms=700, seconds=0.3)
+    began = time.monotonic()
+    assert simulator.ask("/fapi/v1/time")[0] == 200
+    assert time.monotonic() - began > 0.6
+    strike(simulator, kind="cut", share=1, seconds=0.3)
+    with pytest.raises((OSError, HTTPException)):
+        simulator.get("/fapi/v1/klines", symbol="BTCUSDT", interval="1m")
+    wait_for("its end", lambda: not simulator.status()["faults"])
+
+
+def test_a_client_that_goes_on_asking_is_noticed(simulator: Served) -> None:
+    strike(simulator, kind="limit", share=1, ms=2_000, seconds=0.2)
+    status, _, headers = simulator.ask("/fapi/v1/time")
+    assert (status, headers["Retry-After"]) == (429, "2")
+    time.sleep(0.7)
+    assert simulator.ask("/fapi/v1/time")[0] == 200
+    assert simulator.status()["refused"] == {"asked while told not to": 1}
+    strike(simulator, kind="ban", seconds=0.4)
+    status, content, _ = simulator.ask("/fapi/v1/time")
+    assert status == 418
+    assert "banned until" in content["msg"]
+    wait_for("its end", lambda: not simulator.status()["faults"])
+
+
+def test_the_exchange_s_clock_jumps(simulator: Served) -> None:
+    before = simulator.get("/fapi/v1/time")["serverTime"]
+    strike(simulator, kind="clock", ms=90_000)
+    assert simulator.get("/fapi/v1/time")["serverTime"] >= before + 90_000
+    wait_for("the market", lambda: simulator.status()["time"] >= before + 90_000)
+    strike(simulator, kind="clock", ms=-30_000)
+    assert simulator.get("/fapi/v1/time")["serverTime"] < before + 90_000

@@ -64,6 +64,13 @@ class Engine(_Section, frozen=True, kw_only=True):
     """Where the XPUB socket of the klines listens."""
 
 
+class Audit(_Section, frozen=True, kw_only=True):
+    every_minutes: int = 60
+    """How often each symbol's minutes are compared with the exchange's own klines, up to 95; 0: never."""
+    policy: Literal["report", "adopt"] = "report"
+    """What becomes of a symbol with a minute that does not match: it is told of, or the exchange's klines are taken."""
+
+
 class Database(_Section, frozen=True, kw_only=True):
     url: str = ""
     """Empty: the PostgreSQL that comes with klagg."""
@@ -101,6 +108,7 @@ class Config(_Section, frozen=True, kw_only=True):
     data_dir: str = "data"
     exchange: Exchange = Exchange()
     engine: Engine = Engine()
+    audit: Audit = Audit()
     database: Database = Database()
     viz: Viz = Viz()
     simulator: Simulator = Simulator()
@@ -206,6 +214,8 @@ def _check(path: Path, config: Config) -> None:
         ("engine.gap_retry_ms", config.engine.gap_retry_ms, 100, 3_600_000),
         ("engine.silence_ask_ms", config.engine.silence_ask_ms, 100, 3_600_000),
         ("engine.resume_max_ms", config.engine.resume_max_ms, 0, 86_400_000),
+        ("exchange.connection_max_ms", config.exchange.connection_max_ms, 1_000, 86_400_000),
+        ("audit.every_minutes", config.audit.every_minutes, 0, 95),
         ("database.port", config.database.port, 0, 65_535),
         ("viz.port", config.viz.port, 1, 65_535),
         ("simulator.port", config.simulator.port, 1, 65_535),

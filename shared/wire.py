@@ -89,6 +89,27 @@ class Klines(msgspec.Struct, frozen=True, tag="klines"):
     interval: str
     rows: bytes
     """KLINE[n], ascending."""
+    audit: bool = False
+    """They were asked for to be compared."""
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """A minute of ours that is not what the exchange says it is."""
+
+    open_time: int
+    fields: dict[str, tuple[int, int]]
+    """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then."""
+
+
+class AuditMark(msgspec.Struct):
+    """What comparing a symbol's minutes with the exchange's own klines has shown."""
+
+    until: int = 0
+    """Minutes that open before it have been compared, or cannot be."""
+    counts: dict[str, int] = {}
+    """Minutes by outcome (matched, burnt, straddled, mismatched), and the fields of those that do not match."""
+    mismatches: list[Mismatch] = []
+    """The newest."""
 
 
 class SymbolMark(msgspec.Struct, frozen=True):
@@ -112,6 +133,7 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
     proven_time: int = 0
     """Every trade before it was applied."""
+    audit: AuditMark = msgspec.field(default_factory=AuditMark)
 
 
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
@@ -196,6 +218,8 @@ class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
     interval: str
     start_time: int
     end_time: int
+    audit: bool = False
+    """To be compared with ours: whatever repairs something goes first."""
 
 
 Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines

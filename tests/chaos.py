@@ -27,7 +27,7 @@ import zmq
 from shared.config import Config, load
 from shared.postgres import database_url
 from shared.wire import HEALTH_TOPIC
-from tests.pipeline.truth import ask, differences, settle, unproven
+from tests.pipeline.truth import ask, audited, differences, settle, unproven
 from tests.support import Room, wait_for, write_config
 
 ROOMS = ("postgres", "persist", "engine", "ingest", "viz")
@@ -168,6 +168,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
             "weight_limit": plan.weight,
         },
         exchange={"silence_ms": 3_000},
+        audit={"every_minutes": 1},
         engine={
             "save_interval_ms": 1_000,
             "silence_ask_ms": 3_000,
@@ -196,6 +197,9 @@ def run(folder: Path, plan: Plan) -> list[str]:
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
         holes = unproven(house.config)
         print(f"klagg verify: {len(holes)} places do not hold", flush=True)
+        audit = audited(house.config)
+        print(f"the standing audit: {audit}", flush=True)
+        holes += [f"the audit found {audit['mismatched']} minutes"] if audit.get("mismatched") else []
         refused = {kind: n for kind, n in ask(house.config, "status")["refused"].items() if kind != "slow readers"}
         print(f"the exchange refused: {refused}", flush=True)
         house.stop()

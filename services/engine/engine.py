@@ -20,7 +20,9 @@ from itertools import pairwise
 from typing import assert_never
 
 import numpy as np
+from msgspec.structs import replace
 
+from services.engine.audit import Audit
 from services.engine.book import (
     COUNTERS,
     lay_out,
@@ -36,6 +38,7 @@ from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
 from services.engine.repair import Repair
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
+from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import (
     DAY_MS,
@@ -80,7 +83,9 @@ _NO_ROWS = np.zeros(0, KLINE)
 
 
 class KlineEngine:
-    def __init__(self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0) -> None:
+    def __init__(
+        self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0, audit: AuditConfig | None = None
+    ) -> None:
         """`session` differs from that of every engine before it."""
         self._config = config
         self.session = session
@@ -91,6 +96,7 @@ class KlineEngine:
         self.index: dict[str, int] = {}
         self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._mark_of)
         self.repair = Repair(config, self.book, self.symbols)
+        self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
         self.streams: list[str] = []
         self.grids: list[int] = []
         """An open time of each symbol's 3d klines."""
@@ -125,7 +131,7 @@ class KlineEngine:
             case RemoveSymbol():
                 self._remove(event.symbol)
             case Klines():
-                self._take_klines(event)
+                self._take_klines(event, now_ns)
             case Restored():
                 self._restore(event, now_ns)
             case Persisted():
@@ -142,7 +148,10 @@ class KlineEngine:
         if self._held:
             self._replay_held(now_ns)
         if not self._held:
+            minute_end = self.minute_end
             self._open_minutes(self.clock.now(now_ns))
+            if self.minute_end != minute_end:
+                self._commands += self.audit.due(self.minute_end)
         due = self.repair.due(now_ns, self.minute_end)
         self._commands += due.commands
         if due.hopeless:
@@ -350,6 +359,7 @@ class KlineEngine:
             for begin, end in _holes(name, klines["open_time"].tolist()):
                 self.repair.want_klines(symbol, interval, begin, end)
         self._want_lacking(symbol, mark)
+        self.audit.restore(symbol, mark.audit)
         catch_up(self.book, symbol)
 
     def _want_lacking(self, symbol: int, mark: SymbolMark) -> None:
@@ -423,6 +433,7 @@ class KlineEngine:
             self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
         if absent is not None:
             self._want_lacking(symbol, absent)
+            self.audit.restore(symbol, absent.audit)
         build_open_rows(self.book, symbol, event.klines_until)
         self._commands.append(Subscribe([event.stream]))
         self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
@@ -451,7 +462,7 @@ class KlineEngine:
 
     # Klines of the exchange that were asked for.
 
-    def _take_klines(self, event: Klines) -> None:
+    def _take_klines(self, event: Klines, now_ns: int) -> None:
         """Take the exchange's own klines: into memory where it has no proven ones, and what is older to the store."""
         symbol = self.index.get(event.symbol, -1)
         interval = INTERVAL_INDEX.get(event.interval, -1)
@@ -463,16 +474,31 @@ class KlineEngine:
         if not self._grow(symbol, event.price_decimals, event.quantity_decimals):
             self._drop("klines whose decimals do not fit", len(rows))
             return
-        self.repair.klines_came(symbol, interval, int(rows[-1]["open_time"]) if len(rows) else None)
         rows = rows.copy()
         price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
         rescale(rows, price_factor, 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals))
+        if event.audit:
+            self._compare(symbol, rows, now_ns)
+            return
+        self.repair.klines_came(symbol, interval, int(rows[-1]["open_time"]) if len(rows) else None)
         held = self.book.rows[symbol, interval]
         proven = held["open_time"][(held["flags"] & FINAL) != 0]
         older = rows["open_time"] < memory_begin(self.book, symbol, interval)
         put_rows(self.book, symbol, interval, rows[~older & ~np.isin(rows["open_time"], proven)], True)
         if older.any():
             self.saving.pass_on(symbol, interval, rows[older])
+
+    def _compare(self, symbol: int, rows: Rows, now_ns: int) -> None:
+        """Compare a symbol's minutes with the exchange's own."""
+        mismatches, unproven = self.audit.take(symbol, rows)
+        self.book.symbols[symbol]["mark_changed"] = 1
+        if unproven:
+            self.repair.doubt(symbol, now_ns)
+        if mismatches and self.audit.adopts and self.symbols[symbol] not in self._absent:
+            mark = self._mark_of(symbol)
+            self._absent[mark.symbol] = replace(mark, proven_time=min(mark.proven_time, mismatches[0].open_time))
+            self.repair.hopeless.add(symbol)
+            self._introduce(now_ns)
 
     # Saving.
 
@@ -506,6 +532,7 @@ class KlineEngine:
             self.gaps(symbol),
             self.repair.lacking(symbol),
             max(int(state["seam_time"]), int(proven_time(state, self.book.gaps[symbol]))),
+            self.audit.copy_of(symbol),
         )
 
     def _persisted(self, event: Persisted) -> None:
@@ -545,6 +572,7 @@ class KlineEngine:
             "saving": self.saving.under_way,
             "batches": self.saving.batch,
             "begun_anew": self.begun_anew,
+            "audit": self.audit.totals(),
             **counters,
             "dropped": dict(self.dropped),
         }

@@ -55,7 +55,7 @@ class Loop:
         self._public.setsockopt(zmq.XPUB_VERBOSE, 1)
         started_at = time.monotonic()
         warm_up()
-        self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session)
+        self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session, config.audit)
         self._snapshots = Snapshots(self._engine, session, config.engine.publish_interval_ms)
         self._window = config.engine.window
         self._load_at = 0.0

@@ -96,6 +96,11 @@ class Repair:
         self._unheard = {symbol: last_id for symbol, last_id in enumerate(last_ids) if last_id >= 0}
         self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
 
+    def doubt(self, symbol: int, now_ns: int) -> None:
+        """Somebody knows of trades of a symbol that we have not seen, and that no gap shows."""
+        self._unsure[symbol] = int(self._book.symbols[symbol]["last_id"])
+        self._ask_at.setdefault(symbol, now_ns)
+
     def ask_again(self) -> None:
         """Somebody else is to be asked: everything, at once."""
         self._ask_at = dict.fromkeys(self._ask_at, 0)
@@ -186,8 +191,7 @@ class Repair:
         for symbol, last_id in self._unheard.items():
             state = self._book.symbols[symbol]
             if state["last_id"] == last_id and state["active"]:
-                self._unsure[symbol] = last_id
-                self._ask_at.setdefault(symbol, now_ns)
+                self.doubt(symbol, now_ns)
         self._unheard = {}
 
     def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:

@@ -147,14 +147,17 @@ class History:
             for _ in range(PAGES_MAX):
                 limit = max(1, min(self._venue.klines_max, (ask.end_time - start) // length + 1))
                 answer = await self._rest.get(
-                    self._venue.klines(ask.symbol, ask.interval, limit, start, ask.end_time), Priority.KLINES
+                    self._venue.klines(ask.symbol, ask.interval, limit, start, ask.end_time),
+                    Priority.AUDIT if ask.audit else Priority.KLINES,
                 )
                 page = self._parse(ask.symbol, ask.interval, answer)
                 closed = page.closed_before(self._settled(answer.sent_ns))
                 price_decimals, quantity_decimals = self._grown(ask.symbol, [closed])
                 rows, left_out = kline_rows(closed, price_decimals, quantity_decimals)
                 self._count_refused(ask.symbol, ask.interval, left_out)
-                self._send(Klines(ask.symbol, price_decimals, quantity_decimals, ask.interval, rows.tobytes()))
+                self._send(
+                    Klines(ask.symbol, price_decimals, quantity_decimals, ask.interval, rows.tobytes(), ask.audit)
+                )
                 if len(page.open_times) < limit:
                     return
                 start = next_open_time(ask.interval, int(page.open_times[-1]))

@@ -1,7 +1,8 @@
 """REST: one queue, one budget, bounded retries.
 
 Decides when a request goes and what is done about a refusal. The order is trades to repair first, then klines to
-repair, then the history of symbols, then metadata. Knows nothing of what an answer says, beyond its errors.
+repair, then the history of symbols, then metadata, then what is only compared. Knows nothing of what an answer says,
+beyond its errors.
 
 A crash here costs nothing: whoever asked asks again.
 """
@@ -43,6 +44,7 @@ class Priority(IntEnum):
     KLINES = 1
     HISTORY = 2
     METADATA = 3
+    AUDIT = 4
 
 
 class RestError(Exception):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Multirange
@@ -18,9 +19,9 @@ from psycopg.types.range import Range
 from services.persist.copying import DECIMALS, EPOCH_2000_MS, READ, SOURCES, STAGED, checked, staged, unstaged
 from shared.interval import INTERVAL_NAMES
 from shared.process import Unavailable
-from shared.wire import DirtyBatch, Restored, SymbolMark, placed_rows
+from shared.wire import AuditMark, DirtyBatch, Restored, SymbolMark, placed_rows
 
-SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql")
+SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 """One file a version, applied in order."""
 MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
@@ -71,13 +72,13 @@ _UPSERT = _upsert()
 
 _MARKS = """
 INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps,
-    lacking, proven_time)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    lacking, proven_time, audit)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (symbol) DO UPDATE SET
     price_decimals = excluded.price_decimals, quantity_decimals = excluded.quantity_decimals,
     stream = excluded.stream, active = excluded.active, grid_3d = excluded.grid_3d,
     seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps,
-    lacking = excluded.lacking, proven_time = excluded.proven_time, saved_at = now()
+    lacking = excluded.lacking, proven_time = excluded.proven_time, audit = excluded.audit, saved_at = now()
 """
 
 _PROVE = """
@@ -182,24 +183,27 @@ def load(connection: Connection, session: int, window: int) -> Iterator[Restored
 def _marks(connection: Connection) -> list[SymbolMark]:
     rows = connection.execute(
         "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps, lacking,"
-        " proven_time FROM symbols ORDER BY symbol"
+        " proven_time, audit FROM symbols ORDER BY symbol"
     )
-    return [
-        SymbolMark(
-            symbol,
-            price,
-            quantity,
-            stream,
-            active,
-            _ms(grid_3d),
-            _ms(seam_time),
-            last_id,
-            [(gap.lower, gap.upper - 1) for gap in gaps],
-            [(interval, start, end) for interval, start, end in lacking],
-            _ms(proven_time),
-        )
-        for symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking, proven_time in rows
-    ]
+    return [_mark(*row) for row in rows]
+
+
+def _mark(*row: Any) -> SymbolMark:
+    symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking, proven_time, audit = row
+    return SymbolMark(
+        symbol,
+        price,
+        quantity,
+        stream,
+        active,
+        _ms(grid_3d),
+        _ms(seam_time),
+        last_id,
+        [(gap.lower, gap.upper - 1) for gap in gaps],
+        [(interval, start, end) for interval, start, end in lacking],
+        _ms(proven_time),
+        msgspec.convert(audit, AuditMark),
+    )
 
 
 def _names(marks: list[SymbolMark]) -> list[str]:
@@ -219,6 +223,7 @@ def _mark_values(mark: SymbolMark) -> tuple[object, ...]:
         Multirange([Range(first, last, "[]") for first, last in mark.gaps]),
         Jsonb(mark.lacking),
         _moment(mark.proven_time),
+        Jsonb(msgspec.to_builtins(mark.audit)),
     )
 
 

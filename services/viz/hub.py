@@ -327,6 +327,7 @@ class Hub:
             "database": self.database,
             "feed": self.feed(),
             "history": self.history(),
+            "proof": self.proof(),
         }
         if status != self._status:
             self._status = status
@@ -347,6 +348,16 @@ class Hub:
         if not isinstance(done, int) or not isinstance(of, int) or not isinstance(left_ms, int) or done >= of:
             return None
         return [done, of, -(-left_ms // 60_000)]
+
+    def proof(self) -> list[int] | None:
+        """Return how many trades are missing and, of the minutes that were compared with the exchange's own klines, how
+        many are equal, differ as aggregates do, and do not match; None while that is not known.
+        """
+        missing, audit = self.health.get("missing_ids"), self.health.get("audit")
+        if not isinstance(missing, int) or not isinstance(audit, dict):
+            return None
+        equal, burnt, straddled, wrong = (audit.get(n, 0) for n in ("matched", "burnt", "straddled", "mismatched"))
+        return [missing, equal, burnt + straddled, wrong]
 
     def symbols(self) -> dict[str, tuple[Any, ...]]:
         """Return last, open, high, low, volume, quote volume of 24 h and `active`, by symbol."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from services.engine.engine import KlineEngine
+from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, TRADE
@@ -127,7 +128,8 @@ class PlayedEngine:
     def __init__(self, time: int = START, restored: list[Restored] | None = None, **config: Any) -> None:
         config = {"max_symbols": 4, "window": 100} | config
         self.speed = config.pop("clock_speed", 1.0)
-        self.engine = KlineEngine(EngineConfig(**config), self.speed, session=SESSION)
+        audit = config.pop("audit", AuditConfig(every_minutes=0))
+        self.engine = KlineEngine(EngineConfig(**config), self.speed, SESSION, audit)
         self.now_ns = 0
         self.begin = time
         self.engine.apply(self.feed(), 0)

@@ -18,7 +18,7 @@ from services.persist.export import COLUMNS, export_csv
 from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
 from shared.kline import CLOSED, EXCHANGE, FINAL, PLACED_KLINE
 from shared.process import Unavailable
-from shared.wire import DirtyBatch, SymbolMark, placed_rows
+from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows
 from tests.database import database
 from tests.support import write_config
 
@@ -95,7 +95,16 @@ def test_whatever_an_int64_holds_comes_back_the_same(
     connection: store.Connection, values: list[int], price: int, quantity: int, flags: int, interval: str
 ) -> None:
     placed = rows(3, interval=interval, flags=flags, revision=7, **dict(zip(VALUES, values, strict=True)))
-    marks = [mark(price=price, quantity=quantity, gaps=[(3, 3), (5, 2**62)], lacking=[("1m", 60_000, 2**45)])]
+    marks = [
+        mark(
+            price=price,
+            quantity=quantity,
+            gaps=[(3, 3), (5, 2**62)],
+            lacking=[("1m", 60_000, 2**45)],
+            proven_time=7,
+            audit=AuditMark(60_000, {"matched": 3}, [Mismatch(60_000, {"low": (1, 2**62)})]),
+        )
+    ]
     connection.execute("TRUNCATE klines")
     store.save(connection, batch(placed, marks))
     store.save(connection, batch(placed, marks))

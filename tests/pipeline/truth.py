@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -72,6 +73,15 @@ def unproven(config: Config) -> list[str]:
     with psycopg.connect(database_url(config), autocommit=True) as connection:
         results = verify(connection, lambda *_: None)
     return [f"{result.check.name}: {place}" for result in results for place in result.places]
+
+
+def audited(config: Config) -> dict[str, int]:
+    """Return what the standing audit has counted, of all symbols."""
+    counts: Counter[str] = Counter()
+    with psycopg.connect(database_url(config)) as connection:
+        for (audit,) in connection.execute("SELECT audit FROM symbols"):
+            counts.update(audit.get("counts", {}))
+    return dict(counts)
 
 
 def differences(config: Config) -> tuple[list[str], int]:

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.engine.audit import MISMATCHED
 from services.engine.engine import KlineEngine
+from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL
@@ -30,6 +32,7 @@ class Simulation:
         self.config = EngineConfig(
             max_symbols=3, window=WINDOW, resume_max_ms=source.choice([2, 60]) * MINUTE, silence_ask_ms=3_000
         )
+        self.audit = AuditConfig(every_minutes=source.choice([1, 7, 60]))
         self.begun_anew = self.lost = self.engines = 0
         self.store_known = 0
         self.start_engine()
@@ -41,7 +44,7 @@ class Simulation:
 
     def start_engine(self) -> None:
         self.engines += 1
-        self.engine = KlineEngine(self.config, 1.0, session=self.engines)
+        self.engine = KlineEngine(self.config, 1.0, self.engines, self.audit)
         self.engine_away_until = 0
         self.loaded = False
         self.idle_until = 0
@@ -158,6 +161,8 @@ class Simulation:
         wrong = [f"{symbol}: {mark.gaps} are missing"] if mark.gaps else []
         if trades and mark.last_id < trades[-1].id:
             wrong.append(f"{symbol}: saved up to {mark.last_id} of {trades[-1].id}")
+        if mark.audit.counts.get(MISMATCHED):
+            wrong.append(f"{symbol}: {mark.audit.mismatches} are not what the exchange says")
         whole = expected(trades)
         newest = max((trade.time for trade in trades if trade.trade_count), default=0)
         for interval in INTERVAL_NAMES:

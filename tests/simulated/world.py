@@ -2,10 +2,11 @@
 
 import heapq
 import random
+from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
 
-from tests.engine.played import MINUTE, START, Trade, history, market
+from shared.wire import IntervalKlines, Rows, kline_rows
+from tests.engine.played import MINUTE, START, Trade, history, market, next_open
 
 WINDOW = 64
 """Klines in memory: just more than the minutes of an hour, so that memory is outlived soon."""
@@ -58,14 +59,23 @@ class Exchange:
             made = market(source.randrange(2**32), count, START - HISTORY_MS, HISTORY_MS + span_ms, first_id=0)
             # Silence in the end, or the last trades could not be there yet.
             self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]
-        self._klines: dict[tuple[str, int], dict[str, Any]] = {}
+        self._end = START + span_ms
+        self._klines: dict[str, dict[str, tuple[Rows, list[int]]]] = {}
+        """All klines there will be, and when each ends."""
 
     def past(self, symbol: str) -> list[Trade]:
         return [trade for trade in self.trades[symbol] if trade.time <= self.world.now]
 
-    def klines(self, symbol: str, until: int, limit: int) -> dict[str, Any]:
-        parts = history(self.trades[symbol], until, limit)
-        return {part.interval: part for part in parts}
+    def klines(self, symbol: str, until: int, limit: int) -> dict[str, IntervalKlines]:
+        """Return the last klines of each interval that are closed at `until`."""
+        if symbol not in self._klines:
+            whole = {part.interval: kline_rows(part.rows) for part in history(self.trades[symbol], self._end, 10**6)}
+            self._klines[symbol] = {
+                name: (rows, [next_open(name, time) for time in rows["open_time"].tolist()])
+                for name, rows in whole.items()
+            }
+        closed = {name: rows[: bisect_right(ends, until)] for name, (rows, ends) in self._klines[symbol].items()}
+        return {name: IntervalKlines(name, rows[-limit:].tobytes()) for name, rows in closed.items() if len(rows)}
 
     def page(self, symbol: str, first_id: int) -> list[Trade] | None:
         """Return what REST has from an id on; None if that is too long ago."""

@@ -295,7 +295,7 @@ def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> N
     hub.set_database("")
     hub.tick(1.0)
     assert watcher.take() == [
-        {"kind": "status", "engine": "live", "database": "", "feed": "disconnected", "history": None}
+        {"kind": "status", "engine": "live", "database": "", "feed": "disconnected", "history": None, "proof": None}
     ]
     hub.engine_health({"announced": 46, "to_announce": 204, "announce_ms": 61_000}, 1.1)
     hub.tick(1.1)
@@ -303,6 +303,9 @@ def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> N
     hub.engine_health({"announced": 204, "to_announce": 204, "announce_ms": 0}, 1.2)
     hub.tick(1.2)
     assert [message["history"] for message in watcher.take()] == [None]
+    hub.engine_health({"missing_ids": 3, "audit": {"matched": 7, "burnt": 2, "straddled": 1, "mismatched": 4}}, 1.3)
+    hub.tick(1.3)
+    assert [message["proof"] for message in watcher.take()] == [[3, 7, 3, 4]]
     hub.tick(10.0)
     assert watcher.take()[0]["engine"] == "silent"
     assert Watcher(hub).take()[0]["engine"] == "silent"

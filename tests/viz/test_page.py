@@ -355,4 +355,11 @@ def test_it_says_what_is_missing_and_heals(browser: Browser, tmp_path: Path) -> 
         engine.unsaved["kline.BTCUSDT.1m"] = made_up("BTCUSDT", "1m", 2)
         page.wait_for_function("() => klagg.chart.rows.length === 2", timeout=15_000)
         expect(page.locator("#notice")).to_contain_text("Live only: no history")
+        engine.progress = {"missing_ids": 0, "audit": {"matched": 1_200, "burnt": 30, "straddled": 4}}
+        expect(page.locator("#state-proof")).to_have_attribute("data-state", "good")
+        expect(page.locator("#state-proof")).to_have_attribute(
+            "title", re.compile("1,234 minutes compared.* 1,200 equal")
+        )
+        engine.progress = {"missing_ids": 0, "audit": {"mismatched": 1}}
+        expect(page.locator("#state-proof")).to_have_attribute("data-state", "bad")
         context.close()

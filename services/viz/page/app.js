@@ -275,12 +275,30 @@ function showStates() {
     { connected: "Trades are coming in", disconnected: "There is no connection to the exchange" }[feedState] ?? "Known by way of the engine");
   light("database", !status ? "wait" : status.database ? "bad" : "good",
     !status ? "Not known" : status.database ? `No history: ${status.database}` : "History is there");
+  showProof(engine === "live" ? status.proof : null);
   const progress = engine === "live" ? status.history : null;
   element("history").hidden = !progress;
   if (progress) {
     const [done, all, minutes] = progress;
     element("history").textContent = `History: ${done} of ${all} symbols, ${minutes} min left`;
   }
+}
+
+/** Say whether every trade is there, and what comparing with the exchange's own klines has shown. */
+function showProof(proof) {
+  if (!proof) {
+    light("proof", "wait", "Not known");
+    return;
+  }
+  const [missing, equal, aggregates, wrong] = proof;
+  const count = (number) => number.toLocaleString("en");
+  const trades = missing ? `${count(missing)} trades are missing and being fetched` : "No trade is missing";
+  const compared = equal + aggregates + wrong;
+  const minutes = compared
+    ? `${count(compared)} minutes compared with the exchange's own: ${count(equal)} equal, ` +
+      `${count(aggregates)} differ as aggregate trades do, ${count(wrong)} do not match`
+    : "nothing was compared with the exchange's own klines yet";
+  light("proof", wrong ? "bad" : missing ? "wait" : "good", `${trades}; ${minutes}`);
 }
 
 function light(name, kind, meaning) {

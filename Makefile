@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sim chaos bench clean
+.PHONY: help run test lint format sim chaos outage bench clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -16,6 +16,7 @@ help:
 	@echo 'make format  let ruff format the code'
 	@echo 'make sim     play thousands of seeds of faults on virtual time; SEED=7 plays one again'
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
+	@echo 'make outage  take the database away for ten minutes under load, and compare with the truth'
 	@echo 'make bench   measure speed and memory'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
 
@@ -50,6 +51,10 @@ sim: .venv/installed-test
 # make chaos SECONDS=60 SEED=7
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+# make outage SECONDS=60
+outage: .venv/installed-test
+	$(BIN)/python -m tests.outage --seconds $(or $(SECONDS),600)
 
 bench: .venv/installed-test
 	$(BIN)/python -m bench

@@ -55,6 +55,7 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "decimals", "symbol": "ETHUSDT"},
 )
 FAULTS_SHARE = 0.4
+POWER_CUT_SHARE = 0.05
 MUTE_MAX_S = 15.0
 """How long a stream that is acknowledged and silent may stay unnoticed, and then some: three silences."""
 LIVE_MAX_S = 60.0
@@ -70,10 +71,12 @@ class House:
         self.simulator = Room("simulator", path)
         self.rooms = {name: Room(name, path) for name in ROOMS}
         self.starts: dict[str, int] = defaultdict(int)
+        self.down: set[str] = set()
+        """Rooms that are not to be started again."""
 
     def mend(self) -> None:
         for name, room in self.rooms.items():
-            if room.process.poll() is not None:
+            if room.process.poll() is not None and name not in self.down:
                 self.starts[name] += 1
                 self.rooms[name] = Room(name, self.path)
         assert self.simulator.process.poll() is None, self.simulator.log[-2000:]
@@ -125,6 +128,10 @@ def torment(house: House, source: random.Random) -> str:
         fault = source.choice(FAULTS)
         ask(house.config, "fault", "POST", **fault)
         return f"exchange: {fault['kind']}"
+    if source.random() < POWER_CUT_SHARE:
+        for room in house.rooms.values():
+            room.process.send_signal(signal.SIGKILL)
+        return "power cut"
     name = source.choice(ROOMS)
     room = house.rooms[name]
     act = source.choice(("kill", "kill", "kill", "stop", "restart"))
@@ -153,15 +160,13 @@ class Plan(NamedTuple):
     """The exchange's REST limit a minute: the real one makes 300 symbols wait for minutes."""
 
 
-def run(folder: Path, plan: Plan) -> list[str]:
-    """Run, torment, settle, and return what differs from the truth."""
-    seed, seconds, every, symbols = plan.seed, plan.seconds, plan.every, plan.symbols
-    source = random.Random(seed)
-    path = write_config(
+def prepare(folder: Path, plan: Plan) -> Path:
+    """Write the configuration and return its path."""
+    return write_config(
         folder,
         simulator={
-            "seed": seed % 1_000,
-            "symbols": symbols,
+            "seed": plan.seed % 1_000,
+            "symbols": plan.symbols,
             "trades_per_second": plan.rate,
             "history_days": 5,
             "quirks": False,
@@ -176,22 +181,27 @@ def run(folder: Path, plan: Plan) -> list[str]:
             "resume_max_ms": int(plan.resume * 1000),
         },
     )
-    house = House(path)
+
+
+def run(folder: Path, plan: Plan) -> list[str]:
+    """Run, torment, settle, and return what differs from the truth."""
+    source = random.Random(plan.seed)
+    house = House(prepare(folder, plan))
     health = Health(house.config)
     try:
-        _all_live(house, health, LIVE_MAX_S * 3)
-        print(f"all {symbols} symbols are live; chaos for {seconds:.0f} s", flush=True)
-        end, acts = time.monotonic() + seconds, defaultdict[str, int](int)
+        wait_until_live(house, health, LIVE_MAX_S * 3)
+        print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
+        end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         while time.monotonic() < end:
             acts[torment(house, source)] += 1
-            house.wait(source.uniform(0.3, 2 * every - 0.3))
+            house.wait(source.uniform(0.3, 2 * plan.every - 0.3))
         print("did:", ", ".join(f"{count} × {act}" for act, count in sorted(acts.items())), flush=True)
         house.wait(MUTE_MAX_S)
         for name in ROOMS:
-            _all_live(house, health, SETTLE_MAX_S)
+            wait_until_live(house, health, SETTLE_MAX_S)
             print(f"kill {name:9} live again after {_killed(house, health, name):.1f} s", flush=True)
         house.wait(5.0)
-        _all_live(house, health, SETTLE_MAX_S)
+        wait_until_live(house, health, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
         found, compared = differences(house.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
@@ -241,7 +251,7 @@ def _newest(config: Config) -> int:
     return int(row[0]) if row else 0
 
 
-def _all_live(house: House, health: Health, timeout: float) -> None:
+def wait_until_live(house: House, health: Health, timeout: float) -> None:
     def live() -> bool:
         house.mend()
         figures = health.fresh()

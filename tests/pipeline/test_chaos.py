@@ -1,14 +1,21 @@
-"""A short chaos; `make chaos` goes on for as long as you like."""
+"""A short chaos and a short outage; `make chaos` and `make outage` go on for as long as you like."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import Plan, run
+from tests import chaos, outage
+from tests.chaos import Plan
 
 pytestmark = pytest.mark.pipeline
 
 
 @pytest.mark.timeout(400)
 def test_whatever_is_killed_every_kline_is_right_and_nobody_is_banned(tmp_path: Path) -> None:
-    assert run(tmp_path, Plan(seed=5, seconds=30, every=1.5, symbols=25, rate=500, weight=2_400))[:10] == []
+    plan = Plan(seed=5, seconds=30, every=1.5, symbols=25, rate=500, weight=2_400)
+    assert chaos.run(tmp_path, plan)[:10] == []
+
+
+@pytest.mark.timeout(300)
+def test_a_database_that_is_away_costs_no_memory_and_no_kline(tmp_path: Path) -> None:
+    assert outage.run(tmp_path, Plan(seed=6, seconds=20, symbols=25, rate=2_000, weight=2_400))[:10] == []

@@ -10,12 +10,14 @@ Prints its seed, what it did and how long each room took to be live again; ends 
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +53,8 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "limit", "seconds": 3, "share": 0.3, "ms": 2_000},
     {"kind": "ban", "seconds": 4},
     {"kind": "lifetime", "seconds": 5, "ms": 3_000},
+    {"kind": "clock", "ms": 20_000},
+    {"kind": "clock", "ms": -5_000},
     {"kind": "list"},
     {"kind": "decimals", "symbol": "ETHUSDT"},
 )
@@ -235,10 +239,21 @@ def _killed(house: House, health: Health, name: str) -> float:
         house.mend()
         figures = health.fresh() or figures
         whole = figures.get("connected") and not figures.get("missing_ids") and figures.get("applied")
-        if whole and figures["exchange_time"] >= traded and (not saves or _newest(house.config) > before):
+        works = not saves or _newest(house.config) > before
+        works = works and (name != "viz" or _page_is_live(house.config))
+        if whole and works and figures["exchange_time"] >= traded:
             break
         time.sleep(0.02)
     return time.monotonic() - began
+
+
+def _page_is_live(config: Config) -> bool:
+    """Say whether viz serves, and has heard the engine."""
+    try:
+        with urllib.request.urlopen(f"http://{config.viz.host}:{config.viz.port}/health", timeout=2) as answer:
+            return bool(json.load(answer)["engine"]["state"] == "live")
+    except OSError:
+        return False
 
 
 def _newest(config: Config) -> int:

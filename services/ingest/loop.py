@@ -73,6 +73,8 @@ WAIT_MAX_S = 2.0
 """Between two attempts to find the exchange at start."""
 OPEN_WAIT_S = 5.0
 """How long the first word to the engine waits for the connections; they go on trying behind it."""
+CLOCK_SPACING_S = 2.0
+"""Between two measurements."""
 LOOK_SPACING_S = 2.0
 """Between two readings of the list of symbols."""
 
@@ -264,6 +266,7 @@ class Ingest:
                 await self._measure_time()
             except (RestError, Malformed) as error:
                 self._complaints.note("time not read", str(error))
+            await asyncio.sleep(CLOCK_SPACING_S)
 
     async def _keep_symbols(self) -> None:
         while True:
@@ -307,6 +310,8 @@ class Ingest:
         moved = self._time.move_to(read.event_time, time.monotonic_ns())
         if read.tickers:
             self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
+            if self._time.is_off(read.ticker_time, time.monotonic_ns()):
+                self._measure.set()
             if moved:
                 self._tell_state()
 

@@ -7,6 +7,8 @@ from shared.clock import ExchangeClock
 
 DRIFT = 10_000
 """Our clock runs wrong by less than one part in so many."""
+OFF_MS = 3_000
+"""How far an event may be from our measurement; a busy stream may be a second late."""
 JUMP_MIN_NS = 50_000_000
 """What scheduling alone may add to a measurement."""
 
@@ -39,6 +41,10 @@ class Timekeeper:
             self._always.set(exchange_ms, middle)
             if self.clock.speed or not self.clock.known:
                 self.clock.set(exchange_ms, middle)
+
+    def is_off(self, event_time: int, now_ns: int) -> bool:
+        """Say whether an event that has just come is of a time that cannot be: the exchange's clock has jumped."""
+        return self.clock.speed > 0 and self.known and abs(self.clock.now(now_ns) - event_time) > OFF_MS
 
     def move_to(self, event_time: int, now_ns: int) -> bool:
         """Take an event's time in a replay, where nothing else moves it; say whether it did."""

@@ -142,6 +142,10 @@ class Exchange:
         chosen = [sent for sent in self.sent if sent.method == method and connection in (None, sent.connection)]
         return [name for sent in chosen for name in sent.names]
 
+    def jump(self, seconds: float) -> None:
+        """Move the exchange's time."""
+        self._began -= seconds
+
     @property
     def open(self) -> int:
         """How many websockets there are."""

@@ -84,3 +84,19 @@ def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> 
     for text in ("", "{", "[1]", '{"rest": "here"}', '{"rest": "here", "until": "x"}'):
         path.write_text(text)
         assert ban.recall(path, "here") == 0
+
+
+def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        for jump_s in (30, -20):
+            exchange.jump(jump_s)
+            known = len(played.engine.of(FeedState))
+            wait_for(
+                "the new time",
+                lambda known=known: any(
+                    abs(state.exchange_time - exchange.now) < 2_000
+                    for state in played.engine.of(FeedState)[known:][-1:]
+                ),
+                timeout=10,
+            )

@@ -209,6 +209,8 @@ class FetchTrades(msgspec.Struct, frozen=True, tag="fetch_trades"):
     """-1: up to the newest there is."""
     from_time: int = 0
     """Trades before it are not wanted; used when `first_id` is 0."""
+    to_time: int = 0
+    """None of them is later: what is missing of an open kline is more urgent than what is of an old one. 0: unknown."""
 
 
 class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):

@@ -176,12 +176,14 @@ class Repair:
 
     def _ask(self, symbol: int) -> list[Command]:
         state = self._book.symbols[symbol]
-        ranges = self._missing(symbol)[-ASKS_MAX:]
+        gaps = self._book.gaps[symbol, : state["gap_count"]][-ASKS_MAX:]
+        columns = (gaps[name].tolist() for name in ("first_id", "last_id", "to_time"))
+        ranges = list(zip(*columns, strict=True))
         if symbol in self._unsure or not ranges:
-            ranges.append((int(state["last_id"]) + 1, -1))
+            ranges.append((int(state["last_id"]) + 1, -1, 0))
         return [
-            FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]))
-            for first_id, last_id in ranges
+            FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]), to_time)
+            for first_id, last_id, to_time in ranges
         ]
 
     def _missing(self, symbol: int) -> list[tuple[int, int]]:

@@ -49,6 +49,7 @@ SETTLE_MS = 3_000
 to be in it. Whatever is younger comes trade by trade."""
 PAGES_MAX = 500
 """Pages of one answer, half a million trades; the engine asks for the rest if it still wants it."""
+RECENT_MS = 3_600_000
 UNREACHABLE_S = 600.0
 """How long a question that REST cannot answer is not asked again: it costs weight each time."""
 UNREACHABLE_MAX = 10_000
@@ -204,7 +205,7 @@ class History:
         end = ask.last_id if ask.last_id >= 0 else ID_MAX
         first = ask.first_id
         if first:
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), _urgency(ask))
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), self._urgency(ask))
         else:
             page, newest = await self._since(ask.symbol, ask.from_time)
             if newest is not None:
@@ -218,7 +219,7 @@ class History:
             if reached == end or len(page.ids) < PAGE_MAX:
                 return
             first = reached + 1
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), _urgency(ask))
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), self._urgency(ask))
         if first == ask.first_id:
             self._answer(ask.symbol, None, 0, -1)
 
@@ -244,7 +245,7 @@ class History:
 
     async def _single_trades(self, ask: FetchTrades) -> None:
         """The `trade` stream: recent trades need no key, older ones do, and void ids are in neither."""
-        recent = await self._trade_page(self._venue.recent_trades(ask.symbol), _urgency(ask))
+        recent = await self._trade_page(self._venue.recent_trades(ask.symbol), self._urgency(ask))
         if not recent.ids:
             self._answer(ask.symbol, None, 0, -1)
             return
@@ -323,6 +324,9 @@ class History:
             )
         )
 
+    def _urgency(self, ask: FetchTrades) -> Priority:
+        return urgency(ask, self._exchange_time(time.monotonic_ns()))
+
     def _settled(self, at_ns: int) -> int:
         return (self._exchange_time(at_ns) - SETTLE_MS) // MINUTE_MS * MINUTE_MS
 
@@ -341,6 +345,10 @@ class History:
         return decimals
 
 
-def _urgency(ask: FetchTrades) -> Priority:
-    """Return how urgent it is: ids that are missing are, and whether there are newer ones at all is not."""
-    return Priority.HISTORY if ask.first_id and ask.last_id < 0 else Priority.TRADES
+def urgency(ask: FetchTrades, now: int) -> Priority:
+    """Return how urgent it is: ids that are missing are, the newer the more; whether there are newer ones is not."""
+    if ask.last_id < 0:
+        return Priority.HISTORY if ask.first_id else Priority.TRADES
+    if now - ask.to_time < MINUTE_MS:
+        return Priority.OPEN_TRADES
+    return Priority.TRADES if now - ask.to_time < RECENT_MS else Priority.OLD_TRADES

@@ -107,7 +107,7 @@ class Recent:
             if first_id < begin:
                 if rest and begin - rest[-1].first_id <= TOGETHER_MAX:
                     first_id = rest.pop().first_id
-                rest.append(FetchTrades(ask.symbol, first_id, begin - 1, ask.from_time))
+                rest.append(FetchTrades(ask.symbol, first_id, begin - 1, ask.from_time, ask.to_time))
             first_id = end + 1
         return Answer(self._parts(rows, runs), rest)
 

@@ -1,8 +1,8 @@
 """REST: one queue, one budget, bounded retries.
 
-Decides when a request goes and what is done about a refusal. The order is trades to repair first, then klines to
-repair, then the history of symbols, then metadata, then what is only compared. Knows nothing of what an answer says,
-beyond its errors.
+Decides when a request goes and what is done about a refusal. The order is trades to repair first, those of open klines
+before all, then klines to repair, then the history of symbols, then metadata, then what is only compared. Knows nothing
+of what an answer says, beyond its errors.
 
 A crash here costs nothing: whoever asked asks again.
 """
@@ -40,11 +40,14 @@ log = logging.getLogger(__name__)
 
 
 class Priority(IntEnum):
-    TRADES = 0
-    KLINES = 1
-    HISTORY = 2
-    METADATA = 3
-    AUDIT = 4
+    OPEN_TRADES = 0
+    """Missing in klines that are still open."""
+    TRADES = 1
+    OLD_TRADES = 2
+    KLINES = 3
+    HISTORY = 4
+    METADATA = 5
+    AUDIT = 6
 
 
 class RestError(Exception):

@@ -230,7 +230,7 @@ def test_another_ingest_is_told_everything_again() -> None:
     played.engine.tick(0)
     assert played.engine.take_commands() == [
         Subscribe(["btcusdt@aggTrade"], complete=True, engine=SESSION),
-        FetchTrades("BTCUSDT", 1, 4),
+        FetchTrades("BTCUSDT", 1, 4, to_time=START),
     ]
 
 

@@ -183,7 +183,7 @@ def test_a_gap_is_asked_for_at_once(tmp_path: Path) -> None:
         played.say(batch([], covered=[(0, 9)]), batch([trade(10)], event_time=NOW))
         time.sleep(1.2)
         played.say(batch([trade(15)], event_time=NOW))
-        wanted = FetchTrades("BTCUSDT", 11, 14)
+        wanted = FetchTrades("BTCUSDT", 11, 14, to_time=int(trade(15).time))
         played.wait("the question for the missing ids", lambda: wanted in played.of(FetchTrades))
 
 

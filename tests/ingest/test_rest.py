@@ -9,9 +9,11 @@ import aiohttp
 import pytest
 
 from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
+from services.ingest.history import urgency
 from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import Venue, venue_of
 from shared.config import Config, Simulator
+from shared.wire import FetchTrades
 from tests.ingest.played import START, Exchange, Fill
 
 TOO_MANY = {"code": -1003, "msg": "Too many requests"}
@@ -136,6 +138,24 @@ def test_the_order_is_repairs_then_history_then_metadata(exchange: Exchange) -> 
         "klines1m",
         "klines5m",
         "time",
+    ]
+
+
+def test_the_newer_what_is_missing_the_more_urgent_it_is() -> None:
+    now = START + 30_000
+    asks = [
+        FetchTrades("A", 5, 9, to_time=now - 1_000),
+        FetchTrades("A", 0, -1, START),
+        FetchTrades("A", 5, 9, to_time=now - 600_000),
+        FetchTrades("A", 5, 9, to_time=now - 7_200_000),
+        FetchTrades("A", 10, -1),
+    ]
+    assert [urgency(ask, now) for ask in asks] == [
+        Priority.OPEN_TRADES,
+        Priority.TRADES,
+        Priority.TRADES,
+        Priority.OLD_TRADES,
+        Priority.HISTORY,
     ]
 
 

@@ -56,8 +56,9 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "clock", "ms": 20_000},
     {"kind": "clock", "ms": -5_000},
     {"kind": "list"},
-    {"kind": "decimals", "symbol": "ETHUSDT"},
+    {"kind": "decimals"},
 )
+REFINED = ("ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "BNBUSDT", "ADAUSDT", "SUIUSDT", "LINKUSDT")
 FAULTS_SHARE = 0.4
 POWER_CUT_SHARE = 0.05
 MUTE_MAX_S = 15.0
@@ -130,6 +131,8 @@ def torment(house: House, source: random.Random) -> str:
     """Do something bad to the system or to the exchange and return its name."""
     if source.random() < FAULTS_SHARE:
         fault = source.choice(FAULTS)
+        if fault["kind"] == "decimals":
+            fault = fault | {"symbol": source.choice(REFINED)}
         ask(house.config, "fault", "POST", **fault)
         return f"exchange: {fault['kind']}"
     if source.random() < POWER_CUT_SHARE:

@@ -2,23 +2,29 @@
 
 Decides which trades count: those whose numbers are possible, whose id is new, and which are not already in the rows by
 way of the exchange's own klines. Compiled; one call a batch.
+
+What a batch has of a symbol's newest minute is folded into one partial kline first, which then merges into the rows of
+all intervals: they are touched once a batch, not once a trade. Trades of older minutes, which are few, go there
+directly.
 """
+
+import numpy as np
 
 from services.engine.book import add_to_rows, blank, mark_final, rescale, touch_between
 from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
 from shared.compiled import compiled
-from shared.kline import kline_of
+from shared.kline import kline_of, merge
 
 PRODUCT_MAX = 9.0e18
-"""A quote volume must fit an int64."""
+"""A quote volume must fit an int64: a trade that its longest kline has no room for is refused, and stays missing."""
 
 
 @compiled
-def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, time_max):  # type: ignore[no-untyped-def]
+def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, partials, time_max):  # type: ignore[no-untyped-def]
     """Apply TRADE[n] from `begin` on, in order; return the place of the first trade whose minute is not open yet, or n.
 
     symbols: int64[instruments], the book's index of each, -1 if it has none; factors: int64[instruments], from the
-    batch's units to the book's; time_max: a trade after it cannot be, ms.
+    batch's units to the book's; partials: KLINE[instruments] of zeros; time_max: a trade after it cannot be, ms.
 
     A trade that is refused leaves its id missing, so it is asked for again.
     """
@@ -27,6 +33,10 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
     minute_end = minute.end_time
     window_ms = minute.length * book.rows.shape[2]
     kline = book.scratch[0]
+    room = np.empty(len(symbols))
+    for instrument in range(len(symbols)):
+        room[instrument] = PRODUCT_MAX - _largest(book, symbols[instrument])
+    done = len(trades)
     for n in range(begin, len(trades)):
         trade = trades[n]
         instrument = trade.symbol
@@ -37,17 +47,20 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if symbol < 0:
             counters.unknown_symbol += 1
             continue
-        if not _possible(trade, price_factors[instrument], quantity_factors[instrument], time_max):
+        product = float(trade.price) * price_factors[instrument] * trade.quantity * quantity_factors[instrument]
+        if not _possible(trade, time_max) or product > room[instrument]:
             counters.refused += 1
             continue
+        room[instrument] -= product
         state = book.symbols[symbol]
         counts = trade.time >= state.seam_time
         if counts and trade.time >= minute_end:
-            return n
+            done = n
+            break
         if counts and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
             continue
-        if trade.trade_count == 0 and not _has_rows(book, symbol):
+        if trade.trade_count == 0 and partials[instrument].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1
             continue
         outcome = take_id(state, book.gaps[symbol], trade.id, trade.time)
@@ -67,11 +80,21 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         kline_of(trade, kline)
         if price_factors[instrument] != 1 or quantity_factors[instrument] != 1:
             rescale(book.scratch, price_factors[instrument], quantity_factors[instrument])
-        add_to_rows(book, symbol, trade.time, kline)
+        if trade.time >= minute.open_time:
+            merge(partials[instrument], kline)
+        else:
+            add_to_rows(book, symbol, trade.time, kline)
         counters.applied += 1
-        if state.newest_time >= state.final_at:
-            mark_final(book, symbol)
-    return len(trades)
+    for instrument in range(len(symbols)):
+        if partials[instrument].id_count > 0:
+            add_to_rows(book, symbols[instrument], minute.open_time, partials[instrument])
+            blank(partials[instrument], 0, 0, 0)
+    for instrument in range(len(symbols)):
+        if symbols[instrument] >= 0:
+            state = book.symbols[symbols[instrument]]
+            if state.newest_time >= state.final_at:
+                mark_final(book, symbols[instrument])
+    return done
 
 
 @compiled
@@ -115,11 +138,21 @@ def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[no-untyped-def]
+def _possible(trade, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
         return False
-    if trade.trade_count == 0:
-        return True
-    if trade.price <= 0 or trade.quantity < 0:
-        return False
-    return float(trade.price) * price_factor * trade.quantity * quantity_factor < PRODUCT_MAX
+    return trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)
+
+
+@compiled
+def _largest(book, symbol):  # type: ignore[no-untyped-def]
+    """Return the largest quote volume of a symbol's newest klines."""
+    largest = 0
+    if symbol >= 0:
+        grid = book.symbols[symbol].grid
+        for interval in range(book.rows.shape[1]):
+            calendar = book.calendars[grid, interval]
+            row = book.rows[symbol, interval, calendar.place]
+            if row.open_time == calendar.open_time:
+                largest = max(largest, row.quote_volume)
+    return largest

@@ -102,22 +102,22 @@ def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
     return HEADER + rows.tobytes() + TRAILER
 
 
-def unstaged(copied: bytes, marks: list[SymbolMark]) -> Rows:
-    """Return what was read back as PLACED_KLINE[n], in reverse order.
+def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
+    """Return what was read back as PLACED_KLINE[n], in reverse order, and how many klines were left out.
 
     `copied` is a binary COPY of a row a symbol and interval: `symbol * intervals + interval`, counted as in `marks`,
     and its klines' columns `READ` as composite values one after the other (PostgreSQL's rowtypes.c: record_send). A
     message a kline would cost more than everything else.
 
-    Raises ValueError if a number is none of 10**-decimals: nobody but klagg writes to the table.
+    Left out is what does not fit an int64 in its symbol's decimals: they have grown since, or somebody else wrote it.
     """
     most = max(len(copied) - len(HEADER), 0) // READ_SIZE_MIN
     places, klines = np.empty(most, np.int64), np.empty(most, KLINE)
-    number = _read(np.frombuffer(copied, np.uint8), len(HEADER), *_decimals(marks), places, klines)
+    number, unfit = _read(np.frombuffer(copied, np.uint8), len(HEADER), *_decimals(marks), places, klines)
     placed = np.empty(number, PLACED_KLINE)
     placed["symbol"], placed["interval"] = np.divmod(places[most - number :], INTERVAL_COUNT)
     placed["kline"] = klines[most - number :]
-    return placed
+    return placed, unfit
 
 
 def warm_up() -> None:
@@ -161,8 +161,8 @@ def _write_numerics(into: Rows, values: NDArray[np.int64], decimals: NDArray[np.
 
 @compiled
 def _read(data, at, price_decimals, quantity_decimals, places, klines):  # type: ignore[no-untyped-def]
-    """Read klines from `data[at:]` into the ends of both arrays, the first one last, and return their number."""
-    number = 0
+    """Read klines from `data[at:]` into the ends of both arrays, the first one last; return how many, and left out."""
+    number = unfit = 0
     while data[at] != 0xFF:
         place = _unsigned(data, at + 6, 8)
         end = at + 18 + _unsigned(data, at + 14, 4)
@@ -172,23 +172,27 @@ def _read(data, at, price_decimals, quantity_decimals, places, klines):  # type:
         while at < end:
             number += 1
             places[len(places) - number] = place
-            at = _read_row(data, at + 4, price, quantity, klines[len(klines) - number])
-    return number
+            at, fits = _read_row(data, at + 4, price, quantity, klines[len(klines) - number])
+            if not fits:
+                number -= 1
+                unfit += 1
+    return number, unfit
 
 
 @compiled
 def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
-    """Read the columns `READ` into a record of KLINE and return the place behind them."""
+    """Read the columns `READ` into a record of KLINE; return the place behind them, and whether all numbers fit."""
     time, at = _read_integer(data, at)
     row.open_time = time // 1_000 + EPOCH_2000_MS
-    row.open, at = _read_numeric(data, at, price)
-    row.high, at = _read_numeric(data, at, price)
-    row.low, at = _read_numeric(data, at, price)
-    row.close, at = _read_numeric(data, at, price)
-    row.volume, at = _read_numeric(data, at, quantity)
-    row.taker_buy_volume, at = _read_numeric(data, at, quantity)
-    row.quote_volume, at = _read_numeric(data, at, price + quantity)
-    row.taker_buy_quote_volume, at = _read_numeric(data, at, price + quantity)
+    fits = True
+    row.open, at, fits = _read_numeric(data, at, price, fits)
+    row.high, at, fits = _read_numeric(data, at, price, fits)
+    row.low, at, fits = _read_numeric(data, at, price, fits)
+    row.close, at, fits = _read_numeric(data, at, price, fits)
+    row.volume, at, fits = _read_numeric(data, at, quantity, fits)
+    row.taker_buy_volume, at, fits = _read_numeric(data, at, quantity, fits)
+    row.quote_volume, at, fits = _read_numeric(data, at, price + quantity, fits)
+    row.taker_buy_quote_volume, at, fits = _read_numeric(data, at, price + quantity, fits)
     row.trade_count, at = _read_integer(data, at)
     row.first_id, at = _read_integer(data, at)
     row.last_id, at = _read_integer(data, at)
@@ -201,7 +205,7 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
     at += 8 + _unsigned(data, at + 4, 4)
     row.flags = (CLOSED if closed else 0) | (FINAL if final else 0) | (0 if from_trades_alone else EXCHANGE)
     row.revision, at = _read_integer(data, at)
-    return at
+    return at, fits
 
 
 @compiled
@@ -226,8 +230,8 @@ def _read_integer(data, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_numeric(data, at, decimals):  # type: ignore[no-untyped-def]
-    """Return a NUMERIC in units of 10**-decimals and the place behind it."""
+def _read_numeric(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+    """Return a NUMERIC in units of 10**-decimals, the place behind it, and whether it and all before it fit."""
     size = _unsigned(data, at + 4, 4)
     count = _unsigned(data, at + 8, 2)
     weight = _unsigned(data, at + 10, 2)
@@ -235,7 +239,7 @@ def _read_numeric(data, at, decimals):  # type: ignore[no-untyped-def]
         weight -= 0x10000
     sign = _unsigned(data, at + 12, 2)
     if sign not in (POSITIVE, NEGATIVE):
-        raise ValueError("a saved kline has a number that is none")
+        return 0, at + 8 + size, False
     value = 0
     estimate = 0.0
     for place in range(count):
@@ -248,10 +252,10 @@ def _read_numeric(data, at, decimals):  # type: ignore[no-untyped-def]
         else:
             divisor = POWERS[min(-power, 18)]
             if digit % divisor:
-                raise ValueError("a saved kline has more decimals than its symbol")
+                fits = False
             part = digit // divisor
             estimate += part
         value += part if sign == POSITIVE else -part
     if estimate > 9.3e18 or (value != 0 and (value < 0) != (sign == NEGATIVE)):
-        raise ValueError("a saved kline has a number that does not fit into 64 bits")
-    return value, at + 8 + size
+        fits = False
+    return value, at + 8 + size, fits

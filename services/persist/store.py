@@ -5,6 +5,7 @@ time. Rows go through a temporary table, because COPY cannot overwrite. Writing 
 come twice.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -35,6 +36,8 @@ OPTIONS: dict[str, Any] = {
     "keepalives_idle": 10,
 }
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ", ".join(STAGED)
 _KEY = ("symbol", "interval", "open_time")
@@ -175,7 +178,9 @@ def load(connection: Connection, session: int, window: int) -> Iterator[Restored
             part = marks[begin : begin + symbols]
             # Parameters of COPY are not bound by the server: they are written into its text.
             with psycopg.ClientCursor(connection).copy(_NEWEST, [_names(part), window]) as copy:
-                rows = unstaged(b"".join(copy), part)
+                rows, unfit = unstaged(b"".join(copy), part)
+            if unfit:
+                log.warning("%d klines of %s and others have numbers beyond 64 bits", unfit, part[0].symbol)
             yield Restored(session, part, rows.tobytes(), False, exchange_time)
         yield Restored(session, [], b"", True, exchange_time)
 

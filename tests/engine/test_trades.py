@@ -152,6 +152,16 @@ def test_decimals_that_there_is_no_room_for_are_taken_off_where_they_are_zeros()
     assert played.engine.book.symbols[0]["last_id"] == 6
 
 
+def test_a_kline_never_holds_more_than_fits_and_what_is_refused_stays_missing() -> None:
+    played = PlayedEngine()
+    played.add()
+    trades = [Trade(number, START + number, 10**9, 2 * 10**9) for number in range(6)]
+    played.apply(batch(trades[:3]), batch(trades[3:]))
+    assert {row["quote_volume"] for row in played.values().values()} == {8 * 10**18}
+    assert played.engine.book.counters[0]["refused"] == 2
+    assert played.engine.book.symbols[0]["last_id"] == 3
+
+
 def test_an_answer_that_could_not_be_applied_makes_no_id_void() -> None:
     played = PlayedEngine()
     played.add()

@@ -113,6 +113,16 @@ def test_whatever_an_int64_holds_comes_back_the_same(
     assert found.tobytes() == placed.tobytes()
 
 
+@pytest.mark.parametrize("number", ["1e30", "0.123456789", "'NaN'"])
+def test_a_number_that_does_not_fit_costs_its_row_alone(connection: store.Connection, number: str) -> None:
+    placed = rows(3, volume=5)
+    store.save(connection, batch(placed))
+    second = "(SELECT min(open_time) + interval '1 minute' FROM klines)"
+    connection.execute(f"UPDATE klines SET volume = {number} WHERE open_time = {second}")
+    _, found = loaded(connection)
+    assert found.tobytes() == placed[[0, 2]].tobytes()
+
+
 def test_people_read_exact_decimals_and_utc_times(connection: store.Connection) -> None:
     placed = rows(
         open=6_250_010, high=6_250_020, low=-5, close=0, volume=12_345, quote_volume=10**18, id_count=2, flags=EXCHANGE

@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sim chaos outage bench clean
+.PHONY: help run test lint format sim chaos outage bench bench-peers clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ help:
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make outage  take the database away for ten minutes under load, and compare with the truth'
 	@echo 'make bench   measure speed and memory'
+	@echo 'make bench-peers  measure the engine beside what others would use'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
 
 # supervisord opens the terminal anew for each log, which fails where that is a socket or belongs to another user (su):
@@ -59,8 +60,19 @@ outage: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python -m bench
 
+# In an environment of their own: what others would use is nothing that klagg needs.
+bench-peers: .venv-peers/installed
+	.venv-peers/bin/python -m bench.peers
+
+.venv-peers/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --editable . polars duckdb pandas
+	.venv-peers/bin/python -m pip install --quiet nautilus_trader || echo 'nautilus_trader cannot be installed here'
+	.venv-peers/bin/python -m pip install --quiet cryptofeed || echo 'cryptofeed cannot be installed here'
+	touch $@
+
 clean:
-	rm -rf .venv build .compiled *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers build .compiled *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when pyproject.toml has changed since.

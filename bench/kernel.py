@@ -18,28 +18,34 @@ RUNS = 5
 
 def run(symbols: int, batch: int) -> dict[str, float]:
     """Return ns a trade: the median of the runs and their extremes."""
-    batches = _batches(symbols, batch)
+    batches = batches_of(symbols, batch)
     costs = sorted(_once(symbols, batches) for _ in range(RUNS))
     return {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])}
 
 
-def _once(symbols: int, batches: list[Trades]) -> float:
+def began(symbols: int) -> KlineEngine:
+    """Return an engine that knows so many symbols and no trade."""
     engine = KlineEngine(EngineConfig(max_symbols=symbols))
     engine.apply(FeedState(1, True, 0, NOW + MINUTE_MS // 2, 0), 0)
     engine.apply(Restored(0, [], b"", True, 0), 0)
     for symbol in range(symbols):
         engine.apply(AddSymbol(f"S{symbol}", 2, 3, "", [], NOW, NOW), 0)
-    began = time.perf_counter_ns()
+    return engine
+
+
+def _once(symbols: int, batches: list[Trades]) -> float:
+    engine = began(symbols)
+    begin = time.perf_counter_ns()
     for each in batches:
         engine.apply(each, 0)
-    elapsed = time.perf_counter_ns() - began
+    elapsed = time.perf_counter_ns() - begin
     applied = int(engine.book.counters[0]["applied"])
     if applied != TRADES:
         raise RuntimeError(f"{applied} of {TRADES} trades were applied")
     return elapsed / TRADES
 
 
-def _batches(symbols: int, batch: int) -> list[Trades]:
+def batches_of(symbols: int, batch: int) -> list[Trades]:
     """Return trades whose symbols are as unevenly busy as a market's (Zipf), ids without holes."""
     source = np.random.default_rng(1)
     weights = 1.0 / np.arange(1, symbols + 1)

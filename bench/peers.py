@@ -1,0 +1,280 @@
+"""klagg's engine beside what others would use, on the same trades in the same run.
+
+    make bench-peers
+
+Each contender gets batches of trades as columns of numbers and makes klines of them, all fields, for 1, 6 and 15
+intervals. klagg keeps its rows, checks ids and marks what has changed while it is at it; batch tools only group what
+they are given, and would have to merge their results afterwards. Contenders that are not installed are named.
+Weeks and months are 7 and 30 days for everybody else: their calendars would cost them more.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.kernel import TRADES, batches_of, began
+from shared.interval import DAY_MS, INTERVALS
+from shared.wire import Trades, trade_rows
+
+Columns = dict[str, NDArray[np.int64]]
+Fold = Callable[[list[Columns], list[int]], int]
+"""Makes klines of all batches for intervals of so many ms; returns how many trades it has taken."""
+
+RUNS = 5
+SLOW_TRADES = 20_000
+"""For contenders that take trades one by one."""
+
+
+def _columns(batch: Trades) -> Columns:
+    rows = trade_rows(batch.rows)
+    names = np.array([int(instrument.symbol[1:]) for instrument in batch.instruments], np.int64)
+    buys = rows["quantity"] * (rows["buyer_is_maker"] == 0)
+    return {
+        "symbol": names[rows["symbol"]],
+        "time": rows["time"].copy(),
+        "price": rows["price"].copy(),
+        "quantity": rows["quantity"].copy(),
+        "quote": rows["price"] * rows["quantity"],
+        "taker": buys,
+        "taker_quote": buys * rows["price"],
+    }
+
+
+def fold_polars(batches: list[Columns], lengths: list[int]) -> int:
+    import polars
+
+    column = polars.col
+    fields = [
+        column("price").first().alias("open"),
+        column("price").max().alias("high"),
+        column("price").min().alias("low"),
+        column("price").last().alias("close"),
+        column("quantity").sum(),
+        column("quote").sum(),
+        polars.len().alias("count"),
+        column("taker").sum(),
+        column("taker_quote").sum(),
+    ]
+    taken = 0
+    for batch in batches:
+        frame = polars.DataFrame(batch)
+        for length in lengths:
+            rows = frame.group_by("symbol", column("time") // length).agg(fields)
+        taken += int(rows["count"].sum())
+    return taken
+
+
+def fold_duckdb(batches: list[Columns], lengths: list[int]) -> int:
+    import duckdb
+
+    connection = duckdb.connect()
+    taken = 0
+    for batch in batches:
+        connection.register("trades", batch)
+        for length in lengths:
+            rows = connection.execute(
+                f"SELECT symbol, time // {length} AS bucket, first(price), max(price), min(price), last(price),"
+                " sum(quantity), sum(quote), count(*) AS count, sum(taker), sum(taker_quote)"
+                " FROM trades GROUP BY symbol, bucket"
+            ).fetchnumpy()
+        taken += int(rows["count"].sum())
+        connection.unregister("trades")
+    return taken
+
+
+def fold_pandas(batches: list[Columns], lengths: list[int]) -> int:
+    import pandas
+
+    taken = 0
+    for batch in batches:
+        frame = pandas.DataFrame(batch)
+        for length in lengths:
+            rows = frame.groupby([frame["symbol"], frame["time"] // length], sort=False).agg(
+                open=("price", "first"),
+                high=("price", "max"),
+                low=("price", "min"),
+                close=("price", "last"),
+                volume=("quantity", "sum"),
+                quote=("quote", "sum"),
+                count=("price", "size"),
+                taker=("taker", "sum"),
+                taker_quote=("taker_quote", "sum"),
+            )
+        taken += int(rows["count"].sum())
+    return taken
+
+
+def fold_dict(batches: list[Columns], lengths: list[int]) -> int:
+    rows: dict[tuple[int, int, int], list[int]] = {}
+    taken = 0
+    for batch in batches:
+        for symbol, at, price, quantity, quote, taker, taker_quote in zip(
+            *(column.tolist() for column in batch.values()), strict=True
+        ):
+            taken += 1
+            for length in lengths:
+                key = (symbol, length, at // length)
+                row = rows.get(key)
+                if row is None:
+                    rows[key] = [price, price, price, price, quantity, quote, 1, taker, taker_quote]
+                    continue
+                row[1] = max(row[1], price)
+                row[2] = min(row[2], price)
+                row[3] = price
+                row[4] += quantity
+                row[5] += quote
+                row[6] += 1
+                row[7] += taker
+                row[8] += taker_quote
+    return taken
+
+
+def fold_nautilus(batches: list[Columns], lengths: list[int]) -> int:
+    """TimeBarAggregator, one a symbol and interval; it has no taker's part, and takes made ticks."""
+    from nautilus_trader.common.component import TestClock
+    from nautilus_trader.data.aggregation import TimeBarAggregator
+    from nautilus_trader.model.data import BarSpecification, BarType, TradeTick
+    from nautilus_trader.model.enums import AggressorSide, BarAggregation, PriceType
+    from nautilus_trader.model.identifiers import TradeId
+    from nautilus_trader.test_kit.providers import TestInstrumentProvider
+
+    instrument = TestInstrumentProvider.btcusdt_binance()
+    units = ((DAY_MS, BarAggregation.DAY), (3_600_000, BarAggregation.HOUR), (60_000, BarAggregation.MINUTE))
+    aggregators: dict[int, list[Any]] = {}
+    ticks = []
+    for batch in batches:
+        for symbol, at, price, quantity in zip(
+            *(batch[n].tolist() for n in ("symbol", "time", "price", "quantity")), strict=True
+        ):
+            if symbol not in aggregators:
+                aggregators[symbol] = made = []
+                for length in lengths:
+                    size, unit = next((size, unit) for size, unit in units if length % size == 0)
+                    # It knows no 3 days, and single days are as good here as weeks and months.
+                    step = 1 if size == DAY_MS else length // size
+                    kind = BarType(instrument.id, BarSpecification(step, unit, PriceType.LAST))
+                    made.append(TimeBarAggregator(instrument, kind, lambda _: None, TestClock()))
+            tick = TradeTick(
+                instrument.id,
+                instrument.make_price(price / 100),
+                instrument.make_qty(quantity / 1000),
+                AggressorSide.BUYER,
+                TradeId("1"),
+                at * 1_000_000,
+                at * 1_000_000,
+            )
+            ticks.append((aggregators[symbol], tick))
+    began_ns = time.perf_counter_ns()
+    for each, tick in ticks:
+        for aggregator in each:
+            aggregator.handle_trade_tick(tick)
+    fold_nautilus.elapsed = time.perf_counter_ns() - began_ns  # type: ignore[attr-defined]
+    return len(ticks)
+
+
+def fold_cryptofeed(batches: list[Columns], lengths: list[int]) -> int:
+    """Its OHLCV aggregation, one an interval; it has no quote volume and no taker's part."""
+    import asyncio
+    from types import SimpleNamespace
+
+    from cryptofeed.backends.aggregate import OHLCV
+
+    async def nobody(*_: object, **__: object) -> None:
+        return None
+
+    aggregates = [OHLCV(nobody, window=length // 1_000) for length in lengths]
+    trades = [
+        SimpleNamespace(symbol=symbol, price=price, amount=quantity)
+        for batch in batches
+        for symbol, price, quantity in zip(*(batch[n].tolist() for n in ("symbol", "price", "quantity")), strict=True)
+    ]
+
+    async def run() -> None:
+        for trade in trades:
+            for each in aggregates:
+                await each(trade, 0.0)
+
+    asyncio.run(run())
+    return len(trades)
+
+
+BATCHED: dict[str, Fold] = {"polars": fold_polars, "duckdb": fold_duckdb, "pandas": fold_pandas}
+ONE_BY_ONE: dict[str, Fold] = {
+    "python dict": fold_dict,
+    "nautilus_trader": fold_nautilus,
+    "cryptofeed": fold_cryptofeed,
+}
+
+
+def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> float:
+    """Return trades/s, the median of the runs; the first one warms up and does not count."""
+    rates = []
+    for _ in range(RUNS + 1):
+        begin = time.perf_counter_ns()
+        taken = fold(batches, lengths)
+        elapsed = getattr(fold, "elapsed", 0) or time.perf_counter_ns() - begin
+        if taken != sum(len(batch["time"]) for batch in batches):
+            raise RuntimeError(f"{fold.__name__} took {taken} trades")
+        rates.append(taken / elapsed * 1e9)
+    return median(rates[1:])
+
+
+def rate_of_klagg(symbols: int, batches: list[Trades]) -> float:
+    """Return the engine's trades/s, the median of the runs."""
+    rates = []
+    for _ in range(RUNS + 1):
+        engine = began(symbols)
+        begin = time.perf_counter_ns()
+        for batch in batches:
+            engine.apply(batch, 0)
+        rates.append(TRADES / (time.perf_counter_ns() - begin) * 1e9)
+        if int(engine.book.counters[0]["applied"]) != TRADES:
+            raise RuntimeError("not all trades were applied")
+    return median(rates[1:])
+
+
+def lengths_of(count: int) -> list[int]:
+    return [interval.length_ms or 30 * DAY_MS for interval in INTERVALS[:count]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--symbols", type=int, default=500)
+    parser.add_argument("--json", type=Path, default=Path("bench-peers.json"))
+    arguments = parser.parse_args()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{machine}; {arguments.symbols} symbols, trades/s in thousands (klagg is so many times as fast)")
+    results: dict[str, Any] = {"machine": machine, "symbols": arguments.symbols}
+    for size in (1_000, 10_000):
+        batches = batches_of(arguments.symbols, size)
+        ours = rate_of_klagg(arguments.symbols, batches)
+        columns = [_columns(batch) for batch in batches]
+        print(f"\nBatches of {size:,}: klagg, 15 intervals: {ours / 1e3:,.0f}")
+        results[f"batches of {size}"] = told = {"klagg, 15 intervals": round(ours)}
+        for name, fold in (BATCHED | ONE_BY_ONE).items():
+            if name in ONE_BY_ONE and size != 1_000:
+                continue
+            if name != "python dict" and importlib.util.find_spec(name) is None:
+                print(f"{name:16} is not installed")
+                continue
+            given = columns if name in BATCHED else columns[: SLOW_TRADES // size]
+            rates = {count: rate_of(fold, given, lengths_of(count)) for count in (1, 6, 15)}
+            told |= {f"{name}, {count} intervals": round(rate) for count, rate in rates.items()}
+            figures = "".join(f"{count:>4} intervals {rate / 1e3:>9,.0f}" for count, rate in rates.items())
+            print(f"{name:16}{figures}   ({ours / rates[15]:.1f}×)")
+    arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"written to {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from bench import kernel, system
+from bench import ingest, kernel, system
 
 RATE = 20_000.0
 """Single trades/s of an average minute, of which two or three make an aggregate; what came is in the result."""
@@ -16,16 +16,18 @@ RATE = 20_000.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each run of the system is measured")
-    parser.add_argument("--only", choices=("kernel", "system"), help="leave out the other")
+    parser.add_argument("--only", choices=("kernel", "ingest", "system"), help="leave out the others")
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     }
     print(results["machine"])
-    if arguments.only != "system":
+    if arguments.only in (None, "kernel"):
         results["kernel"] = _kernel()
-    if arguments.only != "kernel":
+    if arguments.only in (None, "ingest"):
+        results["ingest"] = _ingest()
+    if arguments.only in (None, "system"):
         results["system"] = _system(arguments.seconds)
     arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.json}")
@@ -40,6 +42,18 @@ def _kernel() -> dict[str, Any]:
         costs = {size: kernel.run(symbols, size) for size in sizes}
         print(f"{symbols:>10,}" + "".join(f"{costs[size]['median']:>10,.0f}" for size in sizes))
         results[str(symbols)] = {str(size): cost for size, cost in costs.items()}
+    return results
+
+
+def _ingest() -> dict[str, Any]:
+    print("\nIngest under flood, 500 symbols (median of 5 runs)")
+    results = {}
+    for name, tls in (("plain", False), ("TLS", True)):
+        results[name] = figures = ingest.run(tls)
+        print(
+            f"  {name:6} {figures['cpu ns a trade']['median']:>6,} ns of CPU a trade,"
+            f" {figures['trades/s']['median']:>9,} trades/s, {figures['trades a batch']:,} a batch"
+        )
     return results
 
 

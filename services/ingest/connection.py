@@ -15,8 +15,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from websockets.exceptions import InvalidHandshake
-
 from services.ingest.binance import NAMES_MAX, STREAMS_MAX, Reply, control_message
 from services.ingest.websocket import Websocket
 
@@ -170,7 +168,7 @@ class Connection:
                 if successor is None:
                     return why
                 line = successor
-        except (OSError, TimeoutError, InvalidHandshake) as error:
+        except OSError as error:
             return f"cannot connect to {self._url}: {type(error).__name__} {error}"
         finally:
             for line in self._lines:
@@ -181,7 +179,7 @@ class Connection:
                 self._changed()
 
     async def _open(self) -> Line:
-        """Open a websocket, on which everything is asked for. Raises OSError, TimeoutError, InvalidHandshake."""
+        """Open a websocket, on which everything is asked for. Raises OSError."""
         websocket = Websocket(self._url, self._steady, lambda frames: self._received(self, frames))
         try:
             await websocket.open()
@@ -225,7 +223,7 @@ class Connection:
         while True:
             try:
                 line = await self._open()
-            except (OSError, TimeoutError, InvalidHandshake) as error:
+            except OSError as error:
                 self.counts["successors lost"] += 1
                 log.log(logging.WARNING if not attempt else logging.DEBUG, "%s: no successor: %s", self.route, error)
             else:

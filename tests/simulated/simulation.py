@@ -21,6 +21,9 @@ from tests.simulated.feed import Feed
 from tests.simulated.store import Store
 from tests.simulated.world import CALM_MS, WINDOW, Exchange, World
 
+SAVED_MS = 20_000
+"""What came last is saved."""
+
 
 class Simulation:
     def __init__(self, seed: int) -> None:
@@ -147,7 +150,7 @@ class Simulation:
         self.world.faults = False
         self.store.away_until = self.engine_away_until = 0
         self.feed.connect(True)
-        self.world.run(START + self.span_ms + CALM_MS)
+        self.world.run(START + self.span_ms + CALM_MS + SAVED_MS)
         self.note_figures()
         return [wrong for symbol in self.exchange.trades for wrong in self.check(symbol)]
 

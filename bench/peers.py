@@ -35,7 +35,8 @@ SLOW_TRADES = 20_000
 """For contenders that take trades one by one."""
 
 
-def _columns(batch: Trades) -> Columns:
+def columns_of(batch: Trades) -> Columns:
+    """Return a batch as columns of int64, with what every contender needs already multiplied."""
     rows = trade_rows(batch.rows)
     names = np.array([int(instrument.symbol[1:]) for instrument in batch.instruments], np.int64)
     buys = rows["quantity"] * (rows["buyer_is_maker"] == 0)
@@ -258,7 +259,7 @@ def main() -> None:
     for size in (1_000, 10_000):
         batches = batches_of(arguments.symbols, size)
         ours = rate_of_klagg(arguments.symbols, batches)
-        columns = [_columns(batch) for batch in batches]
+        columns = [columns_of(batch) for batch in batches]
         print(f"\nBatches of {size:,}: klagg, 15 intervals: {ours / 1e3:,.0f}")
         results[f"batches of {size}"] = told = {"klagg, 15 intervals": round(ours)}
         for name, fold in (BATCHED | ONE_BY_ONE).items():

@@ -6,7 +6,7 @@ Decides how rows of different origins and times become whole again; knows no mes
 from services.engine.book import blank, open_row, touch
 from shared.compiled import compiled
 from shared.interval import CHILD_INDEX, bucket_of, bucket_start
-from shared.kline import CLOSED, merge
+from shared.kline import CLOSED, EXCHANGE, merge
 
 
 @compiled
@@ -63,8 +63,18 @@ def catch_up(book, symbol):  # type: ignore[no-untyped-def]
 
 @compiled
 def _merge_next(row, piece):  # type: ignore[no-untyped-def]
-    """Merge a kline that is later in time, of whichever source: only among trades do ids tell the order."""
+    """Merge a kline that is later in time, of whichever source: only among trades do ids tell the order.
+
+    Where figures of the exchange's own follow on ids, the ids before them are not told: those of a kline are a range
+    without a hole.
+    """
     began = row.trade_count > 0
+    if piece.flags & EXCHANGE and piece.trade_count > 0:
+        row.first_id = 0
+        row.last_id = 0
+        row.id_count = 0
+        row.open_id = 0
+        row.close_id = 0
     open_, open_id = row.open, row.open_id
     merge(row, piece)
     if began:

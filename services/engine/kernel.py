@@ -119,10 +119,11 @@ def apply_covered(book, symbol, first_id, last_id):  # type: ignore[no-untyped-d
 
 @compiled
 def _add_void(book, symbol, first_id, last_id, time):  # type: ignore[no-untyped-def]
-    minute = book.calendars[0, 0]
-    seen = time >= book.symbols[symbol].seam_time and minute.end_time - time <= minute.length * book.rows.shape[2]
-    if not seen or not _has_rows(book, symbol):
+    if time < book.symbols[symbol].seam_time or not _has_rows(book, symbol):
         return
+    minute = book.calendars[0, 0]
+    # Of a row that has left memory, the oldest that is there is as good: nothing was traded in between.
+    time = max(time, minute.end_time - minute.length * book.rows.shape[2])
     kline = book.scratch[0]
     blank(kline, 0, 0, 0)
     kline.first_id = first_id

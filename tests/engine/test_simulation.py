@@ -12,6 +12,7 @@ FAILED_ONCE = {
     300128: "a symbol was silent for longer than memory, and its klines never became final",
     300315: "void ids that followed on missing ones counted in a kline before their own",
     400262: "the answer to a gap was taken for the answer that nothing is newer",
+    2006994: "a void id that followed on a trade older than memory was in no kline",
     300423: "the last batch was never taken, because only a symbol's mark had changed",
     300934: "the exchange's own klines were refused where restored ones were that lacked something",
 }

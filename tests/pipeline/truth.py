@@ -102,17 +102,19 @@ def differences(config: Config) -> tuple[list[str], int]:
         newest = max([row["open_time"] for row in truth["klines"]["1m"] if row["first_id"] is not None], default=0)
         for interval in INTERVAL_NAMES:
             have = stored[symbol].get(interval, {})
-            part, count = _compare(f"{symbol} {interval}", truth["klines"][interval], have, truth["time"], newest)
+            name, spans = f"{symbol} {interval}", (seams[symbol], truth["time"], newest)
+            part, count = _compare(name, truth["klines"][interval], have, *spans)
             found += part
             compared += count
     return found, compared
 
 
 def _compare(
-    name: str, truth: list[dict[str, Any]], have: dict[int, dict[str, Any]], now: int, newest: int
+    name: str, truth: list[dict[str, Any]], have: dict[int, dict[str, Any]], seam: int, now: int, newest: int
 ) -> tuple[list[str], int]:
     """Compare one symbol's klines of one interval from the first that is stored.
 
+    `seam`: from there on ids count; what is proven by ids before it, because the symbol began anew, keeps them.
     `newest`: the open time of the last minute with a trade, which proves every kline that ended before it.
     """
     if not have:
@@ -129,8 +131,16 @@ def _compare(
             if open_time <= now or got["trade_count"]:
                 found.append(f"{name} {open_time}: not in the truth: {got}")
         else:
+            if open_time < seam and got["id_count"]:
+                want = want | _own_ids(want, got)
             found += _differences(f"{name} {open_time}", want, got, now, newest)
     return found, len(wanted)
+
+
+def _own_ids(want: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
+    """Return the ids of a kline from before its seam, as far as the truth has nothing to say to them."""
+    last_id = want["last_id"] if want["last_id"] is not None else int(got["last_id"])
+    return {"first_id": last_id - int(got["id_count"]) + 1, "last_id": last_id}
 
 
 def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int, newest: int) -> list[str]:

@@ -170,6 +170,8 @@ class Feed:
                 return
             first = wanted[0]
         covered = ask.first_id
+        if covered > end:
+            self.later(self.world.source.uniform(0, 500), batch([], ask.symbol))
         while covered <= end:
             page = self.exchange.page(ask.symbol, first)
             if page is None or self.world.fails(0.1):

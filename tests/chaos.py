@@ -206,7 +206,8 @@ def run(folder: Path, plan: Plan) -> list[str]:
         house.wait(MUTE_MAX_S)
         for name in ROOMS:
             wait_until_live(house, health, SETTLE_MAX_S)
-            print(f"kill {name:9} live again after {_killed(house, health, name):.1f} s", flush=True)
+            seconds, last = _killed(house, health, name)
+            print(f"kill {name:9} live again after {seconds:.1f} s{last}", flush=True)
         house.wait(5.0)
         wait_until_live(house, health, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
@@ -226,14 +227,14 @@ def run(folder: Path, plan: Plan) -> list[str]:
         house.kill()
 
 
-def _killed(house: House, health: Health, name: str) -> float:
-    """Kill a room and return how long it takes until its work is done again.
+def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
+    """Kill a room and return how long it takes until its work is done again, and what was waited for last.
 
     That is: trades are applied and none is missing; for whoever saves them, that they are saved.
     """
     house.wait(1.0)
     saves = name in ("postgres", "persist")
-    before, figures = _newest(house.config), health.last
+    before, figures, last = _newest(house.config), health.last, ""
     began = time.monotonic()
     house.rooms[name].process.send_signal(signal.SIGKILL)
     house.rooms[name].process.wait()
@@ -241,13 +242,19 @@ def _killed(house: House, health: Health, name: str) -> float:
     while time.monotonic() < began + LIVE_MAX_S:
         house.mend()
         figures = health.fresh() or figures
-        whole = figures.get("connected") and not figures.get("missing_ids") and figures.get("applied")
-        works = not saves or _newest(house.config) > before
-        works = works and (name != "viz" or _page_is_live(house.config))
-        if whole and works and figures["exchange_time"] >= traded:
+        conditions = {
+            "the feed": figures.get("connected"),
+            "trades": figures.get("applied") and figures["exchange_time"] >= traded,
+            "missing trades": not figures.get("missing_ids"),
+            "saving": not saves or _newest(house.config) > before,
+            "the page": name != "viz" or _page_is_live(house.config),
+        }
+        lacking = [what for what, is_true in conditions.items() if not is_true]
+        if not lacking:
             break
+        last = f", after waiting for {' and '.join(lacking)}"
         time.sleep(0.02)
-    return time.monotonic() - began
+    return time.monotonic() - began, last
 
 
 def _page_is_live(config: Config) -> bool:

@@ -25,7 +25,16 @@ import zmq
 import zmq.asyncio
 
 from shared.sockets import QUEUE_MAX
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, WireError, decode_snapshot, decode_tickers
+from shared.wire import (
+    HEALTH_TOPIC,
+    NOT_DECODED,
+    TICKERS_TOPIC,
+    Snapshot,
+    Tickers,
+    WireError,
+    decode_snapshot,
+    decode_tickers,
+)
 
 Health = dict[str, Any]
 Message = tuple[str, Snapshot | Tickers | Health]
@@ -215,7 +224,7 @@ def decode(topic: str, body: bytes) -> Snapshot | Tickers | Health:
     if topic == HEALTH_TOPIC:
         try:
             return _health_decoder.decode(body)
-        except msgspec.MsgspecError as error:
+        except NOT_DECODED as error:
             raise WireError(f"{error} (message begins {body[:40]!r})") from error
     raise WireError(f"unknown topic {topic[:40]!r}")
 

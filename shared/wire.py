@@ -330,6 +330,10 @@ _tickers_decoder = msgspec.msgpack.Decoder(Tickers)
 encode = _encoder.encode
 
 
+NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are not what they should be: text that is none and endless nesting too."""
+
+
 class WireError(ValueError):
     """Bytes that are not the message they should be."""
 
@@ -377,7 +381,7 @@ def placed_rows(rows: bytes) -> Rows:
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
     try:
         return decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except NOT_DECODED as error:
         raise WireError(f"{error} (message begins {data[:40]!r})") from error
 
 

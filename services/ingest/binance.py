@@ -15,6 +15,7 @@ import msgspec
 from services.ingest.exact import DECIMALS_MAX
 from services.ingest.klines import Columns
 from shared.decimals import decimals_of
+from shared.wire import NOT_DECODED
 
 TICKER_STREAM = "!miniTicker@arr"
 """About once a second, every symbol that traded: a heartbeat, and how listings are noticed (§2.5)."""
@@ -147,7 +148,7 @@ def read_control(frame: bytes) -> Reply | Shutdown | None:
     """Read what is not data; None if it is nothing known. Raises Malformed if it is not JSON at all."""
     try:
         content = msgspec.json.decode(frame)
-    except msgspec.DecodeError as error:
+    except NOT_DECODED as error:
         raise Malformed(str(error)) from error
     if not isinstance(content, dict):
         return None
@@ -261,7 +262,7 @@ def read_error(body: bytes) -> tuple[int, str]:
     """Return (code, message) of a refused request; code 0 if it says none."""
     try:
         error = msgspec.json.decode(body, type=_Error)
-    except msgspec.MsgspecError:
+    except NOT_DECODED:
         return 0, body[:100].decode("utf-8", "replace")
     return error.code, error.msg
 
@@ -348,5 +349,5 @@ def read_klines(body: bytes) -> Columns:
 def _decode(kind: Any, body: bytes) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except NOT_DECODED as error:
         raise Malformed(f"{error} (answer begins {body[:100]!r})") from error

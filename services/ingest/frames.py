@@ -12,7 +12,7 @@ import numpy as np
 
 from services.ingest.binance import Malformed, Refuse, Reply, Ticker, message_type, read_control
 from services.ingest.exact import trade_rows
-from shared.wire import Instrument, Trades
+from shared.wire import NOT_DECODED, Instrument, Trades
 
 OUR_MARKET = 1
 """The other market's rows share the ticker, and a client that can trade both gets both."""
@@ -46,7 +46,7 @@ class FrameReader:
         said = Read()
         try:
             messages = self._all.decode(b"[" + b",".join(frames) + b"]")
-        except msgspec.MsgspecError:
+        except NOT_DECODED:
             messages = []
         if len(messages) != len(frames):
             messages = self._one_by_one(frames, said)
@@ -66,7 +66,7 @@ class FrameReader:
         for frame in frames:
             try:
                 messages.append(self._one.decode(frame))
-            except msgspec.MsgspecError:
+            except NOT_DECODED:
                 self._read_other(frame, said)
         return messages
 

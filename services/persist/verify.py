@@ -35,7 +35,7 @@ _CHILDREN = ", ".join(
     f"('{INTERVAL_NAMES[parent]}', '{INTERVAL_NAMES[child]}')" for parent, child in enumerate(CHILD_INDEX) if child >= 0
 )
 
-_SUMS = ("volume", "quote_volume", "trade_count", "taker_buy_volume", "taker_buy_quote_volume", "id_count")
+_SUMS = ("volume", "quote_volume", "trade_count", "taker_buy_volume", "taker_buy_quote_volume")
 
 CHECKS = (
     Check(
@@ -98,13 +98,14 @@ CHECKS = (
                 (array_agg(open ORDER BY open_time) FILTER (WHERE trade_count > 0))[1] AS open,
                 (array_agg(close ORDER BY open_time DESC) FILTER (WHERE trade_count > 0))[1] AS close,
                 sum(extract(epoch FROM close_time - open_time) * 1000 + 1) AS covered,
-                {", ".join(f"sum({name}) AS {name}" for name in _SUMS)}
+                sum(id_count) AS id_count, {", ".join(f"sum({name}) AS {name}" for name in _SUMS)}
             FROM klines WHERE symbol = p.symbol AND interval = child
                 AND open_time BETWEEN p.open_time AND p.close_time
         ) AS c
         WHERE c.begins = p.open_time AND (c.ends = p.close_time OR NOT p.closed)
             AND c.covered = extract(epoch FROM c.ends - c.begins) * 1000 + 1
             AND ({" OR ".join(f"c.{name} <> p.{name}" for name in _SUMS)}
+                OR p.source = 'trades' AND c.id_count <> p.id_count
                 OR p.trade_count > 0 AND (c.open, c.high, c.low, c.close) <> (p.open, p.high, p.low, p.close))
         """,
     ),

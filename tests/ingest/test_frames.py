@@ -151,6 +151,25 @@ def test_replies_and_notices_are_told_apart_from_data() -> None:
     assert not reader.refused
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff\xfe",
+        b'"\xff"',
+        b'{"stream":"x","data":"\xff"}',
+        b'{"stream":"x","data":{"s":"\xff"}}',
+        b"[" * 100_000,
+        b"",
+    ],
+)
+def test_whatever_comes_costs_itself_alone(garbage: bytes) -> None:
+    reader = Reader()
+    good = [agg_frame("BTCUSDT", Fill(number, START)).encode() for number in (1, 2)]
+    read = reader.read([good[0], garbage, good[1]])
+    assert ids(read.trades) == [1, 2]
+    assert reader.refused.total() == 1
+
+
 def test_only_market_trades_have_a_price_and_the_others_are_void() -> None:
     reader = Reader("trade")
     read = reader.take(

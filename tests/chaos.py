@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -292,13 +293,17 @@ def _told(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
-    defaults = Plan(random.randrange(2**32))
-    for name, value in defaults._asdict().items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+    play("chaos", __doc__, run)
+
+
+def play(name: str, says: str, run: Callable[[Path, Plan], list[str]]) -> None:
+    """Read a plan from the command line, run it, and end with 1 and everything kept if anything is wrong."""
+    parser = argparse.ArgumentParser(prog=f"python -m tests.{name}", description=says.split("\n\n")[0])
+    for option, value in Plan(random.randrange(2**32))._asdict().items():
+        parser.add_argument(f"--{option}", type=type(value), default=value)
     plan = Plan(**vars(parser.parse_args()))
     print(f"seed {plan.seed}", flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="klagg-chaos-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"klagg-{name}-"))
     found = run(folder, plan)
     for line in found[:20]:
         print(line)

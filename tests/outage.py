@@ -6,16 +6,12 @@ The engine's memory must not grow meanwhile, and afterwards every kline must be 
 measured; ends with 1 if anything differs or memory has grown.
 """
 
-import argparse
-import shutil
 import signal
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 from bench.processes import memory_mib
-from tests.chaos import SETTLE_MAX_S, Health, House, Plan, prepare, wait_until_live
+from tests.chaos import SETTLE_MAX_S, Health, House, Plan, play, prepare, wait_until_live
 from tests.pipeline.truth import differences, settle, unproven
 
 GROWTH_MAX_MB = 32.0
@@ -62,19 +58,5 @@ def run(folder: Path, plan: Plan) -> list[str]:
         house.kill()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.outage", description=__doc__.split("\n\n")[0])
-    for name, value in Plan(1)._asdict().items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    folder = Path(tempfile.mkdtemp(prefix="klagg-outage-"))
-    found = run(folder, Plan(**vars(parser.parse_args())))
-    for line in found[:20]:
-        print(line)
-    if found:
-        print(f"logs and database are kept in {folder}")
-        sys.exit(1)
-    shutil.rmtree(folder)
-
-
 if __name__ == "__main__":
-    main()
+    play("outage", __doc__, run)

@@ -16,22 +16,11 @@ import numpy as np
 from services.engine.book import Book, memory_begin
 from shared.config import Audit as AuditConfig
 from shared.interval import MINUTE_MS
-from shared.kline import CLOSED, EXCHANGE, FINAL
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 from shared.wire import AuditMark, FetchKlines, Mismatch, Rows
 
-FIELDS = (
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "quote_volume",
-    "trade_count",
-    "taker_buy_volume",
-    "taker_buy_quote_volume",
-)
-SETTLED_MS = 10_000
-"""The exchange's own kline is whole this long after its end."""
+FIELDS = (KLINE.names or ())[1:10]
+"""What both have: prices, volumes and the count, but no ids."""
 MINUTES_MAX = 100
 """Minutes of one question: they cost weight 1 (protocol §3.3)."""
 BURNT_MIN, BURNT_SHARE = 3, 20
@@ -111,6 +100,7 @@ class Audit:
         held = {int(row["open_time"]): row for row in rows[(rows["flags"] & CLOSED) != 0]}
         carried: Carry | None = None
         found: list[Mismatch] = []
+        unproven = False
         for row in theirs:
             open_time = int(row["open_time"])
             ours, before = held.get(open_time), held.get(open_time - MINUTE_MS)
@@ -122,7 +112,8 @@ class Audit:
             if open_time < mark.until:
                 continue
             if verdict == MISMATCHED and not ours["flags"] & FINAL:
-                return Outcome(found, True)
+                unproven = True
+                break
             mark.until = open_time + MINUTE_MS
             mark.counts[verdict] = mark.counts.get(verdict, 0) + 1
             if verdict == MISMATCHED:
@@ -131,7 +122,7 @@ class Audit:
                     mark.counts[name] = mark.counts.get(name, 0) + 1
                 found.append(Mismatch(open_time, fields))
         mark.mismatches[:] = [*mark.mismatches, *found][-MISMATCHES_MAX:]
-        return Outcome(found, False)
+        return Outcome(found, unproven)
 
     def totals(self) -> dict[str, int]:
         """Return what was counted of all symbols."""

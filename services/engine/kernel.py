@@ -51,7 +51,6 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if not _possible(trade, time_max) or product > room[instrument]:
             counters.refused += 1
             continue
-        room[instrument] -= product
         state = book.symbols[symbol]
         counts = trade.time >= state.seam_time
         if counts and trade.time >= minute_end:
@@ -77,6 +76,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if not counts:
             counters.before_seam += 1
             continue
+        room[instrument] -= product
         kline_of(trade, kline)
         if price_factors[instrument] != 1 or quantity_factors[instrument] != 1:
             rescale(book.scratch, price_factors[instrument], quantity_factors[instrument])

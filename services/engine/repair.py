@@ -71,9 +71,10 @@ class Repair:
         """Trades of these symbols were applied."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
             self._ask_at.setdefault(symbol, now_ns)
-        for symbol in [symbol for symbol in symbols.tolist() if symbol in self._unsure] if self._unsure else ():
-            if self._book.symbols[symbol]["last_id"] > self._unsure[symbol]:
-                del self._unsure[symbol]
+        if self._unsure:
+            for symbol in self._unsure.keys() & set(symbols.tolist()):
+                if self._book.symbols[symbol]["last_id"] > self._unsure[symbol]:
+                    del self._unsure[symbol]
 
     def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""

@@ -244,3 +244,17 @@ def test_the_exchange_s_own_rows_are_not_compared_with_themselves() -> None:
     assert isinstance(part, IntervalKlines)
     played.apply(Klines("BTCUSDT", 2, 3, "1m", part.rows, True))
     assert counts(played) == {}
+
+
+def test_a_mismatch_is_kept_although_a_later_minute_is_not_proven_yet() -> None:
+    trades = [Trade(number, START - MINUTE + number * 10_000, 100 + number, 7) for number in range(24)]
+    played = begun(trades)
+    live(played, trades, START + 6 * MINUTE)
+    (part,) = [part for part in history(trades, START + 5 * MINUTE) if part.interval == "1m"]
+    rows = kline_rows(part.rows).copy()
+    # The first minute is proven, the one of the last trade is not.
+    rows["low"][rows["open_time"] == START] -= 1
+    rows["volume"][rows["open_time"] == START + 2 * MINUTE] += 7
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes(), True))
+    assert counts(played) == {MISMATCHED: 1, "low": 1, MATCHED: 1}
+    assert [mismatch.open_time for mismatch in played.engine.audit.mark_of(0).mismatches] == [START]

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,14 @@ def test_the_feed_stays_connected_while_one_websocket_follows_another(exchange: 
     with playing(tmp_path, exchange, connection_max_ms=1_500) as played:
         played.subscribe(STREAM)
         number = 0
-        while exchange.connections < 4:
+
+        def trades() -> bool:
+            nonlocal number
             number += 1
             exchange.say(agg_frame("BTCUSDT", Fill(number, START + number)))
-            time.sleep(0.05)
+            return exchange.connections >= 4
+
+        wait_for("three more websockets", trades)
         wait_for("the last trade", lambda: number in {row[1] for row in played.rows()})
         assert {row[1] for row in played.rows()} == set(range(1, number + 1))
         states = played.engine.of(FeedState)
@@ -51,11 +56,13 @@ def test_a_stream_that_is_acknowledged_and_silent_gets_another_websocket(exchang
         exchange.ticking = False
         played.subscribe(STREAM)
         began = time.monotonic()
-        price = 0
-        while exchange.connections < 2:
-            price += 1
-            exchange.say(ticker_frame("BTCUSDT", c=str(price)))
-            time.sleep(0.1)
+        prices = count(1)
+
+        def ticks() -> bool:
+            exchange.say(ticker_frame("BTCUSDT", c=str(next(prices))))
+            return exchange.connections >= 2
+
+        wait_for("another websocket", ticks, every=0.1)
         assert time.monotonic() - began > 2.5
         assert "silent though they trade: BTCUSDT" in played.room.log
 

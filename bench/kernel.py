@@ -9,7 +9,7 @@ from services.engine.engine import KlineEngine
 from shared.config import Engine as EngineConfig
 from shared.interval import MINUTE_MS
 from shared.kline import TRADE
-from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades
+from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades, pack_instruments
 
 NOW = 1_790_000_000_000 // MINUTE_MS * MINUTE_MS
 TRADES = 200_000
@@ -65,5 +65,6 @@ def batches_of(symbols: int, batch: int) -> list[Trades]:
         )
         rows["price"] = 5_000 + source.integers(0, 100, len(places))
         rows["quantity"], rows["trade_count"] = source.integers(1, 100, len(places)), 1
-        answer.append(Trades([Instrument(f"S{symbol}", 2, 3) for symbol in named.tolist()], rows.tobytes(), NOW))
+        instruments = pack_instruments([Instrument(f"S{symbol}", 2, 3) for symbol in named.tolist()])
+        answer.append(Trades(instruments, rows.tobytes(), NOW))
     return answer

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bench.kernel import TRADES, batches_of, began
 from shared.interval import DAY_MS, INTERVALS
-from shared.wire import Trades, trade_rows
+from shared.wire import Trades, instruments_of, trade_rows
 
 Columns = dict[str, NDArray[np.int64]]
 Fold = Callable[[list[Columns], list[int]], int]
@@ -38,7 +38,7 @@ SLOW_TRADES = 20_000
 def columns_of(batch: Trades) -> Columns:
     """Return a batch as columns of int64, with what every contender needs already multiplied."""
     rows = trade_rows(batch.rows)
-    names = np.array([int(instrument.symbol[1:]) for instrument in batch.instruments], np.int64)
+    names = np.array([int(instrument.symbol[1:]) for instrument in instruments_of(batch)], np.int64)
     buys = rows["quantity"] * (rows["buyer_is_maker"] == 0)
     return {
         "symbol": names[rows["symbol"]],

@@ -41,9 +41,13 @@ class Covered(msgspec.Struct, frozen=True, array_like=True):
 class Trades(msgspec.Struct, frozen=True, tag="trades"):
     """A columnar batch of trades, of the stream or of a repair."""
 
-    instruments: list[Instrument]
+    instruments: msgspec.Raw
+    """What the rows speak of, and maybe more: `pack_instruments` makes it, `instruments_of` reads it.
+
+    The feed sends the same table with every batch, so that it is packed once, and unpacked when it has changed.
+    """
     rows: bytes
-    """TRADE[n]; `symbol` indexes `instruments`."""
+    """TRADE[n]; `symbol` indexes the instruments."""
     event_time: int = 0
     """The exchange's time of the newest event in it, ms; 0 when the batch says nothing about now."""
     covered: list[Covered] = []
@@ -320,6 +324,7 @@ def kline_topic(symbol: str, interval: str) -> str:
 
 
 _encoder = msgspec.msgpack.Encoder()
+_instruments_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[Instrument])
 _event_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AppEvent)
 _command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Command)
 _store_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(StoreRequest)
@@ -336,6 +341,16 @@ NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 class WireError(ValueError):
     """Bytes that are not the message they should be."""
+
+
+def pack_instruments(instruments: list[Instrument]) -> msgspec.Raw:
+    """Return instruments as `Trades` carries them."""
+    return msgspec.Raw(encode(instruments))
+
+
+def instruments_of(trades: Trades) -> list[Instrument]:
+    """Return what the rows of a batch speak of. Raises WireError."""
+    return _decode(_instruments_decoder, trades.instruments)  # type: ignore[no-any-return]
 
 
 def decode_event(data: bytes) -> AppEvent:

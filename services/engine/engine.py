@@ -68,6 +68,7 @@ from shared.wire import (
     SymbolMark,
     Trades,
     Unsubscribe,
+    instruments_of,
     kline_rows,
     placed_rows,
     trade_rows,
@@ -201,10 +202,11 @@ class KlineEngine:
         """Apply a batch and return what of it must wait for the store, if anything."""
         # The kernel takes 2.4 times as long on an array that cannot be written, and copying is 5 ns a trade.
         rows = trade_rows(batch.rows).copy()
-        count = len(batch.instruments)
-        symbols = np.array([self.index.get(instrument.symbol, -1) for instrument in batch.instruments], np.int64)
+        instruments = instruments_of(batch)
+        count = len(instruments)
+        symbols = np.array([self.index.get(instrument.symbol, -1) for instrument in instruments], np.int64)
         price_factors, quantity_factors = np.ones(count, np.int64), np.ones(count, np.int64)
-        for place, instrument in enumerate(batch.instruments):
+        for place, instrument in enumerate(instruments):
             price, quantity = instrument.price_decimals, instrument.quantity_decimals
             if self._decimals.get(instrument.symbol) == (price, quantity) or symbols[place] < 0:
                 continue

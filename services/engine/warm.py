@@ -24,6 +24,7 @@ from shared.wire import (
     Trades,
     decode_event,
     encode,
+    pack_instruments,
 )
 
 
@@ -46,7 +47,7 @@ def warm_up() -> None:
         FeedState(1, True, 0, begin + 2 * MINUTE_MS, 0),
         Restored(0, [], b"", True, 0),
         AddSymbol("X", 0, 0, "x", klines, begin, begin),
-        Trades([Instrument("X", 1, 1)], trades.tobytes(), begin, [Covered(0, 0, 6)]),
+        Trades(pack_instruments([Instrument("X", 1, 1)]), trades.tobytes(), begin, [Covered(0, 0, 6)]),
         Klines("X", 1, 1, "1m", klines[0].rows),
     ]
     for event in events:

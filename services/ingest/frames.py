@@ -12,7 +12,7 @@ import numpy as np
 
 from services.ingest.binance import Malformed, Refuse, Reply, Ticker, message_type, read_control
 from services.ingest.exact import trade_rows
-from shared.wire import NOT_DECODED, Instrument, Trades
+from shared.wire import NOT_DECODED, Instrument, Trades, pack_instruments
 
 OUR_MARKET = 1
 """The other market's rows share the ticker, and a client that can trade both gets both."""
@@ -124,4 +124,4 @@ class FrameReader:
         for symbol, (price_decimals, quantity_decimals) in zip(place, decimals.tolist(), strict=True):
             self._decimals[symbol] = (price_decimals, quantity_decimals)
             instruments.append(Instrument(symbol, price_decimals, quantity_decimals))
-        said.trades = Trades(instruments, rows.tobytes(), event_time)
+        said.trades = Trades(pack_instruments(instruments), rows.tobytes(), event_time)

@@ -42,6 +42,7 @@ from shared.wire import (
     IntervalKlines,
     Klines,
     Trades,
+    pack_instruments,
 )
 
 SETTLE_MS = 3_000
@@ -317,7 +318,7 @@ class History:
         self._symbols.decimals[symbol] = (price_decimals, quantity_decimals)
         self._send(
             Trades(
-                [Instrument(symbol, price_decimals, quantity_decimals)],
+                pack_instruments([Instrument(symbol, price_decimals, quantity_decimals)]),
                 rows.tobytes(),
                 0,
                 [Covered(0, first, last)] if first <= last else [],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shared.compiled import compiled
 from shared.kline import TRADE
-from shared.wire import Covered, FetchTrades, Instrument, Trades, trade_rows
+from shared.wire import Covered, FetchTrades, Instrument, Trades, instruments_of, pack_instruments, trade_rows
 
 ROWS_MAX = 500_000
 """28 MB: 100 s at 5,000 trades/s, and minutes of an ordinary market. An engine that restarts lacks seconds."""
@@ -60,9 +60,10 @@ class Recent:
 
     def add(self, trades: Trades) -> None:
         """Remember a batch of the stream."""
-        if len(self._instruments) + len(trades.instruments) > INSTRUMENTS_MAX:
+        instruments = instruments_of(trades)
+        if len(self._instruments) + len(instruments) > INSTRUMENTS_MAX:
             self._begin()
-        numbers = np.array([self._number(instrument) for instrument in trades.instruments], np.int64)
+        numbers = np.array([self._number(instrument) for instrument in instruments], np.int64)
         memory = self._rows, self._before, self._added
         _add(trade_rows(trades.rows), numbers, self._symbol_of, self._newest, self._highest, *memory)
 
@@ -96,7 +97,8 @@ class Recent:
             if newest <= self._added[0] - len(self._rows) or last_id < ask.first_id - 1:
                 return Answer([], [ask])
             if last_id < ask.first_id:
-                return Answer([Trades([self._instruments[self._rows[newest % len(self._rows)]["symbol"]]], b"")], [])
+                newest_of = self._instruments[self._rows[newest % len(self._rows)]["symbol"]]
+                return Answer([Trades(pack_instruments([newest_of]), b"")], [])
         found = _find(newest, self._rows, self._before, self._added, ask.first_id, last_id)
         rows = self._rows[found]
         rows = rows[np.unique(rows["id"], return_index=True)[1]]
@@ -121,7 +123,8 @@ class Recent:
             covered = [
                 Covered(0, max(first, low), min(last, high)) for first, last in runs if first <= high and last >= low
             ]
-            parts.append(Trades([self._instruments[number] for number in numbers.tolist()], part.tobytes(), 0, covered))
+            instruments = pack_instruments([self._instruments[number] for number in numbers.tolist()])
+            parts.append(Trades(instruments, part.tobytes(), 0, covered))
         return parts
 
     def _number(self, instrument: Instrument) -> int:
@@ -139,7 +142,7 @@ class Recent:
 def warm_up() -> None:
     """Compile what is to be compiled, with the arguments that it will meet."""
     recent = Recent(10)
-    recent.add(Trades([Instrument("X", 0, 0)], np.zeros(1, TRADE).tobytes()))
+    recent.add(Trades(pack_instruments([Instrument("X", 0, 0)]), np.zeros(1, TRADE).tobytes()))
     recent.answer(FetchTrades("X", 1, 1))
 
 

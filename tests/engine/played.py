@@ -24,6 +24,7 @@ from shared.wire import (
     Restored,
     SymbolMark,
     Trades,
+    pack_instruments,
     placed_rows,
 )
 
@@ -119,7 +120,7 @@ def expected(trades: Iterable[Trade], until: int = 0) -> dict[tuple[str, int], d
 def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
     rows = np.array([(0, *trade) for trade in trades], TRADE)
     covered = [Covered(0, first, last) for first, last in more.pop("covered", [])]
-    return Trades([Instrument(symbol, *decimals)], rows.tobytes(), covered=covered, **more)
+    return Trades(pack_instruments([Instrument(symbol, *decimals)]), rows.tobytes(), covered=covered, **more)
 
 
 class PlayedEngine:

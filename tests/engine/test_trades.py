@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.wire import FetchTrades, Instrument, Trades
+from shared.wire import FetchTrades, Instrument, Trades, pack_instruments
 from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, market
 
 
@@ -121,7 +121,7 @@ def test_impossible_trades_are_refused_counted_and_still_missing() -> None:
     assert played.engine.gaps(0) == [(0, 4), (6, 12)]
     rows = np.frombuffer(batch([good]).rows, dtype=np.int64).copy()
     rows[0] = 5
-    played.apply(Trades([Instrument("BTCUSDT", 2, 3)], rows.tobytes()))
+    played.apply(Trades(pack_instruments([Instrument("BTCUSDT", 2, 3)]), rows.tobytes()))
     assert played.engine.book.counters[0]["refused"] == len(bad) + 1
 
 

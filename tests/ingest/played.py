@@ -21,7 +21,17 @@ from aiohttp import WSMsgType, web
 from shared.config import load
 from shared.interval import next_open_time, open_time_of
 from shared.sockets import bind, ipc
-from shared.wire import AppEvent, Command, FeedState, Subscribe, Trades, decode_event, encode, trade_rows
+from shared.wire import (
+    AppEvent,
+    Command,
+    FeedState,
+    Subscribe,
+    Trades,
+    decode_event,
+    encode,
+    instruments_of,
+    trade_rows,
+)
 from tests.support import Room, free_port, wait_for, write_config
 
 Event = TypeVar("Event")
@@ -386,7 +396,7 @@ class Played:
         rows = []
         for batch in self.engine.of(Trades):
             for row in trade_rows(batch.rows).tolist():
-                rows.append((batch.instruments[row[0]].symbol, *row[1:]))
+                rows.append((instruments_of(batch)[row[0]].symbol, *row[1:]))
         return rows
 
     def covered(self) -> list[tuple[int, int]]:

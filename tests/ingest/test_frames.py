@@ -11,7 +11,7 @@ import pytest
 
 from services.ingest.binance import Reply
 from services.ingest.frames import FrameReader, Read
-from shared.wire import Trades, trade_rows
+from shared.wire import Trades, instruments_of, trade_rows
 from tests.ingest.played import START, Fill, agg_frame, ticker_frame, trade_frame
 from tests.support import RECORDINGS
 
@@ -66,7 +66,7 @@ def test_a_recording_decodes_without_a_refusal_and_to_the_last_digit(name: str) 
 
 
 def check(trades: Trades, row: Any, said: dict[str, Any]) -> None:
-    instrument = trades.instruments[row["symbol"]]
+    instrument = instruments_of(trades)[row["symbol"]]
     assert instrument.symbol == said["s"]
     void = said.get("X", "MARKET") != "MARKET"
     price, quantity = ("0", "0") if void else (said["p"], said["q"])
@@ -192,7 +192,7 @@ def test_decimals_grow_with_a_frame_that_needs_more_and_never_shrink() -> None:
     reader = Reader()
     first = reader.take(agg_frame("BTCUSDT", Fill(1, START, "1.5")), agg_frame("BTCUSDT", Fill(2, START, "1.23456")))
     assert first.trades is not None
-    assert first.trades.instruments[0].price_decimals == 5
+    assert instruments_of(first.trades)[0].price_decimals == 5
     assert trade_rows(first.trades.rows)["price"].tolist() == [150000, 123456]
     later = reader.take(agg_frame("BTCUSDT", Fill(3, START, "1.5")))
     assert later.trades is not None

@@ -20,6 +20,7 @@ from shared.wire import (
     Subscribe,
     Trades,
     Unsubscribe,
+    instruments_of,
     kline_rows,
     trade_rows,
 )
@@ -121,11 +122,11 @@ def test_trades_come_as_exact_integers_and_a_bad_frame_harms_no_other(exchange: 
         )
         wait_for("the last trade", lambda: len(played.rows()) >= 3)
         batches = played.engine.of(Trades)
-        last = batches[-1].instruments[0]
+        last = instruments_of(batches[-1])[0]
         assert (last.price_decimals, last.quantity_decimals) == (5, 3)
         exact = []
         for batch in batches:
-            scale = 10 ** (5 - batch.instruments[0].price_decimals)
+            scale = 10 ** (5 - instruments_of(batch)[0].price_decimals)
             exact += [(row[1], row[3] * scale, row[4], row[5], row[6]) for row in trade_rows(batch.rows).tolist()]
         assert exact == [(1, 8309170000, 22, 3, 0), (6, 50000, 1000, 1, 1), (7, 12345, 1000, 1, 0)]
         assert batches[-1].event_time == START + 5

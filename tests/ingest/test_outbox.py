@@ -4,10 +4,10 @@ import zmq
 
 from services.ingest.outbox import Outbox
 from shared.kline import TRADE
-from shared.wire import AppEvent, FeedState, Instrument, RemoveSymbol, Trades, decode_event
+from shared.wire import AppEvent, FeedState, Instrument, RemoveSymbol, Trades, decode_event, pack_instruments
 from tests.support import free_port, wait_for
 
-BATCH = Trades([Instrument("BTCUSDT", 2, 3)], bytes(3 * TRADE.itemsize), 1)
+BATCH = Trades(pack_instruments([Instrument("BTCUSDT", 2, 3)]), bytes(3 * TRADE.itemsize), 1)
 
 
 def test_trades_are_dropped_and_counted_and_everything_else_is_kept_in_order() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from services.ingest.recent import Recent
 from shared.kline import TRADE
-from shared.wire import FetchTrades, Instrument, Trades, trade_rows
+from shared.wire import FetchTrades, Instrument, Trades, instruments_of, pack_instruments, trade_rows
 
 NAMES = ("AUSDT", "BUSDT")
 
@@ -16,7 +16,7 @@ def batch(*trades: tuple[str, int], decimals: int = 2) -> Trades:
     rows = np.zeros(len(trades), TRADE)
     rows["symbol"] = [names.index(name) for name, _ in trades]
     rows["id"] = rows["price"] = [number for _, number in trades]
-    return Trades([Instrument(name, decimals, 3) for name in names], rows.tobytes(), 7)
+    return Trades(pack_instruments([Instrument(name, decimals, 3) for name in names]), rows.tobytes(), 7)
 
 
 def ids(parts: list[Trades]) -> list[int]:
@@ -72,7 +72,7 @@ def test_it_knows_that_nothing_is_newer_unless_a_connection_was_lost() -> None:
     answer = recent.answer(FetchTrades("AUSDT", 8, -1))
     assert (ids(answer.parts), answer.rest) == ([8, 9], [])
     nothing = recent.answer(FetchTrades("AUSDT", 10, -1))
-    assert ([part.instruments[0].symbol for part in nothing.parts], ids(nothing.parts)) == (["AUSDT"], [])
+    assert ([instruments_of(part)[0].symbol for part in nothing.parts], ids(nothing.parts)) == (["AUSDT"], [])
     assert nothing.rest == []
     assert recent.answer(FetchTrades("AUSDT", 6, -1)).rest == [FetchTrades("AUSDT", 6, 7)]
     # Whoever asks for more than the next one knows of trades that never came here.
@@ -122,4 +122,4 @@ def test_trades_keep_the_decimals_they_came_with() -> None:
     recent.add(batch(("AUSDT", 2), decimals=4))
     (part,) = recent.answer(FetchTrades("AUSDT", 1, 2)).parts
     rows = trade_rows(part.rows)
-    assert [part.instruments[row["symbol"]].price_decimals for row in rows] == [2, 4]
+    assert [instruments_of(part)[row["symbol"]].price_decimals for row in rows] == [2, 4]

@@ -54,17 +54,13 @@ def batches_of(symbols: int, batch: int) -> list[Trades]:
     counts = np.bincount(chosen, minlength=symbols)
     ids = np.empty(TRADES, np.int64)
     ids[order] = np.arange(TRADES) - np.repeat(np.cumsum(counts) - counts, counts)
+    instruments = pack_instruments([Instrument(f"S{symbol}", 2, 3) for symbol in range(symbols)])
     answer = []
     for begin in range(0, TRADES, batch):
-        named, places = np.unique(chosen[begin : begin + batch], return_inverse=True)
-        rows = np.zeros(len(places), TRADE)
-        rows["symbol"], rows["id"], rows["time"] = (
-            places,
-            ids[begin : begin + batch],
-            NOW + 1 + begin * 30_000 // TRADES,
-        )
-        rows["price"] = 5_000 + source.integers(0, 100, len(places))
-        rows["quantity"], rows["trade_count"] = source.integers(1, 100, len(places)), 1
-        instruments = pack_instruments([Instrument(f"S{symbol}", 2, 3) for symbol in named.tolist()])
+        own = slice(begin, begin + batch)
+        rows = np.zeros(len(ids[own]), TRADE)
+        rows["symbol"], rows["id"], rows["time"] = chosen[own], ids[own], NOW + 1 + begin * 30_000 // TRADES
+        rows["price"] = 5_000 + source.integers(0, 100, len(rows))
+        rows["quantity"], rows["trade_count"] = source.integers(1, 100, len(rows)), 1
         answer.append(Trades(instruments, rows.tobytes(), NOW))
     return answer

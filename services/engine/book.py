@@ -9,6 +9,8 @@
    found without arithmetic, or to an older one.
 3. A flat kline's prices are the close before it. Whoever changes a close carries it on into the flat klines behind it.
 4. What changes is marked: for saving always, for publishing if its topic is watched.
+5. What is traded in the newest minute gathers in one kline a symbol, `gathered`, in no row until it is *settled*.
+   Merging comes to the same whenever it is done, so it waits until somebody looks: a trade touches one kline, not 15.
 
 Decides nothing about ids, and knows no message, no socket and no clock.
 """
@@ -46,6 +48,7 @@ SYMBOL = np.dtype(
         ("quantity_decimals", "<i8"),
         ("grid", "<i8"),  # which of the 3d grids
         ("active", "<i8"),
+        ("room", "<i8"),  # how much more quote volume every row can hold at the least; 0: not known
         ("mark_changed", "<i8"),  # since the last batch
     ]
 )
@@ -77,6 +80,9 @@ COUNTERS = np.dtype(
 )
 
 
+PRODUCT_MAX = 9_000_000_000_000_000_000
+"""A quote volume must fit an int64: a trade that some kline has no room for is refused, and stays missing."""
+
 LOST = np.dtype([("first", "<i8"), ("last", "<i8")])
 """Open times of rows that left memory before they were saved; 0: none."""
 
@@ -92,6 +98,12 @@ class Book(NamedTuple):
     """CALENDAR[GRIDS, intervals]"""
     rows: Rows
     """KLINE[symbols, intervals, window]"""
+    gathered: Rows
+    """KLINE[symbols]"""
+    unsettled: Marks
+    """Of symbols: those that have something gathered."""
+    gapped: Marks
+    """Of symbols: those that have a new gap."""
     unsaved: Marks
     changed: Marks
     watched: NDArray[np.uint8]
@@ -106,30 +118,41 @@ class Book(NamedTuple):
     """KLINE[1]"""
 
 
-def lay_out(symbols_max: int, window: int) -> tuple[Book, DirtyTracker, DirtyTracker]:
-    """Return an empty book and its trackers of unsaved and of changed rows. Pages are used up as they are written."""
-    intervals = len(INTERVALS)
-    unsaved = DirtyTracker(symbols_max * intervals * window)
-    changed = DirtyTracker(symbols_max * intervals * window)
-    calendars = np.zeros((GRIDS, intervals), CALENDAR)
+class Trackers(NamedTuple):
+    """Who takes what the book marks."""
+
+    unsaved: DirtyTracker
+    changed: DirtyTracker
+    gapped: DirtyTracker
+
+
+def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS)) -> tuple[Book, Trackers]:
+    """Return an empty book of the first intervals, and its trackers. Pages are used up as they are written."""
+    intervals = INTERVALS[:interval_count]
+    rows = symbols_max * interval_count * window
+    trackers = Trackers(DirtyTracker(rows), DirtyTracker(rows), DirtyTracker(symbols_max))
+    calendars = np.zeros((GRIDS, interval_count), CALENDAR)
     for grid in range(GRIDS):
-        for index, interval in enumerate(INTERVALS):
+        for index, interval in enumerate(intervals):
             calendars[grid, index]["length"] = interval.length_ms
             calendars[grid, index]["anchor"] = anchor_of(interval.name, grid * DAY_MS)
     book = Book(
         np.zeros(symbols_max, SYMBOL),
         np.zeros((symbols_max, GAPS_MAX), GAP),
         calendars,
-        np.zeros((symbols_max, intervals, window), KLINE),
-        unsaved.marks,
-        changed.marks,
-        np.zeros((symbols_max, intervals), np.uint8),
+        np.zeros((symbols_max, interval_count, window), KLINE),
+        np.zeros(symbols_max, KLINE),
+        DirtyTracker(symbols_max).marks,
+        trackers.gapped.marks,
+        trackers.unsaved.marks,
+        trackers.changed.marks,
+        np.zeros((symbols_max, interval_count), np.uint8),
         np.zeros(1, COUNTERS),
-        np.zeros((symbols_max, intervals), LOST),
+        np.zeros((symbols_max, interval_count), LOST),
         np.zeros(1, np.int64),
         np.zeros(1, KLINE),
     )
-    return book, unsaved, changed
+    return book, trackers
 
 
 @compiled
@@ -149,6 +172,7 @@ def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
 @compiled
 def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
     """Move the clock to the next minute: close what has ended, open flat klines for all symbols that trade."""
+    settle(book, False)
     time_ms = book.calendars[0, 0].end_time
     for symbol in range(symbol_count):
         grid = book.symbols[symbol].grid
@@ -324,6 +348,38 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
                     book.counters[0].late += 1
             carry(book, symbol, interval, time_ms)
         touch(book, symbol, interval, place)
+
+
+@compiled
+def settle(book, only_watched):  # type: ignore[no-untyped-def]
+    """Bring what was gathered into the rows: of all symbols, or of those with a topic that somebody watches."""
+    marks = book.unsettled
+    left = 0
+    for n in range(marks.marked[0]):
+        symbol = marks.rows[n]
+        if only_watched and not book.watched[symbol].any():
+            marks.rows[left] = symbol
+            left += 1
+            continue
+        marks.states[symbol] = 0
+        add_to_rows(book, symbol, book.calendars[0, 0].open_time, book.gathered[symbol])
+        blank(book.gathered[symbol], 0, 0, 0)
+    marks.marked[0] = left
+
+
+@compiled
+def measure_room(book, symbol):  # type: ignore[no-untyped-def]
+    """Return how much more quote volume every row of a symbol can hold: one trade may be in any of them."""
+    largest = book.gathered[symbol].quote_volume
+    for interval in range(book.rows.shape[1]):
+        for place in range(book.rows.shape[2]):
+            row = book.rows[symbol, interval, place]
+            if row.open_time > 0:
+                largest = max(largest, row.quote_volume)
+    # What was gathered is in no row yet, and will be in the largest.
+    room = PRODUCT_MAX - largest - book.gathered[symbol].quote_volume
+    book.symbols[symbol].room = room
+    return room
 
 
 @compiled

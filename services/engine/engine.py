@@ -25,31 +25,35 @@ from msgspec.structs import replace
 from services.engine.audit import Audit
 from services.engine.book import (
     COUNTERS,
+    PRODUCT_MAX,
     lay_out,
     memory_begin,
     next_minute,
     rescale,
     set_calendars,
+    settle,
     would_overwrite,
 )
 from services.engine.continuity import GAPS_MAX, missing_ids, proven_time
 from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
-from services.engine.kernel import PRODUCT_MAX, apply_covered, apply_trades
+from services.engine.kernel import apply_covered, apply_trades
 from services.engine.repair import Repair
+from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
+from shared.compiled import fixed
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import (
     DAY_MS,
-    GRID_3D_MS,
     INTERVAL_INDEX,
     INTERVAL_NAMES,
+    INTERVALS,
     MINUTE_MS,
     next_open_time,
     open_time_of,
 )
-from shared.kline import FINAL, KLINE
+from shared.kline import FINAL, KLINE, TRADE
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -57,7 +61,6 @@ from shared.wire import (
     DirtyBatch,
     FeedState,
     FetchTrades,
-    Instrument,
     Klines,
     Persisted,
     RemoveSymbol,
@@ -68,7 +71,6 @@ from shared.wire import (
     SymbolMark,
     Trades,
     Unsubscribe,
-    instruments_of,
     kline_rows,
     placed_rows,
     trade_rows,
@@ -80,6 +82,9 @@ INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 
 
+CHILDREN = {interval.child for interval in INTERVALS}
+PARTS_MAX = 31
+"""Children of a kline, at the most."""
 _NO_ROWS = np.zeros(0, KLINE)
 
 
@@ -91,18 +96,16 @@ class KlineEngine:
         self._config = config
         self.session = session
         self.clock = ExchangeClock(clock_speed)
-        self.book, self.unsaved, self.changed = lay_out(config.max_symbols, config.window)
+        self.book, trackers = lay_out(config.max_symbols, config.window)
+        self.unsaved, self.changed, self._gapped = trackers
         self.symbols: list[str] = []
         """By the book's index."""
-        self.index: dict[str, int] = {}
-        self._decimals: dict[str, tuple[int, int]] = {}
-        """The book's, where every batch finds them quickly."""
         self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._mark_of)
+        self.roster = Roster(self.book, self.saving, self.symbols)
         self.repair = Repair(config, self.book, self.symbols)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
-        self.streams: list[str] = []
-        self.grids: list[int] = []
-        """An open time of each symbol's 3d klines."""
+        nothing = np.zeros(0, np.int64)
+        self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
         self.started = False
         self.begun_anew = 0
@@ -124,6 +127,8 @@ class KlineEngine:
 
     def apply(self, event: AppEvent, now_ns: int) -> None:
         """Take an event: the only way to change state, clock ticks aside. Raises WireError on rows that are none."""
+        if not isinstance(event, Trades):
+            settle(self.book, False)
         match event:
             case Trades():
                 self._apply_trades(event, now_ns)
@@ -138,7 +143,7 @@ class KlineEngine:
             case Restored():
                 self._restore(event, now_ns)
             case Persisted():
-                self._persisted(event)
+                self._persisted(event, now_ns)
             case StoreState():
                 self._store_changed(event.session)
             case _:
@@ -200,39 +205,33 @@ class KlineEngine:
 
     def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
         """Apply a batch and return what of it must wait for the store, if anything."""
-        # The kernel takes 2.4 times as long on an array that cannot be written, and copying is 5 ns a trade.
-        rows = trade_rows(batch.rows).copy()
-        instruments = instruments_of(batch)
-        count = len(instruments)
-        symbols = np.array([self.index.get(instrument.symbol, -1) for instrument in instruments], np.int64)
-        price_factors, quantity_factors = np.ones(count, np.int64), np.ones(count, np.int64)
-        for place, instrument in enumerate(instruments):
-            price, quantity = instrument.price_decimals, instrument.quantity_decimals
-            if self._decimals.get(instrument.symbol) == (price, quantity) or symbols[place] < 0:
-                continue
-            state = self.book.symbols[symbols[place]]
-            if not self._grow(int(symbols[place]), price, quantity) and not _shorten(rows, place, instrument, state):
-                self._drop("trades whose decimals do not fit")
-                symbols[place] = -1
-                continue
-            price_factors[place] = 10 ** max(0, int(state["price_decimals"]) - price)
-            quantity_factors[place] = 10 ** max(0, int(state["quantity_decimals"]) - quantity)
+        table, rows = self.roster.table_of(batch), trade_rows(batch.rows)
+        symbols, price_factors, quantity_factors, finer = table
+        for place, divisors in finer.items():
+            if (rows["symbol"] == place).any():
+                rows, symbols = rows.copy(), symbols.copy()
+                if not coarser(rows, place, *divisors):
+                    self._drop("trades whose decimals do not fit")
+                    symbols[place] = -1
         time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
-        left_out = self._left_out()
-        done, partials = 0, np.zeros(count, KLINE)
+        left_out = self._left_out() if batch.covered else 0
+        done = 0
         while True:
-            done = apply_trades(self.book, rows, done, symbols, price_factors, quantity_factors, partials, time_max)
+            done = self._apply_rows(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
             if done == len(rows):
                 break
             if not self._open_minutes(int(rows[done]["time"])):
                 return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
         # A trade that could not be applied must not count as void: it stays missing.
-        for part in batch.covered if self._left_out() == left_out else ():
-            if 0 <= part.instrument < count and symbols[part.instrument] >= 0:
+        for part in batch.covered if batch.covered and self._left_out() == left_out else ():
+            if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
                 apply_covered(self.book, symbols[part.instrument], part.first_id, part.last_id)
-        known = symbols[symbols >= 0]
-        self.repair.note(known, now_ns)
+        if len(self._gapped):
+            gapped = self._gapped.take()
+            self._gapped.release(gapped)
+            self.repair.note(gapped, now_ns)
         if not batch.event_time:
+            known = symbols[symbols >= 0]
             covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}
             self.repair.note_answer(known, now_ns, covered)
         return None
@@ -245,28 +244,6 @@ class KlineEngine:
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
         return missing_ids(self.book.symbols[symbol], self.book.gaps[symbol])
-
-    def _grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
-        """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
-        state = self.book.symbols[symbol]
-        price = max(0, price_decimals - int(state["price_decimals"]))
-        quantity = max(0, quantity_decimals - int(state["quantity_decimals"]))
-        if not price and not quantity:
-            return True
-        rows = self.book.rows[symbol].reshape(-1)
-        largest = max(int(rows["quote_volume"].max()) * 10 ** (price + quantity), int(rows["high"].max()) * 10**price)
-        if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
-            return False
-        rescale(rows, 10**price, 10**quantity)
-        self.saving.rescale_passing(symbol, lambda rows: rescale(rows, 10**price, 10**quantity))
-        self._set_decimals(symbol, int(state["price_decimals"]) + price, int(state["quantity_decimals"]) + quantity)
-        state["mark_changed"] = 1
-        return True
-
-    def _set_decimals(self, symbol: int, price: int, quantity: int) -> None:
-        state = self.book.symbols[symbol]
-        state["price_decimals"], state["quantity_decimals"] = price, quantity
-        self._decimals[self.symbols[symbol]] = (price, quantity)
 
     # The clock.
 
@@ -344,7 +321,7 @@ class KlineEngine:
         if symbol < 0:
             return
         state = self.book.symbols[symbol]
-        self._set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
+        self.roster.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
         proven = max(mark.proven_time, mark.seam_time - 1)
@@ -378,7 +355,7 @@ class KlineEngine:
         self._introduce_at = now_ns + INTRODUCE_AGAIN_MS * 1_000_000
         active = self.book.symbols["active"]
         known = [symbol for symbol in range(len(self.symbols)) if active[symbol] and symbol not in self.repair.hopeless]
-        streams = [self.streams[symbol] for symbol in known]
+        streams = [self.roster.streams[symbol] for symbol in known]
         self._commands.append(Subscribe(streams, complete=True, engine=self.session))
         self.repair.ask_again()
 
@@ -390,28 +367,17 @@ class KlineEngine:
         self._introduce(now_ns)
 
     def _place(self, name: str, stream: str, grid_3d: int) -> int:
-        """Return the index of a symbol that trades from here on, with nothing known of it; -1 if the book is full."""
-        symbol = self.index.get(name, len(self.symbols))
-        if symbol == len(self.symbols):
-            if symbol == self._config.max_symbols:
-                self._drop("symbols beyond max_symbols")
-                return -1
-            self.symbols.append(name)
-            self.streams.append(stream)
-            self.grids.append(grid_3d)
-            self.index[name] = symbol
-        self.streams[symbol], self.grids[symbol] = stream, grid_3d
-        state = self.book.symbols[symbol]
-        state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
-        state["newest_time"] = state["final_at"] = 0
-        state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
+        """Return the index of a symbol that begins from nothing; -1 if the book is full."""
+        symbol = self.roster.place(name, stream, grid_3d)
+        if symbol < 0:
+            self._drop("symbols beyond max_symbols")
         return symbol
 
     def _add(self, event: AddSymbol, now_ns: int) -> None:
         if not self.started:
             self._drop("symbols announced before the start")
             return
-        known = self.index.get(event.symbol, -1)
+        known = self.roster.index.get(event.symbol, -1)
         absent = self._absent.pop(event.symbol, None)
         if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
@@ -419,12 +385,15 @@ class KlineEngine:
         klines = {
             part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX
         }
+        if not all(_fits(rows) for interval, rows in klines.items() if interval in CHILDREN):
+            self._drop("symbols whose klines do not fit 64 bits")
+            return
         grid_3d = event.grid_3d or _grid_3d(klines, event.klines_until or event.event_time)
         symbol = self._place(event.symbol, event.stream, grid_3d)
         if symbol < 0:
             return
         state = self.book.symbols[symbol]
-        self._set_decimals(symbol, event.price_decimals, event.quantity_decimals)
+        self.roster.set_decimals(symbol, event.price_decimals, event.quantity_decimals)
         state["seam_time"] = event.klines_until
         # Ids up to the first trade from the seam on lie before it, void ones and others.
         state["newest_time"] = event.klines_until - 1
@@ -434,7 +403,7 @@ class KlineEngine:
         for interval, name in enumerate(INTERVAL_NAMES):
             # What is known from before it begins stays; from there on, nothing may count twice.
             proven = min(event.klines_until, absent.proven_time) if absent is not None else 0
-            begin = open_time_of(name, proven, self.grids[symbol]) if proven > 0 else 0
+            begin = open_time_of(name, proven, self.roster.grids[symbol]) if proven > 0 else 0
             forget_rows(self.book, symbol, interval, begin)
             self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
         if absent is not None:
@@ -459,25 +428,25 @@ class KlineEngine:
             self.repair.want_klines(symbol, interval, begin, int(rows[0]["open_time"]) - 1)
 
     def _remove(self, name: str) -> None:
-        symbol = self.index.get(name, -1)
+        symbol = self.roster.index.get(name, -1)
         if symbol < 0 or not self.book.symbols[symbol]["active"]:
             return
         self.book.symbols[symbol]["active"] = 0
         self.book.symbols[symbol]["mark_changed"] = 1
-        self._commands.append(Unsubscribe([self.streams[symbol]]))
+        self._commands.append(Unsubscribe([self.roster.streams[symbol]]))
 
     # Klines of the exchange that were asked for.
 
     def _take_klines(self, event: Klines, now_ns: int) -> None:
         """Take the exchange's own klines: into memory where it has no proven ones, and what is older to the store."""
-        symbol = self.index.get(event.symbol, -1)
+        symbol = self.roster.index.get(event.symbol, -1)
         interval = INTERVAL_INDEX.get(event.interval, -1)
         rows = kline_rows(event.rows)
         if symbol < 0 or interval < 0 or not self.saving.room_for(len(rows)):
             self._drop("klines that nobody asked for", len(rows))
             return
         state = self.book.symbols[symbol]
-        if not self._grow(symbol, event.price_decimals, event.quantity_decimals):
+        if not self.roster.grow(symbol, event.price_decimals, event.quantity_decimals):
             self._drop("klines whose decimals do not fit", len(rows))
             return
         rows = rows.copy()
@@ -530,9 +499,9 @@ class KlineEngine:
             self.symbols[symbol],
             int(state["price_decimals"]),
             int(state["quantity_decimals"]),
-            self.streams[symbol],
+            self.roster.streams[symbol],
             bool(state["active"]),
-            self.grids[symbol],
+            self.roster.grids[symbol],
             int(state["seam_time"]),
             int(state["last_id"]),
             self.gaps(symbol),
@@ -541,8 +510,8 @@ class KlineEngine:
             self.audit.copy_of(symbol),
         )
 
-    def _persisted(self, event: Persisted) -> None:
-        if not self.saving.acknowledge(event.session, event.batch):
+    def _persisted(self, event: Persisted, now_ns: int) -> None:
+        if not self.saving.acknowledge(event.session, event.batch, now_ns):
             self._drop("acknowledgements of nothing")
 
     def _store_changed(self, session: int) -> None:
@@ -584,16 +553,9 @@ class KlineEngine:
         }
 
 
-def _shorten(rows: Rows, place: int, instrument: Instrument, state: np.void) -> bool:
-    """Take the decimals that a symbol has no room for off its trades in a batch; False if they are more than zeros."""
-    own = rows["symbol"] == place
-    prices, quantities = rows["price"][own], rows["quantity"][own]
-    price = 10 ** max(0, instrument.price_decimals - int(state["price_decimals"]))
-    quantity = 10 ** max(0, instrument.quantity_decimals - int(state["quantity_decimals"]))
-    if (prices % price).any() or (quantities % quantity).any():
-        return False
-    rows["price"][own], rows["quantity"][own] = prices // price, quantities // quantity
-    return True
+def _fits(rows: Rows) -> bool:
+    """Say whether a longer kline made of these has room for all of their quote volume."""
+    return float(rows["quote_volume"][-PARTS_MAX:].astype(float).sum()) <= PRODUCT_MAX
 
 
 def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:

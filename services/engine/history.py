@@ -23,6 +23,7 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
     """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
     window = book.rows.shape[2]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
+    book.symbols[symbol].room = 0
     outside = 0
     for n in range(len(klines)):
         open_time = klines[n].open_time

@@ -1,41 +1,34 @@
 """The hot path: a batch of trades into the book, each id once.
 
 Decides which trades count: those whose numbers are possible, whose id is new, and which are not already in the rows by
-way of the exchange's own klines. Compiled; one call a batch.
+way of the exchange's own klines. Compiled; one call a batch, and no work but for what is in it.
 
-What a batch has of a symbol's newest minute is folded into one partial kline first, which then merges into the rows of
-all intervals: they are touched once a batch, not once a trade. Trades of older minutes, which are few, go there
-directly.
+What a symbol trades in the newest minute gathers in one kline, which the book settles into the rows of all intervals
+when somebody looks. Trades of older minutes, which are few, go into the rows directly.
 """
 
-import numpy as np
-
-from services.engine.book import add_to_rows, blank, mark_final, rescale, touch_between
+from services.engine.book import add_to_rows, blank, mark_final, measure_room, rescale, settle, touch_between
 from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
+from services.engine.dirty import mark
 from shared.compiled import compiled
 from shared.kline import kline_of, merge
 
-PRODUCT_MAX = 9.0e18
-"""A quote volume must fit an int64: a trade that its longest kline has no room for is refused, and stays missing."""
-
 
 @compiled
-def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, partials, time_max):  # type: ignore[no-untyped-def]
+def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, time_max):  # type: ignore[no-untyped-def]
     """Apply TRADE[n] from `begin` on, in order; return the place of the first trade whose minute is not open yet, or n.
 
     symbols: int64[instruments], the book's index of each, -1 if it has none; factors: int64[instruments], from the
-    batch's units to the book's; partials: KLINE[instruments] of zeros; time_max: a trade after it cannot be, ms.
+    batch's units to the book's; time_max: a trade after it cannot be, ms.
 
     A trade that is refused leaves its id missing, so it is asked for again.
     """
     counters = book.counters[0]
     minute = book.calendars[0, 0]
-    minute_end = minute.end_time
+    minute_begin, minute_end = minute.open_time, minute.end_time
     window_ms = minute.length * book.rows.shape[2]
     kline = book.scratch[0]
-    room = np.empty(len(symbols))
-    for instrument in range(len(symbols)):
-        room[instrument] = PRODUCT_MAX - _largest(book, symbols[instrument])
+    applied = 0
     done = len(trades)
     for n in range(begin, len(trades)):
         trade = trades[n]
@@ -47,11 +40,12 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if symbol < 0:
             counters.unknown_symbol += 1
             continue
-        product = float(trade.price) * price_factors[instrument] * trade.quantity * quantity_factors[instrument]
-        if not _possible(trade, time_max) or product > room[instrument]:
+        state = book.symbols[symbol]
+        price_factor, quantity_factor = price_factors[instrument], quantity_factors[instrument]
+        product = float(trade.price) * price_factor * trade.quantity * quantity_factor
+        if not _possible(trade, time_max) or (product > state.room and product > measure_room(book, symbol)):
             counters.refused += 1
             continue
-        state = book.symbols[symbol]
         counts = trade.time >= state.seam_time
         if counts and trade.time >= minute_end:
             done = n
@@ -59,7 +53,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if counts and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
             continue
-        if trade.trade_count == 0 and partials[instrument].id_count == 0 and not _has_rows(book, symbol):
+        if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1
             continue
         outcome = take_id(state, book.gaps[symbol], trade.id, trade.time)
@@ -73,27 +67,23 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if outcome == NEW_GAP:
             gap = book.gaps[symbol, state.gap_count - 1]
             touch_between(book, symbol, gap.from_time, gap.to_time)
+            mark(book.gapped, symbol)
         if not counts:
             counters.before_seam += 1
             continue
-        room[instrument] -= product
         kline_of(trade, kline)
-        if price_factors[instrument] != 1 or quantity_factors[instrument] != 1:
-            rescale(book.scratch, price_factors[instrument], quantity_factors[instrument])
-        if trade.time >= minute.open_time:
-            merge(partials[instrument], kline)
+        if price_factor != 1 or quantity_factor != 1:
+            rescale(book.scratch, price_factor, quantity_factor)
+        state.room -= kline.quote_volume
+        if trade.time >= minute_begin:
+            merge(book.gathered[symbol], kline)
+            mark(book.unsettled, symbol)
         else:
             add_to_rows(book, symbol, trade.time, kline)
-        counters.applied += 1
-    for instrument in range(len(symbols)):
-        if partials[instrument].id_count > 0:
-            add_to_rows(book, symbols[instrument], minute.open_time, partials[instrument])
-            blank(partials[instrument], 0, 0, 0)
-    for instrument in range(len(symbols)):
-        if symbols[instrument] >= 0:
-            state = book.symbols[symbols[instrument]]
-            if state.newest_time >= state.final_at:
-                mark_final(book, symbols[instrument])
+        applied += 1
+        if state.newest_time >= state.final_at:
+            mark_final(book, symbol)
+    counters.applied += applied
     return done
 
 
@@ -105,6 +95,7 @@ def apply_covered(book, symbol, first_id, last_id):  # type: ignore[no-untyped-d
     the id before them is missing too, they stay missing with it, and are asked for again. Ids before a symbol's first
     are none of its rows'.
     """
+    settle(book, False)
     state = book.symbols[symbol]
     for place in range(state.gap_count):
         gap = book.gaps[symbol, place]
@@ -143,17 +134,3 @@ def _possible(trade, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
         return False
     return trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)
-
-
-@compiled
-def _largest(book, symbol):  # type: ignore[no-untyped-def]
-    """Return the largest quote volume of a symbol's newest klines."""
-    largest = 0
-    if symbol >= 0:
-        grid = book.symbols[symbol].grid
-        for interval in range(book.rows.shape[1]):
-            calendar = book.calendars[grid, interval]
-            row = book.rows[symbol, interval, calendar.place]
-            if row.open_time == calendar.open_time:
-                largest = max(largest, row.quote_volume)
-    return largest

@@ -68,13 +68,9 @@ class Repair:
         self._klines_at = 0
 
     def note(self, symbols: NDArray[np.int64], now_ns: int) -> None:
-        """Trades of these symbols were applied."""
+        """These symbols have gaps that may be new."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
             self._ask_at.setdefault(symbol, now_ns)
-        if self._unsure:
-            for symbol in self._unsure.keys() & set(symbols.tolist()):
-                if self._book.symbols[symbol]["last_id"] > self._unsure[symbol]:
-                    del self._unsure[symbol]
 
     def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
@@ -157,6 +153,9 @@ class Repair:
         for symbol, ask_at in list(self._ask_at.items()):
             if ask_at > now_ns:
                 continue
+            if self._book.symbols[symbol]["last_id"] > self._unsure.get(symbol, ID_MAX):
+                # Whatever was traded last shows by the ids that have come since.
+                del self._unsure[symbol]
             whole = not self._book.symbols[symbol]["gap_count"] and symbol not in self._unsure
             if symbol in self.hopeless or whole:
                 del self._ask_at[symbol]

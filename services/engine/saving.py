@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import Book
+from services.engine.book import Book, settle
 from services.engine.dirty import DirtyTracker
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVALS
@@ -19,6 +19,9 @@ from shared.wire import DirtyBatch, Rows, SymbolMark
 
 BATCH_ROWS_MAX = 50_000
 """Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
+REST = 4
+"""So many times as long as a batch took nothing is saved for the number of rows alone: a busy market changes the same
+rows again and again, and saving them must not take the machine from the trades."""
 PASSING_MAX = 200_000
 """Rows older than the window that wait for the store; further answers are dropped and counted."""
 
@@ -45,6 +48,9 @@ class Saving:
         self._mark_of = mark_of
         self._at = 0
         """When the next batch is due, ns."""
+        self._sent_at = 0
+        self._rest_until = 0
+        """However many rows are waiting, ns."""
         self.batch = 0
         self._under_way: NDArray[np.int64] | None = None
         self._spoken = np.zeros(0, np.int64)
@@ -93,14 +99,18 @@ class Saving:
         """Return the next batch if one is due, or with `last` whatever is unsaved."""
         if self._under_way is not None:
             return None
-        if not last and len(self._unsaved) < self._config.save_rows and now_ns < self._at:
+        # What is gathered and not settled will be a row an interval, at the most.
+        waiting = len(self._unsaved) + int(self._book.unsettled.marked[0]) * len(INTERVALS)
+        many = waiting >= self._config.save_rows and now_ns >= self._rest_until
+        if not last and not many and now_ns < self._at:
             return None
+        settle(self._book, False)
         self.wait(now_ns)
         marks_changed = self._book.symbols["mark_changed"][: len(self._symbols)]
         if not len(self._unsaved) and not self._passing and not marks_changed.any():
             return None
         numbers = self._unsaved.take(BATCH_ROWS_MAX, len(INTERVALS) * self._config.window)
-        self._under_way = numbers
+        self._under_way, self._sent_at = numbers, now_ns
         self._passing, self._passing_under_way = [], self._passing
         self.batch += 1
         return self._batch_of(numbers, exchange_time)
@@ -129,13 +139,14 @@ class Saving:
         marks = [self._mark_of(symbol) for symbol in spoken.tolist()]
         return DirtyBatch(self._session, self.batch, exchange_time, marks, np.concatenate(parts).tobytes())
 
-    def acknowledge(self, session: int, batch: int) -> bool:
+    def acknowledge(self, session: int, batch: int, now_ns: int) -> bool:
         """The store has a batch. Return False if it is not the one under way."""
         if (session, batch) != (self._session, self.batch) or self._under_way is None:
             return False
         self._unsaved.release(self._under_way)
         self._under_way = None
         self._passing_under_way = []
+        self._rest_until = now_ns + (now_ns - self._sent_at) * REST
         return True
 
     def lost(self, now_ns: int) -> None:

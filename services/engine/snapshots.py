@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from shared.compiled import compiled
 from shared.decimals import text_of
@@ -47,6 +48,7 @@ class Snapshots:
 
         They are the topic's rows that are not saved yet and its newest, ascending: with the database's, all there is.
         """
+        settle(self._engine.book, False)
         self._know_symbols()
         prefix = message[1:]
         if message[:1] == b"\x01":
@@ -64,6 +66,7 @@ class Snapshots:
     def due(self, now_ns: int) -> Iterator[Message]:
         """Yield what is to be published at the end of a turn."""
         self._know_symbols()
+        settle(self._engine.book, True)
         if len(self._engine.changed) and now_ns >= self._publish_at:
             self._publish_at = now_ns + self._interval_ns
             numbers = self._engine.changed.take()
@@ -185,6 +188,7 @@ class Snapshots:
 
     def _tickers(self, now_ns: int) -> Tickers:
         engine = self._engine
+        settle(engine.book, False)
         count = len(engine.symbols)
         now = engine.clock.now(now_ns)
         day_figures(engine.book.rows[:, DAY_INTERVAL], now - DAY_MS, now, self._day)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
@@ -163,7 +164,8 @@ class PlayedEngine:
 
     def rows(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], np.void]:
         """Return the rows in memory by interval and open time."""
-        rows = self.engine.book.rows[self.engine.index[symbol]]
+        settle(self.engine.book, False)
+        rows = self.engine.book.rows[self.engine.roster.index[symbol]]
         return {
             (interval, int(row["open_time"])): row
             for index, interval in enumerate(INTERVAL_NAMES)

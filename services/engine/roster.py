@@ -1,0 +1,133 @@
+"""Who there is, and in which units: names and places of symbols, and how a batch speaks of them.
+
+A symbol keeps its place in the book for ever. Its decimals grow when the exchange's do, and never shrink. Batches of
+the feed bring the same packed table of instruments with them again and again: what it means here is worked out once,
+until somebody joins or grows. Knows no ids, no time and no message but the table.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from services.engine.book import PRODUCT_MAX, Book, rescale, settle
+from services.engine.saving import Saving
+from shared.interval import DAY_MS, GRID_3D_MS
+from shared.wire import Instrument, Rows, Trades, instruments_of
+
+TABLES_MAX = 1_000
+"""Tables remembered: the feed's, and those of answers, which speak of one symbol each."""
+
+
+class Table(NamedTuple):
+    """What a batch's instruments are in the book."""
+
+    symbols: NDArray[np.int64]
+    """The place of each, -1 if it has none."""
+    price_factors: NDArray[np.int64]
+    quantity_factors: NDArray[np.int64]
+    """From the batch's units to the book's."""
+    finer: dict[int, tuple[int, int]]
+    """Instruments with decimals that their symbol has no room for, and what their prices and quantities must be
+    divided by."""
+
+
+class Roster:
+    def __init__(self, book: Book, saving: Saving, names: list[str]) -> None:
+        """`names`, by the book's index, are filled here."""
+        self._book = book
+        self._saving = saving
+        self.names = names
+        self.index: dict[str, int] = {}
+        self.streams: list[str] = []
+        self.grids: list[int] = []
+        """An open time of each symbol's 3d klines."""
+        self._packed: object = None
+        self._newest: Table
+        self._tables: dict[bytes, Table] = {}
+
+    def place(self, name: str, stream: str, grid_3d: int) -> int:
+        """Return the index of a symbol that trades from here on, with nothing known of it; -1 if the book is full."""
+        symbol = self.index.get(name, len(self.names))
+        if symbol == len(self._book.symbols):
+            return -1
+        if symbol == len(self.names):
+            self.names.append(name)
+            self.streams.append(stream)
+            self.grids.append(grid_3d)
+            self.index[name] = symbol
+        self.streams[symbol], self.grids[symbol] = stream, grid_3d
+        state = self._book.symbols[symbol]
+        state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
+        state["newest_time"] = state["final_at"] = state["room"] = 0
+        state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
+        self._forget_tables()
+        return symbol
+
+    def set_decimals(self, symbol: int, price: int, quantity: int) -> None:
+        state = self._book.symbols[symbol]
+        state["price_decimals"], state["quantity_decimals"] = price, quantity
+        self._forget_tables()
+
+    def grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
+        """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
+        state = self._book.symbols[symbol]
+        price = max(0, price_decimals - int(state["price_decimals"]))
+        quantity = max(0, quantity_decimals - int(state["quantity_decimals"]))
+        if not price and not quantity:
+            return True
+        settle(self._book, False)
+        rows = self._book.rows[symbol].reshape(-1)
+        largest = max(int(rows["quote_volume"].max()) * 10 ** (price + quantity), int(rows["high"].max()) * 10**price)
+        if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
+            return False
+        rescale(rows, 10**price, 10**quantity)
+        self._saving.rescale_passing(symbol, lambda passing: rescale(passing, 10**price, 10**quantity))
+        self.set_decimals(symbol, int(state["price_decimals"]) + price, int(state["quantity_decimals"]) + quantity)
+        state["mark_changed"], state["room"] = 1, 0
+        return True
+
+    def table_of(self, batch: Trades) -> Table:
+        """Return what a batch's instruments are here; symbols grow to its decimals if they can. Raises WireError."""
+        if batch.instruments == self._packed:
+            return self._newest
+        packed = bytes(batch.instruments)
+        table = self._tables.get(packed)
+        if table is None:
+            table = self._table(instruments_of(batch))
+            if len(self._tables) >= TABLES_MAX:
+                self._tables.clear()
+            self._tables[packed] = table
+        self._packed, self._newest = msgspec.Raw(packed), table
+        return table
+
+    def _table(self, instruments: list[Instrument]) -> Table:
+        symbols = np.array([self.index.get(instrument.symbol, -1) for instrument in instruments], np.int64)
+        prices = np.array([instrument.price_decimals for instrument in instruments], np.int64)
+        quantities = np.array([instrument.quantity_decimals for instrument in instruments], np.int64)
+        states = self._book.symbols
+        is_finer = (prices > states["price_decimals"][symbols]) | (quantities > states["quantity_decimals"][symbols])
+        # All grow first: a table may speak of a symbol in the decimals that it had before, too.
+        unfit = [
+            place
+            for place in np.flatnonzero(is_finer & (symbols >= 0)).tolist()
+            if not self.grow(int(symbols[place]), int(prices[place]), int(quantities[place]))
+        ]
+        price, quantity = states["price_decimals"][symbols] - prices, states["quantity_decimals"][symbols] - quantities
+        finer = {place: (10 ** max(0, -int(price[place])), 10 ** max(0, -int(quantity[place]))) for place in unfit}
+        return Table(symbols, 10 ** np.maximum(price, 0), 10 ** np.maximum(quantity, 0), finer)
+
+    def _forget_tables(self) -> None:
+        self._packed = None
+        self._tables.clear()
+
+
+def coarser(rows: Rows, place: int, price_divisor: int, quantity_divisor: int) -> bool:
+    """Take the decimals that a symbol has no room for off its trades in a batch; False if they are more than zeros."""
+    own = rows["symbol"] == place
+    prices, quantities = rows["price"][own], rows["quantity"][own]
+    if (prices % price_divisor).any() or (quantities % quantity_divisor).any():
+        return False
+    rows["price"][own], rows["quantity"][own] = prices // price_divisor, quantities // quantity_divisor
+    return True

@@ -28,15 +28,21 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True)(function)
 
 
-def fixed(function: Any, *arguments: object) -> Callable[..., Any]:
-    """Return what a compiled function is for arguments of just these types: it is not chosen anew at each call.
+_fixed: dict[Any, Callable[..., Any]] = {}
 
-    That choice takes 6 us with structured arrays, as much as a thousand trades. It is also what checks the types, so
-    the caller vouches for them; an array that must not be written may stand for one that is only read.
+
+def fixed(function: Any, *arguments: object) -> Callable[..., Any]:
+    """Return a compiled function for arguments of just these types, so that it is not chosen anew at each call.
+
+    That choice takes 6 us with structured arrays, as much as a hundred trades. It is also what checks the types, so the
+    caller vouches for them: they are those of the first call. An array that must not be written may stand for one that
+    is only read.
     """
+    if function in _fixed:
+        return _fixed[function]
     types = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
     function.compile(types)
-    return function.overloads[types].entry_point  # type: ignore[no-any-return]
+    return _fixed.setdefault(function, function.overloads[types].entry_point)
 
 
 def _folder() -> Path:

@@ -16,16 +16,15 @@ How it lives:
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
 
-from itertools import pairwise
 from typing import assert_never
 
 import numpy as np
 from msgspec.structs import replace
 
 from services.engine.audit import Audit
+from services.engine.beginnings import Beginnings, grid_3d_of
 from services.engine.book import (
     COUNTERS,
-    PRODUCT_MAX,
     lay_out,
     memory_begin,
     next_minute,
@@ -34,8 +33,8 @@ from services.engine.book import (
     settle,
     would_overwrite,
 )
-from services.engine.continuity import GAPS_MAX, missing_ids, proven_time
-from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
+from services.engine.continuity import missing_ids, proven_time
+from services.engine.history import put_rows
 from services.engine.kernel import apply_covered, apply_trades
 from services.engine.repair import Repair
 from services.engine.roster import Roster, coarser
@@ -45,15 +44,9 @@ from shared.compiled import fixed
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import (
-    DAY_MS,
     INTERVAL_INDEX,
-    INTERVAL_NAMES,
-    INTERVALS,
-    MINUTE_MS,
-    next_open_time,
-    open_time_of,
 )
-from shared.kline import FINAL, KLINE, TRADE
+from shared.kline import FINAL, TRADE
 from shared.wire import (
     AddSymbol,
     AppEvent,
@@ -82,12 +75,6 @@ INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 
 
-CHILDREN = {interval.child for interval in INTERVALS}
-PARTS_MAX = 31
-"""Children of a kline, at the most."""
-_NO_ROWS = np.zeros(0, KLINE)
-
-
 class KlineEngine:
     def __init__(
         self, config: EngineConfig, clock_speed: float = 1.0, session: int = 0, audit: AuditConfig | None = None
@@ -104,6 +91,7 @@ class KlineEngine:
         self.roster = Roster(self.book, self.saving, self.symbols)
         self.repair = Repair(config, self.book, self.symbols)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
+        self._beginnings = Beginnings(self.book, self.roster, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
@@ -318,37 +306,8 @@ class KlineEngine:
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)
-        if symbol < 0:
-            return
-        state = self.book.symbols[symbol]
-        self.roster.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
-        state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
-        minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
-        proven = max(mark.proven_time, mark.seam_time - 1)
-        state["newest_time"] = minutes["open_time"].max(initial=proven)
-        gaps = mark.gaps[-GAPS_MAX:]
-        state["gap_count"] = len(gaps)
-        for gap, (first_id, last_id) in zip(self.book.gaps[symbol], gaps, strict=False):
-            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
-            gap["first_id"], gap["last_id"] = first_id, last_id
-            gap["from_time"] = minutes["open_time"][before].max(initial=proven)
-            gap["to_time"] = minutes["open_time"][behind].min(initial=self.minute_end) + MINUTE_MS
-        self.repair.note(np.array([symbol]), now_ns)
-        if mark.last_id < 0:
-            self.repair.begins(symbol, now_ns)
-        for interval, name in enumerate(INTERVAL_NAMES):
-            klines = rows["kline"][rows["interval"] == interval]
-            put_rows(self.book, symbol, interval, klines, False)
-            for begin, end in _holes(name, klines["open_time"].tolist()):
-                self.repair.want_klines(symbol, interval, begin, end)
-        self._want_lacking(symbol, mark)
-        self.audit.restore(symbol, mark.audit)
-        catch_up(self.book, symbol)
-
-    def _want_lacking(self, symbol: int, mark: SymbolMark) -> None:
-        for name, start_time, end_time in mark.lacking:
-            if name in INTERVAL_INDEX:
-                self.repair.want_klines(symbol, INTERVAL_INDEX[name], start_time, end_time)
+        if symbol >= 0:
+            self._beginnings.resume(symbol, mark, rows, now_ns)
 
     def _introduce(self, now_ns: int) -> None:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
@@ -377,55 +336,26 @@ class KlineEngine:
         if not self.started:
             self._drop("symbols announced before the start")
             return
+        klines = self._beginnings.klines_of(event)
+        if klines is None:
+            self._drop("symbols whose klines do not fit")
+            return
         known = self.roster.index.get(event.symbol, -1)
         absent = self._absent.pop(event.symbol, None)
         if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
             return
-        klines = {
-            part.interval: kline_rows(part.rows).copy() for part in event.klines if part.interval in INTERVAL_INDEX
-        }
-        if not all(_fits(rows) for interval, rows in klines.items() if interval in CHILDREN):
-            self._drop("symbols whose klines do not fit 64 bits")
-            return
-        grid_3d = event.grid_3d or _grid_3d(klines, event.klines_until or event.event_time)
-        symbol = self._place(event.symbol, event.stream, grid_3d)
+        symbol = self._place(event.symbol, event.stream, grid_3d_of(event, klines))
         if symbol < 0:
             return
-        state = self.book.symbols[symbol]
-        self.roster.set_decimals(symbol, event.price_decimals, event.quantity_decimals)
-        state["seam_time"] = event.klines_until
-        # Ids up to the first trade from the seam on lie before it, void ones and others.
-        state["newest_time"] = event.klines_until - 1
         if self.clock.speed == 0:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
-        for interval, name in enumerate(INTERVAL_NAMES):
-            # What is known from before it begins stays; from there on, nothing may count twice.
-            proven = min(event.klines_until, absent.proven_time) if absent is not None else 0
-            begin = open_time_of(name, proven, self.roster.grids[symbol]) if proven > 0 else 0
-            forget_rows(self.book, symbol, interval, begin)
-            self._put_closed(symbol, interval, klines.get(name, _NO_ROWS), begin)
-        if absent is not None:
-            self._want_lacking(symbol, absent)
-            self.audit.restore(symbol, absent.audit)
-        build_open_rows(self.book, symbol, event.klines_until)
-        self._commands.append(Subscribe([event.stream]))
-        self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
-        self.repair.begins(symbol, now_ns)
-
-    def _put_closed(self, symbol: int, interval: int, rows: Rows, begin: int) -> None:
-        """Put the exchange's own closed klines into their places; those before `begin` the store knows better."""
-        if not len(rows):
-            return
-        older = rows["open_time"] < begin
-        held = np.isin(rows["open_time"], self.book.rows[symbol, interval]["open_time"])
-        off = put_rows(self.book, symbol, interval, rows[older & ~held], False)
-        off += put_rows(self.book, symbol, interval, rows[~older], True)
+        off = self._beginnings.begin(symbol, event, klines, absent, now_ns)
         if off:
             self._drop("klines off the calendar", off)
-        if 0 < begin < rows[0]["open_time"]:
-            self.repair.want_klines(symbol, interval, begin, int(rows[0]["open_time"]) - 1)
+        self._commands.append(Subscribe([event.stream]))
+        self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
 
     def _remove(self, name: str) -> None:
         symbol = self.roster.index.get(name, -1)
@@ -551,23 +481,3 @@ class KlineEngine:
             **counters,
             "dropped": dict(self.dropped),
         }
-
-
-def _fits(rows: Rows) -> bool:
-    """Say whether a longer kline made of these has room for all of their quote volume."""
-    return float(rows["quote_volume"][-PARTS_MAX:].astype(float).sum()) <= PRODUCT_MAX
-
-
-def _grid_3d(klines: dict[str, Rows], listed_at: int) -> int:
-    """Return an open time of a symbol's 3d klines if the exchange has none yet: counted from its first day."""
-    days = klines.get("1d", _NO_ROWS)
-    return int(days[0]["open_time"]) if len(days) else listed_at // DAY_MS * DAY_MS
-
-
-def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
-    """Return what is missing between ascending open times: (the first that is missing, the last ms of the hole)."""
-    return [
-        (next_open_time(interval, before), behind - 1)
-        for before, behind in pairwise(open_times)
-        if behind != next_open_time(interval, before)
-    ]

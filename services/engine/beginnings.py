@@ -1,0 +1,152 @@
+"""How a symbol begins: with what the store has of it, or with the exchange's own klines up to a seam.
+
+Decides what of a symbol's past goes into the book, and what of it must be asked for. When a symbol begins, and that its
+minute is open, is the engine's. Knows no clock.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from services.engine.audit import Audit
+from services.engine.book import PRODUCT_MAX, Book, rescale
+from services.engine.continuity import GAPS_MAX
+from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
+from services.engine.repair import Repair
+from services.engine.roster import Roster
+from shared.interval import (
+    DAY_MS,
+    INTERVAL_INDEX,
+    INTERVAL_NAMES,
+    INTERVALS,
+    MINUTE_MS,
+    next_open_time,
+    open_time_of,
+)
+from shared.kline import KLINE
+from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
+
+CHILDREN = {interval.child for interval in INTERVALS}
+PARTS_MAX = 31
+"""Children of a kline, at the most."""
+NO_ROWS = np.zeros(0, KLINE)
+
+
+class Beginnings:
+    def __init__(self, book: Book, roster: Roster, repair: Repair, audit: Audit) -> None:
+        self._book = book
+        self._roster = roster
+        self._repair = repair
+        self._audit = audit
+
+    def resume(self, symbol: int, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
+        """Go on with what the store has of a symbol: PLACED_KLINE[n], ascending by open time within an interval."""
+        state = self._book.symbols[symbol]
+        self._roster.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
+        state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
+        minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
+        proven = max(mark.proven_time, mark.seam_time - 1)
+        state["newest_time"] = minutes["open_time"].max(initial=proven)
+        gaps = mark.gaps[-GAPS_MAX:]
+        state["gap_count"] = len(gaps)
+        minute_end = int(self._book.calendars[0, 0]["end_time"])
+        for gap, (first_id, last_id) in zip(self._book.gaps[symbol], gaps, strict=False):
+            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
+            gap["first_id"], gap["last_id"] = first_id, last_id
+            gap["from_time"] = minutes["open_time"][before].max(initial=proven)
+            gap["to_time"] = minutes["open_time"][behind].min(initial=minute_end) + MINUTE_MS
+        self._repair.note(np.array([symbol]), now_ns)
+        if mark.last_id < 0:
+            self._repair.begins(symbol, now_ns)
+        for interval, name in enumerate(INTERVAL_NAMES):
+            klines = rows["kline"][rows["interval"] == interval]
+            put_rows(self._book, symbol, interval, klines, False)
+            for begin, end in _holes(name, klines["open_time"].tolist()):
+                self._repair.want_klines(symbol, interval, begin, end)
+        self._want_lacking(symbol, mark)
+        self._audit.restore(symbol, mark.audit)
+        catch_up(self._book, symbol)
+
+    def klines_of(self, event: AddSymbol) -> dict[str, Rows] | None:
+        """Return a symbol's announced klines by interval, in the decimals that it will have.
+
+        None if 64 bits are too few for them, for a longer kline made of them, or for what is known of the symbol.
+        """
+        symbol = self._roster.index.get(event.symbol, -1)
+        price_factor = quantity_factor = 1
+        if symbol >= 0:
+            if not self._roster.grow(symbol, event.price_decimals, event.quantity_decimals):
+                return None
+            state = self._book.symbols[symbol]
+            price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
+            quantity_factor = 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals)
+        klines = {part.interval: kline_rows(part.rows).copy() for part in event.klines}
+        for interval, rows in klines.items():
+            parts = PARTS_MAX if interval in CHILDREN else 1
+            if float(rows["quote_volume"][-parts:].astype(float).sum()) * price_factor * quantity_factor > PRODUCT_MAX:
+                return None
+            rescale(rows, price_factor, quantity_factor)
+        return klines
+
+    def begin(
+        self, symbol: int, event: AddSymbol, klines: dict[str, Rows], absent: SymbolMark | None, now_ns: int
+    ) -> int:
+        """Begin a symbol at a seam, with the exchange's own klines before it; return how many are off the calendar.
+
+        `absent`: what was known of it. What was proven stays; from there on, nothing may count twice.
+        """
+        state = self._book.symbols[symbol]
+        self._roster.set_decimals(
+            symbol,
+            max(event.price_decimals, int(state["price_decimals"])),
+            max(event.quantity_decimals, int(state["quantity_decimals"])),
+        )
+        state["seam_time"] = event.klines_until
+        # Ids up to the first trade from the seam on lie before it, void ones and others.
+        state["newest_time"] = event.klines_until - 1
+        off = 0
+        for interval, name in enumerate(INTERVAL_NAMES):
+            proven = min(event.klines_until, absent.proven_time) if absent is not None else 0
+            begin = open_time_of(name, proven, self._roster.grids[symbol]) if proven > 0 else 0
+            forget_rows(self._book, symbol, interval, begin)
+            off += self._put_closed(symbol, interval, klines.get(name, NO_ROWS), begin)
+        if absent is not None:
+            self._want_lacking(symbol, absent)
+            self._audit.restore(symbol, absent.audit)
+        build_open_rows(self._book, symbol, event.klines_until)
+        self._repair.begins(symbol, now_ns)
+        return off
+
+    def _want_lacking(self, symbol: int, mark: SymbolMark) -> None:
+        for name, start_time, end_time in mark.lacking:
+            if name in INTERVAL_INDEX:
+                self._repair.want_klines(symbol, INTERVAL_INDEX[name], start_time, end_time)
+
+    def _put_closed(self, symbol: int, interval: int, rows: Rows, begin: int) -> int:
+        """Put the exchange's own closed klines into their places; those before `begin` the store knows better."""
+        if not len(rows):
+            return 0
+        older = rows["open_time"] < begin
+        held = np.isin(rows["open_time"], self._book.rows[symbol, interval]["open_time"])
+        off = put_rows(self._book, symbol, interval, rows[older & ~held], False)
+        off += put_rows(self._book, symbol, interval, rows[~older], True)
+        if 0 < begin < rows[0]["open_time"]:
+            self._repair.want_klines(symbol, interval, begin, int(rows[0]["open_time"]) - 1)
+        return int(off)
+
+
+def grid_3d_of(event: AddSymbol, klines: dict[str, Rows]) -> int:
+    """Return an open time of a symbol's 3d klines; if the exchange has none yet, they count from its first day."""
+    if event.grid_3d:
+        return event.grid_3d
+    days = klines.get("1d", NO_ROWS)
+    return int(days[0]["open_time"]) if len(days) else (event.klines_until or event.event_time) // DAY_MS * DAY_MS
+
+
+def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
+    """Return what is missing between ascending open times: (the first that is missing, the last ms of the hole)."""
+    return [
+        (next_open_time(interval, before), behind - 1)
+        for before, behind in pairwise(open_times)
+        if behind != next_open_time(interval, before)
+    ]

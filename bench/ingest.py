@@ -26,6 +26,7 @@ from services.ingest import exact, recent
 from services.ingest.frames import FrameReader
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
+from services.ingest.symbols import Decimals
 from services.ingest.websocket import Websocket
 from services.simulator.frames import text_header
 from shared.kline import TRADE
@@ -63,8 +64,8 @@ async def _once(certificate: Path | None) -> tuple[float, float, float]:
     sink, push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     sink.bind("inproc://sink")
     push.connect("inproc://sink")
-    names = {f"S{symbol}USDT": (2, 3) for symbol in range(SYMBOLS)}
-    reader, memory, outbox = FrameReader("aggTrade", names, lambda *_: None), Recent(), Outbox(push)
+    names = [f"S{symbol}USDT" for symbol in range(SYMBOLS)]
+    reader, memory, outbox = FrameReader("aggTrade", Decimals(dict.fromkeys(names, (2, 3))), lambda *_: None), Recent(), Outbox(push)
     memory.begins(names)
     seen = batches = 0
     done = asyncio.Event()

@@ -28,6 +28,11 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of those that call it: handing over an array costs as much as reading some bytes."""
+    return numba.njit(cache=True, inline="always")(function)
+
+
 def _folder() -> Path:
     digest = hashlib.sha256(sys.version.encode())
     for source in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):

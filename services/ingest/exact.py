@@ -10,7 +10,6 @@ goes row by row through `shared.decimals`, which is where the rules for refusing
 
 import re
 from array import array
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

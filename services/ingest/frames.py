@@ -1,8 +1,9 @@
 """The frames of one TCP read become one batch of trades.
 
-Decides which frames are taken. Plain trades are scanned all at once (scan.py), and what is left is decoded one by one:
-other kinds of messages, first trades of a symbol, numbers that need more decimals, and whatever is wrong. Their bug is refused, counted and reported once a kind, and the rest of the same read
-is kept. Knows no key of the exchange (binance.py), no socket and no clock.
+Decides which frames are taken. Plain trades are scanned, all in one call (scan.py). What is left is decoded one by one:
+other kinds of messages, a symbol's first trade, numbers that need more decimals than it has, and whatever is wrong.
+Their bug is refused, counted and reported once a kind, and the rest of the same read is kept. Knows no key of the
+exchange (binance.py), no socket and no clock.
 """
 
 from array import array
@@ -10,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-
 from numpy.typing import NDArray
 
 from services.ingest.binance import (
@@ -95,6 +95,10 @@ class FrameReader:
             said.trades = Trades(known.packed, rows.tobytes(), event_time)
         return said
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"frames decoded one by one": self.decoded, "rows of another market": self.foreign}
+
     def _make_room(self, count: int) -> None:
         """Have room for the frames of one read; it is kept, because fresh memory costs more than what is put there."""
         self._rows = np.empty(count, TRADE)
@@ -176,7 +180,8 @@ class FrameReader:
             trades |= {place: self._one.decode(frames[place]).data for place in plain}
             numbers = self._instruments.numbers([trade.symbol for trade in trades.values()])
             rows, refused, decimals = self._exact(numbers, trades)
-            self._instruments.grow(decimals)
+            if len(rows):
+                self._instruments.grow(decimals)
         places = list(trades)
         for position, why in refused:
             self._refuse(why, msgspec.json.encode(trades[places[position]]))

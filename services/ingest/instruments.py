@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.ingest.symbols import Decimals
-from shared.compiled import compiled
+from shared.compiled import compiled, inlined
 from shared.wire import Instrument, pack_instruments
 
 NAME_MAX = 63
@@ -48,7 +48,9 @@ class Instruments:
         self._version = self._known.version
         self._names = list(self._numbers)
         decimals = [self._known[symbol] for symbol in self._names]
-        self.packed = pack_instruments([Instrument(name, *pair) for name, pair in zip(self._names, decimals, strict=True)])
+        self.packed = pack_instruments(
+            [Instrument(name, *pair) for name, pair in zip(self._names, decimals, strict=True)]
+        )
         """As every batch carries them."""
         self.decimals = np.array(decimals, np.int64).reshape(-1, 2)
         """Of price and quantity, by number."""
@@ -63,7 +65,7 @@ class Instruments:
         _place(self.spelled, self.slots)
 
 
-@compiled
+@inlined
 def find(text, begin, end, spelled, slots):  # type: ignore[no-untyped-def]
     """Return the number of the name that stands at [begin, end) of a text; -1 if it is none of ours."""
     slot = _slot(text, begin, end, slots)
@@ -79,7 +81,7 @@ def find(text, begin, end, spelled, slots):  # type: ignore[no-untyped-def]
     return -1
 
 
-@compiled
+@inlined
 def _slot(text, begin, end, slots):  # type: ignore[no-untyped-def]
     mixed = 0
     for place in range(begin, end):

@@ -21,7 +21,7 @@ from services.ingest.binance import (
 )
 from services.ingest.exact import fitted, next_number
 from services.ingest.instruments import find
-from shared.compiled import compiled
+from shared.compiled import compiled, inlined
 
 LEFT, TAKEN, FOREIGN = 0, 1, 2
 """What became of a frame: left to be decoded, a row, or one of the other market."""
@@ -30,6 +30,7 @@ KEYS = 1 << 16
 """Keys of one or two letters, as numbers; all others are not ours."""
 DIGITS_MAX = 18
 """A whole number of so many digits fits an int64, and is an id, whatever they are."""
+
 
 def key_table(keys: dict[str, str]) -> NDArray[np.uint8]:
     """Return uint8[KEYS]: by key, the field that it holds, or 0 if it is not read."""
@@ -61,7 +62,7 @@ _SYMBOL, _ID, _PRICE, _QUANTITY, _TIME, _EVENT_TIME, _BUYER_IS_MAKER, _KIND, _MA
         "last_fill",
     )
 )
-_PRICE_DECIMALS, _QUANTITY_DECIMALS, _VALUES = range(1 + len(TRADE_FIELDS), 4 + len(TRADE_FIELDS))
+_SYMBOL_END, _PRICE_DECIMALS, _QUANTITY_DECIMALS, _VALUES = range(1 + len(TRADE_FIELDS), 5 + len(TRADE_FIELDS))
 
 _WHOLE = set_of(("id", "time", "event_time", "market", "first_fill", "last_fill"))
 
@@ -71,7 +72,10 @@ _MARKET_TRADE = np.frombuffer(MARKET_TRADE.encode(), np.uint8)
 _TRUE, _FALSE = np.frombuffer(b"true", np.uint8), np.frombuffer(b"false", np.uint8)
 _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON, _BACKSLASH, _CLOSE, _DELETE = (ord(sign) for sign in '\n ",:\\}\x7f')
 _ZERO, _NINE = ord("0"), ord("9")
-_BYTES = 256
+_NAME = np.array([byte >= _SPACE and byte not in (_QUOTE, _BACKSLASH) for byte in range(256)])
+"""Bytes of a string that is not read as text, only compared or skipped, by their number: no escapes, ..."""
+_ASCII = _NAME & (np.arange(256) < _DELETE)
+"""... and of one that must be text."""
 
 
 @compiled
@@ -88,63 +92,57 @@ def scan(text, keys, needed, spelled, slots, decimals, rows, outcomes, count):  
     others = 0
     newest = 0
     while at < len(text) and frames < count:
-        at, outcome = _frame(text, at, keys, needed, spelled, slots, decimals, values, rows[frames])
-        outcomes[frames] = outcome
-        frames += 1
-        if outcome == TAKEN:
-            newest = max(newest, values[_EVENT_TIME])
-        else:
+        outcome = LEFT
+        end = _read(text, at, keys, needed, values)
+        if end > 0:
+            at = end
+            number = find(text, values[_SYMBOL], values[_SYMBOL_END], spelled, slots)
+            if number >= 0 and values[_MARKET] != OUR_MARKET:
+                outcome = FOREIGN
+            elif number >= 0 and _fill(values, number, decimals, rows[frames]):
+                outcome = TAKEN
+                newest = max(newest, values[_EVENT_TIME])
+        if outcome != TAKEN:
             others += 1
             while text[at] != _NEWLINE:
                 at += 1
+        outcomes[frames] = outcome
+        frames += 1
         at += 1
     return frames + 1 if at < len(text) else frames, others, newest
 
 
 @compiled
-def _frame(text, begin, keys, needed, spelled, slots, decimals, values, row):  # type: ignore[no-untyped-def]
-    """Read a frame. Return (a place in it, its last if it is plain; outcome)."""
+def _read(text, at, keys, needed, values):  # type: ignore[no-untyped-def]
+    """Read a frame into `values`, by field. Return the place of its end, or -1 if it is not plain."""
     # The newline at the end of a frame is part of nothing plain, so reading never goes beyond it.
-    at = _word(text, begin, _BEFORE)
+    at = _word(text, at, _BEFORE)
     if at > 0:
-        at = _string_end(text, at, _BYTES)
+        at = _string_end(text, at, _NAME)
     if at > 0:
         at = _word(text, at, _AFTER)
-    if at > 0:
-        values[_SYMBOL] = -1
-        values[_KIND] = 1
-        values[_MARKET] = OUR_MARKET
-        values[_FIRST_FILL] = 0
-        values[_LAST_FILL] = 0
-        at = _fields(text, at, keys, needed, spelled, slots, values)
-    if at < 0 or values[_SYMBOL] < 0:
-        return begin, LEFT
-    if values[_MARKET] != OUR_MARKET:
-        return at, FOREIGN
-    return at, TAKEN if _fill(values, decimals, row) else LEFT
-
-
-@compiled
-def _fields(text, at, keys, needed, spelled, slots, values):  # type: ignore[no-untyped-def]
-    """Read keys and values to the end of a frame. Return where that is, or -1 if they are not plain."""
+    if at < 0:
+        return -1
+    values[_KIND] = 1
+    values[_MARKET] = OUR_MARKET
+    values[_FIRST_FILL] = 0
+    values[_LAST_FILL] = 0
     seen = 0
     while True:
         if text[at] != _QUOTE:
             return -1
         at += 1
         key = 0
-        while text[at] != _QUOTE:
-            if text[at] < _SPACE or text[at] >= _DELETE or text[at] == _BACKSLASH:
-                return -1
+        while _ASCII[text[at]]:
             key = min(key << 8 | text[at], KEYS)
             at += 1
-        if text[at + 1] != _COLON:
+        if text[at] != _QUOTE or text[at + 1] != _COLON:
             return -1
-        field = np.int64(keys[key]) if key < KEYS else _UNREAD
+        field = keys[key] if key < KEYS else _UNREAD
         if field != _UNREAD and seen >> field & 1:
             return -1
         seen |= 1 << field
-        at = _value(text, at + 2, field, spelled, slots, values)
+        at = _value(text, at + 2, field, values)
         if at < 0 or text[at] != _COMMA:
             break
         at += 1
@@ -155,22 +153,23 @@ def _fields(text, at, keys, needed, spelled, slots, values):  # type: ignore[no-
     return at + 2
 
 
-@compiled
-def _value(text, at, field, spelled, slots, values):  # type: ignore[no-untyped-def]
+@inlined
+def _value(text, at, field, values):  # type: ignore[no-untyped-def]
     """Read the value of a field. Return where it ends, or -1 if it is not plain or not what the field holds."""
     if text[at] == _QUOTE:
         begin = at + 1
-        if field == _UNREAD or field == _SYMBOL:
-            end = _string_end(text, begin, _BYTES)
-            if field == _SYMBOL and end > 0:
-                values[field] = find(text, begin, end - 1, spelled, slots)
+        if field in (_UNREAD, _SYMBOL):
+            end = _string_end(text, begin, _NAME)
+            if field == _SYMBOL:
+                values[_SYMBOL] = begin
+                values[_SYMBOL_END] = end - 1
             return end
-        if field == _PRICE or field == _QUANTITY:
+        if field in (_PRICE, _QUANTITY):
             decimals = _PRICE_DECIMALS if field == _PRICE else _QUANTITY_DECIMALS
             values[field], values[decimals], at = next_number(text, begin, _QUOTE)
             # What is no number may be a price all the same: a void id's.
-            return at if values[decimals] >= 0 else _string_end(text, begin, _DELETE)
-        end = _string_end(text, begin, _DELETE) if field == _KIND else -1
+            return at if values[decimals] >= 0 else _string_end(text, begin, _ASCII)
+        end = _string_end(text, begin, _ASCII) if field == _KIND else -1
         values[field] = end > 0 and _word(text, begin, _MARKET_TRADE) == end - 1
         return end
     if _ZERO <= text[at] <= _NINE:
@@ -182,12 +181,12 @@ def _value(text, at, field, spelled, slots, values):  # type: ignore[no-untyped-
 
 
 @compiled
-def _fill(values, decimals, row):  # type: ignore[no-untyped-def]
+def _fill(values, number, decimals, row):  # type: ignore[no-untyped-def]
     """Make a row of a frame's values; False if they do not fit."""
     trade_count = values[_LAST_FILL] - values[_FIRST_FILL] + 1
     if trade_count < 1:
         return False
-    row.symbol = values[_SYMBOL]
+    row.symbol = number
     row.id = values[_ID]
     row.time = values[_TIME]
     row.price = 0
@@ -197,13 +196,13 @@ def _fill(values, decimals, row):  # type: ignore[no-untyped-def]
     if values[_KIND]:
         row.trade_count = trade_count
         row.price, row.quantity = fitted(
-            values[_PRICE], values[_PRICE_DECIMALS], values[_QUANTITY], values[_QUANTITY_DECIMALS], decimals[row.symbol]
+            values[_PRICE], values[_PRICE_DECIMALS], values[_QUANTITY], values[_QUANTITY_DECIMALS], decimals[number]
         )
         return row.price > 0
     return True
 
 
-@compiled
+@inlined
 def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
     """Read a whole number. Return where it ends, or -1 if it is longer than what surely fits, or spelled oddly."""
     begin = at
@@ -215,17 +214,12 @@ def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
     return -1 if at - begin > DIGITS_MAX or (text[begin] == _ZERO and at - begin > 1) else at
 
 
-@compiled
-def _string_end(text, at, limit):  # type: ignore[no-untyped-def]
-    """Return where a string ends that began before `at`, behind its quote; -1 if it is not plain.
-
-    Bytes from `limit` on are not plain either: what is kept as text must be text, and names are compared, not read.
-    """
-    while text[at] != _QUOTE:
-        if text[at] < _SPACE or text[at] >= limit or text[at] == _BACKSLASH:
-            return -1
+@inlined
+def _string_end(text, at, plain):  # type: ignore[no-untyped-def]
+    """Return where a string ends that began before `at`, behind its quote; -1 if a byte is not plain."""
+    while plain[text[at]]:
         at += 1
-    return at + 1
+    return at + 1 if text[at] == _QUOTE else -1
 
 
 @compiled

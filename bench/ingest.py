@@ -113,6 +113,7 @@ class _Path:
         self._sink.bind("inproc://sink")
         push.connect("inproc://sink")
         self.reader = FrameReader("aggTrade", Decimals(dict.fromkeys(NAMES, (2, 3))), lambda *_: None)
+        self.reader.expect(NAMES)
         self.memory, self._outbox = Recent(), Outbox(push)
         self.memory.begins(NAMES)
 

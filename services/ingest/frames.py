@@ -1,7 +1,7 @@
 """The frames of one TCP read become one batch of trades.
 
 Decides which frames are taken. Plain trades are scanned, all in one call (scan.py). What is left is decoded one by one:
-other kinds of messages, a symbol's first trade, numbers that need more decimals than it has, and whatever is wrong.
+other kinds of messages, unexpected symbols, numbers that need more decimals than there are, and whatever is wrong.
 Their bug is refused, counted and reported once a kind, and the rest of the same read is kept. Knows no key of the
 exchange (binance.py), no socket and no clock.
 """
@@ -60,9 +60,13 @@ class FrameReader:
         self._keys, self._needed = key_table(keys), set_of(needed)
         self._make_room(ROWS)
         self.decoded = 0
-        """Frames that were not plain: messages of other kinds, first trades of their symbols, and whatever is odd."""
+        """Frames that were not plain: messages of other kinds, unexpected symbols, and whatever is odd."""
         self.foreign = 0
         """Rows of the other market: none of ours, and no error."""
+
+    def expect(self, symbols: list[str]) -> None:
+        """Be ready for the trades of known symbols; the first ones of any other cost a little more."""
+        self._instruments.numbers(symbols)
 
     def read(self, frames: list[bytes]) -> Read:
         said = Read()

@@ -1,7 +1,7 @@
-"""The instruments that frames have spoken of: found by the bytes of a name, and packed once for all batches.
+"""The instruments that frames speak of: found by the bytes of a name, and packed once for all batches.
 
-Decides the numbers that rows speak by: a symbol gets the next one with its first trade and keeps it. Packed again only
-when a symbol was added or its decimals grew. Knows no frame and no key of the exchange.
+Decides the numbers that rows speak by: a symbol gets the next one when it is expected, or with its first trade, and
+keeps it. Packed again only when a symbol was added or its decimals grew. Knows no frame and no key of the exchange.
 """
 
 from collections.abc import Iterable
@@ -23,46 +23,51 @@ class Instruments:
         self._known = decimals
         self._version = decimals.version
         self._numbers: dict[str, int] = {}
+        self._table: list[Instrument] = []
         self._build()
 
     def renew(self) -> None:
         """Follow the decimals of symbols, which others grow too. To be called before every read."""
-        if self._version != self._known.version:
+        if self._version == self._known.version:
+            return
+        self._version = self._known.version
+        table = [Instrument(name, *self._known[name]) for name in self._numbers]
+        if table != self._table:
+            self._table = table
             self._build()
 
     def numbers(self, symbols: Iterable[str]) -> list[int]:
         """Return the symbols' numbers; who has none gets one."""
-        known = len(self._numbers)
         numbers = [self._numbers.setdefault(symbol, len(self._numbers)) for symbol in symbols]
-        if len(self._numbers) > known:
+        if len(self._numbers) > len(self._table):
+            self._table += [Instrument(name, *self._known[name]) for name in list(self._numbers)[len(self._table) :]]
             self._build()
         return numbers
 
     def grow(self, decimals: NDArray[np.int64]) -> None:
         """Raise the decimals of symbols: int64[n, 2] by number, as `self.decimals`."""
         for number in np.flatnonzero((decimals > self.decimals).any(axis=1)).tolist():
-            self._known.grow(self._names[number], *decimals[number].tolist())
+            self._known.grow(self._table[number].symbol, *decimals[number].tolist())
         self.renew()
 
     def _build(self) -> None:
-        self._version = self._known.version
-        self._names = list(self._numbers)
-        decimals = [self._known[symbol] for symbol in self._names]
-        self.packed = pack_instruments(
-            [Instrument(name, *pair) for name, pair in zip(self._names, decimals, strict=True)]
-        )
+        count = len(self._table)
+        self.packed = pack_instruments(self._table)
         """As every batch carries them."""
-        self.decimals = np.array(decimals, np.int64).reshape(-1, 2)
+        decimals = [(instrument.price_decimals, instrument.quantity_decimals) for instrument in self._table]
+        self.decimals = np.array(decimals, np.int64).reshape(count, 2)
         """Of price and quantity, by number."""
-        self.spelled = np.zeros((len(self._names), 1 + NAME_MAX), np.uint8)
+        self.spelled = np.array([_spelled(name) for name in self._numbers], f"S{1 + NAME_MAX}").view(np.uint8)
+        self.spelled = self.spelled.reshape(count, 1 + NAME_MAX)
         """By number: how long the name is, and its bytes. A longer one has no bytes and is not found."""
-        for number, name in enumerate(self._names):
-            spelled = name.encode()
-            if len(spelled) <= NAME_MAX:
-                self.spelled[number, : 1 + len(spelled)] = [len(spelled), *spelled]
-        self.slots = np.zeros(1 << (4 * len(self._names) + 1).bit_length(), np.int64)
+        self.slots = np.zeros(1 << (4 * count + 1).bit_length(), np.int64)
         """Open addressing, at most a quarter full: a number plus 1, or 0."""
         _place(self.spelled, self.slots)
+
+
+def _spelled(name: str) -> bytes:
+    spelled = name.encode()
+    return bytes([len(spelled)]) + spelled if len(spelled) <= NAME_MAX else b""
 
 
 @inlined

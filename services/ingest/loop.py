@@ -403,8 +403,9 @@ class Ingest:
             refused = [symbol for symbol in symbols if not self._symbols.engine_subscribed(symbol)]
         for symbol in refused:
             self._remove(symbol)
-        streams = [stream_name(symbol, self._settings.stream) for symbol in symbols if symbol in self._symbols.known]
-        self._trade_connection.subscribe(streams)
+        symbols = [symbol for symbol in symbols if symbol in self._symbols.known]
+        self._reader.expect(symbols)
+        self._trade_connection.subscribe(stream_name(symbol, self._settings.stream) for symbol in symbols)
         if command.complete:
             if self._symbols.left_out:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)

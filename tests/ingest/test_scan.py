@@ -237,6 +237,19 @@ def test_the_table_is_packed_again_only_when_it_changes(kind: str) -> None:
     assert instruments.numbers(["S7", "S0"]) == [7, 0]
 
 
+def test_what_is_expected_is_scanned_from_the_first_trade_on() -> None:
+    frame = b'{"stream":"","data":{"s":"%b","a":1,"p":"1.5","q":"2","f":1,"l":1,"T":7,"E":7,"m":true}}'
+    outcome = Outcome("aggTrade", {"A": (1, 0), "B": (1, 0)})
+    outcome.reader.expect(["A"])
+    outcome.take([frame % b"A"])
+    assert outcome.reader.decoded == 0
+    outcome.take([frame % b"B"])
+    assert outcome.reader.decoded == 1
+    outcome.take([frame % b"A", frame % b"B"])
+    assert outcome.reader.decoded == 1
+    assert [len(rows) for rows, *_ in outcome.reads] == [2, 2, 3]
+
+
 def test_decimals_that_grow_elsewhere_are_those_of_the_next_read() -> None:
     frame = b'{"stream":"","data":{"s":"A","a":%d,"p":"1.5","q":"2","f":1,"l":1,"T":7,"E":7,"m":true}}'
     outcome = Outcome("aggTrade", {"A": (1, 0)})

@@ -46,14 +46,26 @@ def _kernel() -> dict[str, Any]:
 
 
 def _ingest() -> dict[str, Any]:
-    print("\nIngest under flood, 500 symbols (median of 5 runs)")
-    results = {}
-    for name, tls in (("plain", False), ("TLS", True)):
-        results[name] = figures = ingest.run(tls)
+    print("\nIngest, 500 symbols, ns of CPU a trade (median of 5 runs)")
+    print(f"{'trades a read':>24}{'all':>10}{'socket and parser':>20}{'trades/s':>12}")
+    results: dict[str, Any] = {}
+    for name, tls, size in (
+        ("plain", False, 0),
+        ("TLS", True, 0),
+        ("plain, 1,000", False, 1_000),
+        ("plain, 100", False, 100),
+        ("plain, 10", False, 10),
+        ("plain, 1", False, 1),
+    ):
+        results[name] = figures = ingest.run(tls, size)
         print(
-            f"  {name:6} {figures['cpu ns a trade']['median']:>6,} ns of CPU a trade,"
-            f" {figures['trades/s']['median']:>9,} trades/s, {figures['trades a batch']:,} a batch"
+            f"  {name:13} {figures['trades a batch']:>8,.1f} {figures['cpu ns a trade']['median']:>9,}"
+            f" {figures['socket and parser alone']['median']:>19,} {figures['trades/s']['median']:>11,}"
         )
+    print("\nSteps of ingest, ns of CPU a read, without a socket (median of 5 runs)")
+    results["steps"] = {size: ingest.steps(size) for size in (1, 10, 100, 1_000)}
+    for size, steps in results["steps"].items():
+        print(f"  {size:>5,} trades " + "".join(f"  {step} {cost['median']:,}" for step, cost in steps.items()))
     return results
 
 

@@ -1,7 +1,8 @@
-"""Ingest alone: from frames on a socket to pushed batches, under flood.
+"""Ingest alone: from frames on a socket to pushed batches, under flood and in small reads.
 
-A process of its own writes prepared websocket frames of aggregate trades as fast as they are taken. Measured is the
-CPU time of this process a trade: reading, parsing, exact numbers, memory of recent trades, encoding, ZeroMQ.
+A process of its own writes prepared websocket frames of aggregate trades, all at once or a few at a time. Measured is
+the CPU time of this process a trade: reading, parsing, exact numbers, memory of recent trades, encoding, ZeroMQ. What
+each step takes of it is measured without a socket, on the same frames.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -22,63 +24,124 @@ import numpy as np
 import uvloop
 import zmq
 
-from services.ingest import exact, recent
+from services.ingest import exact, frames, recent
 from services.ingest.frames import FrameReader
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
+from services.ingest.symbols import Decimals
 from services.ingest.websocket import Websocket
 from services.simulator.frames import text_header
-from shared.kline import TRADE
+from shared.wire import Trades
 
 TRADES = 400_000
+READS = 4_000
+"""Of a few trades each: a pause lies between them."""
+PAUSE_S = 0.0002
 RUNS = 5
 SYMBOLS = 500
+NAMES = [f"S{symbol}USDT" for symbol in range(SYMBOLS)]
 _KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def run(tls: bool = False) -> dict[str, Any]:
-    """Return CPU ns a trade, and trades/s: medians of the runs and their extremes."""
-    exact.warm_up()
-    recent.warm_up()
+def run(tls: bool = False, size: int = 0) -> dict[str, Any]:
+    """Return CPU ns a trade, and trades/s: medians of the runs and their extremes.
+
+    `size`: how many trades are written at once, with a pause behind them; 0 for all.
+    """
+    _warm_up()
+    trades = min(TRADES, READS * size) if size else TRADES
+    framed = [text_header(len(text)) + text for text in _texts(trades)]
+    chunks = [b"".join(framed[at : at + (size or trades)]) for at in range(0, trades, size or trades)]
     with tempfile.TemporaryDirectory(prefix="klagg-bench-") as folder:
         certificate = _certificate(Path(folder)) if tls else None
         if certificate is not None:
             os.environ["SSL_CERT_FILE"] = str(certificate)
-        results = [uvloop.run(_once(certificate)) for _ in range(RUNS + 1)][1:]
-    costs, rates, sizes = (sorted(column) for column in zip(*results, strict=True))
+        bare = [uvloop.run(_once(certificate, chunks, trades, True))[0] for _ in range(RUNS + 1)][1:]
+        results = [uvloop.run(_once(certificate, chunks, trades, False)) for _ in range(RUNS + 1)][1:]
+    costs, rates, sizes = zip(*results, strict=True)
     return {
-        "cpu ns a trade": {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])},
-        "trades/s": {"median": round(median(rates)), "least": round(rates[0]), "most": round(rates[-1])},
-        "trades a batch": round(median(sizes)),
+        "cpu ns a trade": _spread(costs),
+        "socket and parser alone": _spread(bare),
+        "trades/s": _spread(rates),
+        "trades a batch": round(median(sizes), 1),
     }
 
 
-async def _once(certificate: Path | None) -> tuple[float, float, float]:
+def steps(size: int) -> dict[str, dict[str, int]]:
+    """Return CPU ns that each step takes for a read of `size` trades, without a socket."""
+    _warm_up()
+    path = _Path()
+    texts = _texts(max(10_000, size))
+    reads = [texts[at : at + size] for at in range(0, len(texts), size)]
+    costs: dict[str, list[float]] = {"read": [], "remember": [], "encode and push": []}
+    for run in range(RUNS + 1):
+        clock = time.process_time_ns
+        began = clock()
+        batches = [path.reader.read(read).trades for read in reads]
+        read_at = clock()
+        for batch in batches:
+            assert batch is not None
+            path.memory.add(batch)
+        remembered_at = clock()
+        for batch in batches:
+            assert batch is not None
+            path.push(batch)
+        spent = (read_at - began, remembered_at - read_at, clock() - remembered_at)
+        for column, cost in zip(costs.values(), spent, strict=True):
+            if run:
+                column.append(cost / len(reads))
+    path.context.destroy(linger=0)
+    return {step: _spread(column) for step, column in costs.items()}
+
+
+def _spread(values: Sequence[float]) -> dict[str, int]:
+    return {"median": round(median(values)), "least": round(min(values)), "most": round(max(values))}
+
+
+def _warm_up() -> None:
+    exact.warm_up()
+    frames.warm_up("aggTrade")
+    recent.warm_up()
+
+
+class _Path:
+    """What a read goes through, with somebody at its end who takes it."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sink, push = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
+        self._sink.bind("inproc://sink")
+        push.connect("inproc://sink")
+        self.reader = FrameReader("aggTrade", Decimals(dict.fromkeys(NAMES, (2, 3))), lambda *_: None)
+        self.reader.expect(NAMES)
+        self.memory, self._outbox = Recent(), Outbox(push)
+        self.memory.begins(NAMES)
+
+    def push(self, batch: Trades) -> None:
+        self._outbox.send(batch)
+        self._sink.recv(zmq.NOBLOCK)
+
+
+async def _once(certificate: Path | None, chunks: list[bytes], trades: int, bare: bool) -> tuple[float, float, float]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    process = get_context("fork").Process(target=_flood, args=(listener, certificate), daemon=True)
+    process = get_context("fork").Process(target=_flood, args=(listener, certificate, chunks), daemon=True)
     process.start()
     listener.close()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    sink, push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    sink.bind("inproc://sink")
-    push.connect("inproc://sink")
-    names = {f"S{symbol}USDT": (2, 3) for symbol in range(SYMBOLS)}
-    reader, memory, outbox = FrameReader("aggTrade", names, lambda *_: None), Recent(), Outbox(push)
-    memory.begins(names)
-    seen = batches = 0
+    path = _Path()
+    seen = reads = 0
     done = asyncio.Event()
 
     def received(messages: list[bytes]) -> None:
-        nonlocal seen, batches
-        read = reader.read(messages)
-        if read.trades is not None:
-            seen += len(read.trades.rows) // TRADE.itemsize
-            batches += 1
-            memory.add(read.trades)
-            outbox.send(read.trades)
-            sink.recv(zmq.NOBLOCK)
-        if seen >= TRADES:
+        nonlocal seen, reads
+        reads += 1
+        seen += len(messages)
+        if not bare:
+            batch = path.reader.read(messages).trades
+            assert batch is not None
+            path.memory.add(batch)
+            path.push(batch)
+        if seen >= trades:
             done.set()
 
     scheme, host = ("wss", "localhost") if certificate else ("ws", "127.0.0.1")
@@ -89,12 +152,28 @@ async def _once(certificate: Path | None) -> tuple[float, float, float]:
     spent, elapsed = time.process_time_ns() - cpu, time.monotonic_ns() - began
     websocket.close()
     process.join(10)
-    context.destroy(linger=0)
-    return spent / seen, seen / elapsed * 1e9, seen / batches
+    path.context.destroy(linger=0)
+    return spent / seen, seen / elapsed * 1e9, seen / reads
 
 
-def _flood(listener: socket.socket, certificate: Path | None) -> None:
+def _texts(trades: int) -> list[bytes]:
+    """Return frames of aggregate trades, as the exchange writes them."""
+    dice = np.random.default_rng(1)
+    weights = 1.0 / np.arange(1, SYMBOLS + 1)
+    symbols = dice.choice(SYMBOLS, trades, p=weights / weights.sum()).tolist()
+    return [
+        (
+            b'{"stream":"s%dusdt@aggTrade","data":{"e":"aggTrade","E":1790000000123,"a":%d,"s":"S%dUSDT","p":"%d.%02d",'
+            b'"q":"%d.%03d","nq":"1.000","f":%d,"l":%d,"T":1790000000100,"m":true,"st":1}}'
+        )
+        % (symbol, number, symbol, 50_000 + number % 97, number % 100, number % 9, number % 1_000, number, number + 1)
+        for number, symbol in enumerate(symbols)
+    ]
+
+
+def _flood(listener: socket.socket, certificate: Path | None, chunks: list[bytes]) -> None:
     connection, _ = listener.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, certificate)
@@ -109,17 +188,9 @@ def _flood(listener: socket.socket, certificate: Path | None) -> None:
         + accept
         + b"\r\n\r\n"
     )
-    dice = np.random.default_rng(1)
-    weights = 1.0 / np.arange(1, SYMBOLS + 1)
-    symbols = dice.choice(SYMBOLS, TRADES, p=weights / weights.sum()).tolist()
-    frames = []
-    for number, symbol in enumerate(symbols):
-        text = (
-            b'{"stream":"s%dusdt@aggTrade","data":{"e":"aggTrade","E":1790000000123,"a":%d,"s":"S%dUSDT","p":"%d.%02d",'
-            b'"q":"%d.%03d","nq":"1.000","f":%d,"l":%d,"T":1790000000100,"m":true,"st":1}}'
-        ) % (symbol, number, symbol, 50_000 + number % 97, number % 100, number % 9, number % 1_000, number, number + 1)
-        frames.append(text_header(len(text)) + text)
-    connection.sendall(b"".join(frames))
+    for chunk in chunks:
+        connection.sendall(chunk)
+        time.sleep(PAUSE_S)
     connection.recv(1)
 
 

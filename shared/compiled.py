@@ -18,7 +18,7 @@ from typing import Any
 import numba
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("shared/*.py", "services/engine/*.py")
+SOURCES = ("shared/*.py", "services/engine/*.py", "services/ingest/*.py")
 KEPT_S = 7 * 86_400
 """Machine code of other versions is removed when it has not been used for so long."""
 
@@ -43,6 +43,11 @@ def fixed(function: Any, *arguments: object) -> Callable[..., Any]:
     types = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
     function.compile(types)
     return _fixed.setdefault(function, function.overloads[types].entry_point)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as a part of those that call it: handing over an array costs as much as reading some bytes."""
+    return numba.njit(cache=True, inline="always")(function)
 
 
 def _folder() -> Path:

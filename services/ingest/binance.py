@@ -27,10 +27,10 @@ STREAMS_MAX = 1024
 Refuse = Callable[[str, bytes], None]
 """Takes the kind of what was refused, and how it begins."""
 
-_TIME_MAX = 100_000_000_000_000
+TIME_MAX = 100_000_000_000_000
 """Milliseconds until the year 5138; microseconds would be beyond it."""
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-_Time = Annotated[int, msgspec.Meta(ge=0, le=_TIME_MAX)]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MAX)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -70,6 +70,12 @@ _TRADE_KEYS = {
     "market": "st",
 }
 _AGG_KEYS = _TRADE_KEYS | {"id": "a", "first_fill": "f", "last_fill": "l"}
+MARKET_TRADE = "MARKET"
+"""The kind of an ordinary trade (§2.4)."""
+OUR_MARKET = 1
+"""The other market's rows share the ticker, and a client that can trade both gets both."""
+BEFORE_STREAM, AFTER_STREAM = b'{"stream":"', b',"data":{'
+"""How the exchange spells what is around a trade (§1.2): the name of a stream ends between them."""
 
 
 class AggTrade(msgspec.Struct, gc=False, rename=_AGG_KEYS):
@@ -84,7 +90,7 @@ class AggTrade(msgspec.Struct, gc=False, rename=_AGG_KEYS):
     time: _Time
     event_time: _Time
     buyer_is_maker: bool
-    market: int = 1
+    market: int = OUR_MARKET
 
     @property
     def trade_count(self) -> int:
@@ -102,13 +108,13 @@ class Trade(msgspec.Struct, gc=False, rename=_TRADE_KEYS):
     time: _Time
     event_time: _Time
     buyer_is_maker: bool
-    kind: str = "MARKET"
-    market: int = 1
+    kind: str = MARKET_TRADE
+    market: int = OUR_MARKET
 
     @property
     def trade_count(self) -> int:
         """0 for a void id: a transfer off the book, or no execution at all."""
-        return 1 if self.kind == "MARKET" else 0
+        return 1 if self.kind == MARKET_TRADE else 0
 
 
 class Ticker(msgspec.Struct, gc=False, rename={"symbol": "s", "event_time": "E", "price": "c", "market": "st"}):
@@ -117,7 +123,7 @@ class Ticker(msgspec.Struct, gc=False, rename={"symbol": "s", "event_time": "E",
     symbol: str
     event_time: _Time
     price: str = ""
-    market: int = 1
+    market: int = OUR_MARKET
 
 
 class _AggMessage(msgspec.Struct):
@@ -131,6 +137,16 @@ class _TradeMessage(msgspec.Struct):
 def message_type(kind: str) -> Any:
     """Return the type of a data frame: `data` is a trade of this kind, or a list of tickers."""
     return _AggMessage if kind == "aggTrade" else _TradeMessage
+
+
+TRADE_FIELDS = (*_AGG_KEYS,)
+"""Everything that is read of a trade's frame."""
+
+
+def trade_keys(kind: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return (the keys of a trade's frame by field, the fields that it must have), as `message_type` reads them."""
+    fields = msgspec.structs.fields(AggTrade if kind == "aggTrade" else Trade)
+    return {field.name: field.encode_name for field in fields}, tuple(field.name for field in fields if field.required)
 
 
 class Reply(NamedTuple):

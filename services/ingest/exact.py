@@ -10,12 +10,11 @@ goes row by row through `shared.decimals`, which is where the rules for refusing
 
 import re
 from array import array
-from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from shared.compiled import compiled
 from shared.decimals import INT64_MAX, decimals_of, scaled
 from shared.kline import TRADE
 
@@ -146,15 +145,18 @@ def _buffer(texts: list[str]) -> NDArray[np.uint8]:
     return np.frombuffer("\n".join(texts).encode("ascii", "replace"), np.uint8)
 
 
-@njit(cache=True)
-def _next_number(text: Any, at: int) -> tuple[int, int, int]:
-    """Return (mantissa, decimals, where the next one begins); decimals -1 for what is not plain."""
+@compiled
+def next_number(text, at, mark):  # type: ignore[no-untyped-def]
+    """Read a plain number that ends with `mark`, or with the text.
+
+    Return (mantissa, decimals, the place behind the mark); decimals -1 for what is not plain.
+    """
     end = min(len(text), at + TEXT_MAX)
     mantissa = 0
     decimals = -1
     zeros = 0
     digits = 0
-    while at < end and text[at] != _NEWLINE:
+    while at < end and text[at] != mark:
         character = text[at]
         at += 1
         if character == _POINT:
@@ -178,29 +180,43 @@ def _next_number(text: Any, at: int) -> tuple[int, int, int]:
         if decimals >= 0:
             decimals += zeros + 1
             zeros = 0
-    too_long = at < len(text) and text[at] != _NEWLINE
+    too_long = at < len(text) and text[at] != mark
     if digits == 0 or decimals > DECIMALS_MAX or too_long:
         return 0, -1, at
     return mantissa, max(decimals, 0), at + 1
 
 
-@njit(cache=True)
+@compiled
+def fitted(price, price_decimals, quantity, quantity_decimals, decimals):  # type: ignore[no-untyped-def]
+    """Return (price, quantity) in units of a symbol's decimals; (0, 0) if they do not fit, or the price is zero."""
+    price_shift = decimals[0] - price_decimals
+    quantity_shift = decimals[1] - quantity_decimals
+    if price_decimals < 0 or quantity_decimals < 0 or price == 0 or price_shift < 0 or quantity_shift < 0:
+        return 0, 0
+    if price > INT64_MAX // _POWERS[price_shift] or quantity > INT64_MAX // _POWERS[quantity_shift]:
+        return 0, 0
+    price *= _POWERS[price_shift]
+    quantity *= _POWERS[quantity_shift]
+    return (0, 0) if quantity > INT64_MAX // price else (price, quantity)
+
+
+@compiled
 def _parse(text, mantissas, decimals):  # type: ignore[no-untyped-def]
     at = 0
     for place in range(len(mantissas)):
-        mantissas[place], decimals[place], at = _next_number(text, at)
+        mantissas[place], decimals[place], at = next_number(text, at, _NEWLINE)
         if decimals[place] < 0:
             return False
     return len(mantissas) == 0 or at == len(text) + 1
 
 
-@njit(cache=True)
+@compiled
 def _fill(prices, quantities, columns, decimals, rows):  # type: ignore[no-untyped-def]
     price_at = 0
     quantity_at = 0
     for place in range(len(rows)):
-        price, price_decimals, price_at = _next_number(prices, price_at)
-        quantity, quantity_decimals, quantity_at = _next_number(quantities, quantity_at)
+        price, price_decimals, price_at = next_number(prices, price_at, _NEWLINE)
+        quantity, quantity_decimals, quantity_at = next_number(quantities, quantity_at, _NEWLINE)
         count = columns[place, 3]
         if price_decimals < 0 or quantity_decimals < 0 or count < 0:
             return False
@@ -208,16 +224,8 @@ def _fill(prices, quantities, columns, decimals, rows):  # type: ignore[no-untyp
             price = 0
             quantity = 0
         else:
-            symbol = columns[place, 0]
-            price_shift = decimals[symbol, 0] - price_decimals
-            quantity_shift = decimals[symbol, 1] - quantity_decimals
-            if price == 0 or price_shift < 0 or quantity_shift < 0:
-                return False
-            if price > INT64_MAX // _POWERS[price_shift] or quantity > INT64_MAX // _POWERS[quantity_shift]:
-                return False
-            price *= _POWERS[price_shift]
-            quantity *= _POWERS[quantity_shift]
-            if quantity > INT64_MAX // price:
+            price, quantity = fitted(price, price_decimals, quantity, quantity_decimals, decimals[columns[place, 0]])
+            if price == 0:
                 return False
         row = rows[place]
         row.symbol = columns[place, 0]

@@ -310,12 +310,11 @@ class History:
         fields = array("q")
         for place in range(start, stop):
             fields.extend((0, page.ids[place], page.times[place], page.trade_counts[place], page.buyer_is_maker[place]))
-        decimals = np.array([self._symbols.decimals.get(symbol, (0, 0))], np.int64)
+        decimals = np.array([self._symbols.decimals.of(symbol)], np.int64)
         rows, refused = trade_rows(page.prices[start:stop], page.quantities[start:stop], fields, decimals)
         if refused:
             raise Malformed(f"{refused[0][1]} in the trades of {symbol} from {first} to {last}")
-        price_decimals, quantity_decimals = decimals[0].tolist()
-        self._symbols.decimals[symbol] = (price_decimals, quantity_decimals)
+        price_decimals, quantity_decimals = self._symbols.decimals.grow(symbol, *decimals[0].tolist())
         self._send(
             Trades(
                 pack_instruments([Instrument(symbol, price_decimals, quantity_decimals)]),
@@ -341,9 +340,7 @@ class History:
             self._complaints.refuse("kline row", f"{symbol} {interval}".encode())
 
     def _grown(self, symbol: str, parts: list[Parsed]) -> tuple[int, int]:
-        decimals = decimals_for(parts, *self._symbols.decimals.get(symbol, (0, 0)))
-        self._symbols.decimals[symbol] = decimals
-        return decimals
+        return self._symbols.decimals.grow(symbol, *decimals_for(parts, *self._symbols.decimals.of(symbol)))
 
 
 def urgency(ask: FetchTrades, now: int) -> Priority:

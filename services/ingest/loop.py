@@ -22,7 +22,7 @@ import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import ban, exact, recent
+from services.ingest import ban, exact, frames, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -85,6 +85,7 @@ def main(config: Config) -> int:
     lock = lock_room(config.run_path, "ingest")
     try:
         exact.warm_up()
+        frames.warm_up(config.exchange.stream)
         recent.warm_up()
         return uvloop.run(_run(config))
     finally:
@@ -402,8 +403,9 @@ class Ingest:
             refused = [symbol for symbol in symbols if not self._symbols.engine_subscribed(symbol)]
         for symbol in refused:
             self._remove(symbol)
-        streams = [stream_name(symbol, self._settings.stream) for symbol in symbols if symbol in self._symbols.known]
-        self._trade_connection.subscribe(streams)
+        symbols = [symbol for symbol in symbols if symbol in self._symbols.known]
+        self._reader.expect(symbols)
+        self._trade_connection.subscribe(stream_name(symbol, self._settings.stream) for symbol in symbols)
         if command.complete:
             if self._symbols.left_out:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
@@ -432,8 +434,8 @@ class Ingest:
                 self._tell_counters()
 
     def _tell_counters(self) -> None:
-        counts = Counter({"trades": self._trades, "rows of another market": self._reader.foreign})
-        for part in (self._announcer, self._rest, self._outbox, self._complaints):
+        counts = Counter({"trades": self._trades})
+        for part in (self._reader, self._announcer, self._rest, self._outbox, self._complaints):
             counts.update(part.counts)
         for connection in self._connections.values():
             counts.update({f"{connection.route} {name}": count for name, count in connection.counts.items()})

@@ -10,6 +10,7 @@ A crash costs the memory; REST has the same trades.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,17 +56,27 @@ class Recent:
         """By symbol: its last row, 0 if it has none."""
         self._highest = np.full(INSTRUMENTS_MAX, BROKEN, np.int64)
         """By symbol: the highest id since its stream began, as long as no connection was lost since."""
-        self._symbol_of = np.zeros(INSTRUMENTS_MAX, np.int64)
-        """By instrument."""
+        self._packed = msgspec.Raw()
+        """The instruments of the last batch, ..."""
+        self._spoken = np.zeros((2, 0), np.int64)
+        """... and for each of them, the numbers of instrument and symbol here."""
 
     def add(self, trades: Trades) -> None:
         """Remember a batch of the stream."""
+        if trades.instruments != self._packed:
+            self._learn(trades)
+        memory = self._rows, self._before, self._added
+        _add(trade_rows(trades.rows), self._spoken, self._newest, self._highest, *memory)
+
+    def _learn(self, trades: Trades) -> None:
+        """Know what the rows of a batch speak of: the next batches, as a rule, speak of the same."""
         instruments = instruments_of(trades)
         if len(self._instruments) + len(instruments) > INSTRUMENTS_MAX:
             self._begin()
-        numbers = np.array([self._number(instrument) for instrument in instruments], np.int64)
-        memory = self._rows, self._before, self._added
-        _add(trade_rows(trades.rows), numbers, self._symbol_of, self._newest, self._highest, *memory)
+        numbers = [self._number(instrument) for instrument in instruments]
+        symbols = [self._symbols[instrument.symbol] for instrument in instruments]
+        self._spoken = np.array([numbers, symbols], np.int64)
+        self._packed = trades.instruments
 
     def begins(self, symbols: Iterable[str]) -> None:
         """The streams of these symbols have begun: from here on, everything comes."""
@@ -132,7 +143,7 @@ class Recent:
         if number is None:
             number = self._numbers[instrument] = len(self._instruments)
             self._instruments.append(instrument)
-            self._symbol_of[number] = self._symbol(instrument.symbol)
+            self._symbol(instrument.symbol)
         return number
 
     def _symbol(self, name: str) -> int:
@@ -157,18 +168,21 @@ def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 @compiled
-def _add(trades, numbers, symbol_of, newest, highest, rows, before, added):  # type: ignore[no-untyped-def]
+def _add(trades, spoken, newest, highest, rows, before, added):  # type: ignore[no-untyped-def]
+    total = added[0]
+    place = total % len(rows)
     for n in range(len(trades)):
-        number = numbers[trades[n].symbol]
-        symbol = symbol_of[number]
-        added[0] += 1
-        place = added[0] % len(rows)
+        spoken_of = trades[n].symbol
+        symbol = spoken[1, spoken_of]
+        total += 1
+        place = place + 1 if place + 1 < len(rows) else 0
         rows[place] = trades[n]
-        rows[place].symbol = number
+        rows[place].symbol = spoken[0, spoken_of]
         before[place] = newest[symbol]
-        newest[symbol] = added[0]
+        newest[symbol] = total
         if highest[symbol] != BROKEN:
             highest[symbol] = max(highest[symbol], trades[n].id)
+    added[0] = total
 
 
 @compiled

@@ -8,7 +8,8 @@ subscribed it. Every wanted symbol that it does not know is announced once, by 2
 time goes before all others, because it has almost no history to wait for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from services.ingest.binance import Listing
@@ -33,11 +34,41 @@ class Progress(NamedTuple):
     to_announce: int
 
 
+class Decimals:
+    """Price and quantity decimals of every symbol there was. They only grow."""
+
+    def __init__(self, known: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> None:
+        self._known = dict(known)
+        self.version = 0
+        """Another number after every change."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self._known
+
+    def __getitem__(self, symbol: str) -> tuple[int, int]:
+        return self._known[symbol]
+
+    def of(self, symbol: str) -> tuple[int, int]:
+        """Return a symbol's decimals; none where it is not known."""
+        return self._known.get(symbol, (0, 0))
+
+    def grow(self, symbol: str, price_decimals: int, quantity_decimals: int) -> tuple[int, int]:
+        """Let a symbol have at least these decimals; return what it has."""
+        price, quantity = self.of(symbol)
+        grown = (max(price, price_decimals), max(quantity, quantity_decimals))
+        if self._known.get(symbol) != grown:
+            self._known[symbol] = grown
+            self.version += 1
+        return grown
+
+
 class Symbols:
     def __init__(self, only: Iterable[str], symbols_max: int) -> None:
         """Want `only` these, if there are any, and at most `symbols_max`."""
-        self.decimals: dict[str, tuple[int, int]] = {}
-        """Price and quantity decimals of every symbol that was ever listed; they only grow."""
+        self.decimals = Decimals()
         self.known: set[str] = set()
         self._only = set(only)
         self._symbols_max = symbols_max
@@ -63,11 +94,7 @@ class Symbols:
             return Changes([], [])
         trading = set()
         for listing in listings:
-            price, quantity = self.decimals.get(listing.symbol, (0, 0))
-            self.decimals[listing.symbol] = (
-                max(price, listing.price_decimals),
-                max(quantity, listing.quantity_decimals),
-            )
+            self.decimals.grow(listing.symbol, listing.price_decimals, listing.quantity_decimals)
             if listing.trading and (not self._only or listing.symbol in self._only):
                 trading.add(listing.symbol)
         listed = self._by_volume(trading - self._trading)

@@ -15,6 +15,8 @@ OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 MESSAGE_MAX = 4 * 2**20
 """Bytes of one message: the largest is the ticker of all symbols, some 150 KB."""
+CONTROL_MAX = 125
+"""Bytes of a control frame, by the protocol (RFC 6455, 5.5)."""
 
 logging.getLogger("picows").setLevel(logging.CRITICAL)  # What ends a connection is told by whoever opened it.
 
@@ -56,15 +58,11 @@ class Websocket(WSListener):
         self.heard_at = self._loop.time()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        kind = frame.msg_type
-        if kind == WSMsgType.TEXT or kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
-            self._take(frame)
-        elif kind == WSMsgType.PING:
-            transport.send_pong(frame.get_payload_as_bytes())
-        elif kind == WSMsgType.CLOSE:
-            self._said = f"closed by the exchange: {frame.get_close_code():d} {frame.get_close_reason() or ''}"
-            transport.send_close(WSCloseCode.OK)
-            transport.disconnect()
+        # The kind of a frame costs as much as all the rest here, and picows lets no control frame be this long.
+        if frame.payload_size > CONTROL_MAX and frame.fin and not self._parts:
+            self._messages.append(frame.get_payload_as_bytes())
+        else:
+            self._take(transport, frame)
         if frame.last_in_buffer:
             messages, self._messages = self._messages, []
             if messages or not self._steady:
@@ -92,14 +90,19 @@ class Websocket(WSListener):
             # What a dead peer never takes would be kept for it until the kernel gives up.
             self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.disconnect, False)
 
-    def _take(self, frame: WSFrame) -> None:
-        if frame.fin and not self._parts:
-            self._messages.append(frame.get_payload_as_bytes())
-            return
-        self._parts.append(frame.get_payload_as_bytes())
-        if frame.fin:
-            self._messages.append(b"".join(self._parts))
-            self._parts = []
+    def _take(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind == WSMsgType.TEXT or kind == WSMsgType.BINARY or kind == WSMsgType.CONTINUATION:
+            self._parts.append(frame.get_payload_as_bytes())
+            if frame.fin:
+                self._messages.append(b"".join(self._parts))
+                self._parts = []
+        elif kind == WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
+        elif kind == WSMsgType.CLOSE:
+            self._said = f"closed by the exchange: {frame.get_close_code():d} {frame.get_close_reason() or ''}"
+            transport.send_close(WSCloseCode.OK)
+            transport.disconnect()
 
     def _hand_over(self, messages: list[bytes]) -> None:
         try:

@@ -15,6 +15,7 @@ import uvloop
 from services.ingest.binance import STREAMS_MAX
 from services.ingest.connection import Connection
 from services.ingest.frames import FrameReader
+from services.ingest.symbols import Decimals
 from tests.ingest.played import START, Exchange, Fill, agg_frame
 
 
@@ -25,7 +26,7 @@ class Client:
         self.reads: list[list[bytes]] = []
         self.changes: list[bool] = []
         self.begun: list[str] = []
-        self._reader = FrameReader("aggTrade", {"BTCUSDT": (2, 3)}, lambda *_: None)
+        self._reader = FrameReader("aggTrade", Decimals({"BTCUSDT": (2, 3)}), lambda *_: None)
         self.connection = Connection(
             "market",
             url,

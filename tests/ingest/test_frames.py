@@ -11,6 +11,7 @@ import pytest
 
 from services.ingest.binance import Reply
 from services.ingest.frames import FrameReader, Read
+from services.ingest.symbols import Decimals
 from shared.wire import Trades, instruments_of, trade_rows
 from tests.ingest.played import START, Fill, agg_frame, ticker_frame, trade_frame
 from tests.support import RECORDINGS
@@ -29,7 +30,7 @@ class Reader(FrameReader):
 
     def __init__(self, kind: str = "aggTrade", *symbols: str) -> None:
         self.refused: Counter[str] = Counter()
-        self.decimals = dict.fromkeys(symbols or ("BTCUSDT", "ETHUSDT"), (2, 3))
+        self.decimals = Decimals(dict.fromkeys(symbols or ("BTCUSDT", "ETHUSDT"), (2, 3)))
         super().__init__(kind, self.decimals, lambda why, _: self.refused.update([why]))
 
     def take(self, *frames: str) -> Read:

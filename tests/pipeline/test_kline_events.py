@@ -15,6 +15,7 @@ import pytest
 
 from services.engine.engine import KlineEngine
 from services.ingest.frames import FrameReader
+from services.ingest.symbols import Decimals
 from shared.config import Engine as EngineConfig
 from shared.interval import MINUTE_MS
 from shared.wire import AddSymbol, FeedState, Restored, decode_event, encode
@@ -36,7 +37,7 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do() -> None:
     contents: list[dict[str, Any]] = [json.loads(frame)["data"] for frame in frames]
     trades = [content for content in contents if content["e"] == "aggTrade"]
     events = [content["k"] for content in contents if content["e"] == "kline"]
-    decimals = {trade["s"]: (0, 0) for trade in trades}
+    decimals = Decimals({trade["s"]: (0, 0) for trade in trades})
     # What is held after each aggregate, by the last trade in it.
     held: dict[tuple[str, int], dict[str, Decimal]] = {}
     engine, reader = started(trades[0]["T"]), FrameReader("aggTrade", decimals, refuse)

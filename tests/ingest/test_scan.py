@@ -1,0 +1,285 @@
+"""The scanner and the decoder read the same of every frame; and what the exchange sends is scanned."""
+
+import gzip
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.ingest.frames import FrameReader
+from services.ingest.instruments import NAME_MAX, Instruments
+from services.ingest.symbols import Decimals
+from services.simulator.frames import AggTemplate, TradeTemplate
+from services.simulator.rows import AGG_ROW, KINDS, TRADE_ROW
+from services.simulator.rows import Instrument as Simulated
+from shared.decimals import decimals_of
+from shared.wire import instruments_of, trade_rows
+from tests.ingest.played import START
+from tests.support import RECORDINGS
+
+KINDS_OF_STREAM = ("aggTrade", "trade")
+SYMBOLS = ("BTCUSDT", "币安人生USDT", "A" * NAME_MAX, "B" * (NAME_MAX + 1), "", "ETHUSDT")
+STREAMS = sorted(path.name for path in RECORDINGS.glob("*-stream-*.jsonl.gz"))
+
+
+class Outcome:
+    """What a reader made of reads: every row in words, and everything that it counted."""
+
+    def __init__(self, kind: str, decimals: dict[str, tuple[int, int]]) -> None:
+        self.decimals = Decimals(decimals)
+        self.refused: Counter[str] = Counter()
+        self.reader = FrameReader(kind, self.decimals, lambda why, _: self.refused.update([why]))
+        self.reads: list[Any] = []
+
+    def take(self, frames: list[bytes]) -> None:
+        read = self.reader.read(frames)
+        rows: list[Any] = []
+        if read.trades is not None:
+            instruments = instruments_of(read.trades)
+            rows = [(instruments[row[0]], *row[1:]) for row in trade_rows(read.trades.rows).tolist()]
+            rows.append(read.trades.event_time)
+        said = (read.event_time, read.tickers, read.ticker_time, read.replies, read.shutdown)
+        self.reads.append((rows, said, self.refused.copy(), self.reader.foreign))
+
+
+def agree(kind: str, reads: list[list[bytes]], decimals: dict[str, tuple[int, int]]) -> Outcome:
+    """Let the same frames be scanned and decoded; return what the scanner's reader made of them."""
+    scanned, decoded = Outcome(kind, decimals), Outcome(kind, decimals)
+    scanned.reader.expect(list(decimals))
+    for frames in reads:
+        scanned.take(frames)
+        # A space in front changes nothing but that the frame is not plain.
+        decoded.take([b" " + frame for frame in frames])
+        assert scanned.reads[-1] == decoded.reads[-1]
+    assert decoded.reader.decoded == sum(len(frames) for frames in reads)
+    assert {symbol: scanned.decimals[symbol] for symbol in decimals} == {
+        symbol: decoded.decimals[symbol] for symbol in decimals
+    }
+    return scanned
+
+
+PRICES = [
+    b'"1.5"',
+    b'"0"',
+    b'"0.000"',
+    b'"1.2300000000000"',
+    b'""',
+    b'"."',
+    b'"1."',
+    b'".5"',
+    b'"00.5"',
+    b'"NaN"',
+    b'"-1"',
+]
+PRICES += [
+    b'"1e2"',
+    b'"9223372036854775807"',
+    b'"1000000000000000000"',
+    b'"1.23456"',
+    b'"0.12345678901"',
+    b"1.5",
+    b"null",
+]
+PRICES += [
+    b'"' + b"9" * 28 + b'"',
+    b'"' + b"0" * 28 + b'"',
+    b'"' + b"0" * 29 + b'"',
+    b'"\\u0031"',
+    b'"\xff"',
+    b'"1\n"',
+    b'"\x7f"',
+]
+INTEGERS = [b"0", b"5", b"05", b"00", b"-1", b"-0", b"1.0", b"1e3", b'"5"', b"true", b"", b"100000000000000"]
+INTEGERS += [
+    b"100000000000001",
+    b"100000000000000000",
+    b"1000000000000000000",
+    b"4611686018427387904",
+    b"4611686018427387905",
+]
+INTEGERS += [b"9223372036854775808", b"18446744073709551616", b"1" * 40, b"5 ", b"5x"]
+NAMES = [
+    json.dumps(symbol, ensure_ascii=ascii).encode() for symbol in (*SYMBOLS, "NOSUCH", "BTCUSD") for ascii in (0, 1)
+]
+NAMES += [b'"BTCUSDT\xff"', b'"\xff"', b'"BTC\\u0055SDT"', b"1", b'"BTCUSDT', b"true"]
+BOOLEANS = [b"true", b"false", b"tru", b"falsey", b"True", b"1", b"null", b'"true"', b"truefalse"]
+VOIDS = [
+    b'"MARKET"',
+    b'"NA"',
+    b'"MARKET "',
+    b'"MARKE"',
+    b'""',
+    b"1",
+    b'"\xc3\x9f"',
+    b'"\xc3"',
+    b'"M\\u0041RKET"',
+    b"null",
+]
+MARKETS = [b"1", b"2", b"0", b"01", b'"1"', b"-1", b"1.0", b"99999999999999999999"]
+ANYTHING = [
+    *PRICES,
+    *INTEGERS,
+    *BOOLEANS,
+    b"[]",
+    b'{"s":1}',
+    b'{"p":"\xff"}',
+    b"[1,2",
+    b'"\x00"',
+    b'"a\\"b"',
+    b'"\xff"',
+    b'"}}"',
+]
+ODD = {b"s": NAMES, b"p": PRICES, b"q": PRICES, b"f": INTEGERS, b"l": INTEGERS, b"T": INTEGERS, b"E": INTEGERS}
+ODD |= {b"a": INTEGERS, b"t": INTEGERS, b"m": BOOLEANS, b"st": MARKETS, b"X": VOIDS}
+ODD |= dict.fromkeys(
+    [b"e", b"M", b"nq", b"", b"\xc3\x9f", b"\xff", b"S", b"longer", b"as", b"\x00s", b"\\u0073", b's"'], ANYTHING
+)
+GARBAGE = [
+    b"",
+    b"\n",
+    b"{}",
+    b"[]",
+    b"7",
+    b"\xff\xfe",
+    b"[" * 5_000,
+    b'{"result":null,"id":3}',
+    b'{"error":{"code":4,"msg":""}}',
+]
+GARBAGE += [
+    b'{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1770123456789}}',
+    b'{"stream":"x","data":{}}',
+]
+GARBAGE += [b'{"stream":"!miniTicker@arr","data":[{"s":"ETHUSDT","E":1770123456789,"c":"1"}]}', b'{"stream":"x"}']
+
+
+def arbitrary(dice: random.Random, kind: str) -> bytes:
+    """Make a frame of a trade with something wrong about it, mostly one thing, or with nothing."""
+    if dice.random() < 0.03:
+        return dice.choice(GARBAGE)
+    content = [(b"e", b'"%b"' % kind.encode()), (b"E", b"%d" % (START + dice.randrange(9)))]
+    content += [(b"s", dice.choice(NAMES[:3])), (b"a" if kind == "aggTrade" else b"t", b"%d" % dice.randrange(99))]
+    content += [(b"p", b'"%d.%d"' % (dice.randrange(999), dice.randrange(99))), (b"q", b'"%d.25"' % dice.randrange(99))]
+    content += [(b"T", b"%d" % START), (b"m", dice.choice(BOOLEANS[:2]))]
+    content += (
+        [(b"f", b"5"), (b"l", b"%d" % dice.randrange(5, 9))] if kind == "aggTrade" else [(b"X", dice.choice(VOIDS[:2]))]
+    )
+    content += [(b"st", b"1")] * dice.randrange(2)
+    for _ in range(dice.choice([0, 0, 0, 1, 1, 1, 2])):
+        key = dice.choice([*ODD])
+        change = (key, dice.choice(ODD[key]))
+        places = [place for place, (other, _) in enumerate(content) if other == key]
+        match dice.randrange(4):
+            case 0:
+                content.insert(dice.randrange(len(content) + 1), change)
+            case 1 if places:
+                del content[places[0]]
+            case _ if places:
+                content[places[0]] = change
+            case _:
+                content.append(change)
+    if dice.random() < 0.3:
+        dice.shuffle(content)
+    stream = b'"x@aggTrade"' if dice.random() < 0.9 else dice.choice([*ANYTHING, '"币"'.encode()])
+    frame = b'{"stream":%b,"data":{%b}}' % (stream, b",".join(b'"%b":%b' % pair for pair in content))
+    place = dice.randrange(len(frame))
+    match dice.randrange(40):
+        case 0:
+            return frame[:place]
+        case 1:
+            return frame[:place] + dice.randbytes(1) + frame[place + 1 :]
+        case 2:
+            return frame[:place] + dice.choice([b" ", b'"', b",", b"}", b"{", b"\n", b"\\"]) + frame[place:]
+        case 3:
+            return frame + dice.choice([b" ", b"}", b"\n", b",", frame])
+    return frame
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAM)
+def test_what_is_scanned_is_what_would_be_decoded(kind: str) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    frames = scanned = 0
+    for _ in range(400):
+        reads = [[arbitrary(dice, kind) for _ in range(dice.choice([1, 1, 2, 9]))] for _ in range(8)]
+        outcome = agree(kind, reads, dict.fromkeys(SYMBOLS, (2, 3)))
+        frames += sum(map(len, reads))
+        scanned += sum(map(len, reads)) - outcome.reader.decoded
+    # Both ways were gone, or nothing was compared.
+    assert 0.25 * frames < scanned < 0.75 * frames
+
+
+@pytest.mark.parametrize("name", STREAMS or [pytest.param("", marks=pytest.mark.skip("the recordings are not here"))])
+def test_a_recording_is_scanned_to_the_last_frame(name: str) -> None:
+    frames = [line for line in gzip.decompress((RECORDINGS / name).read_bytes()).splitlines() if b"@kline" not in line]
+    data = [json.loads(line)["data"] for line in frames]
+    needs: dict[str, tuple[int, int]] = {}
+    for row in data:
+        price, quantity = needs.get(row["s"], (0, 0))
+        needs[row["s"]] = (max(price, decimals_of(row["p"])), max(quantity, decimals_of(row["q"])))
+    reads = [frames[at : at + 50] for at in range(0, len(frames), 50)]
+    scanned = agree(data[0]["e"], reads, needs)
+    assert scanned.reader.decoded == 0
+    assert not scanned.refused
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAM)
+def test_what_the_simulator_writes_is_scanned(kind: str) -> None:
+    instrument = Simulated(symbol="币安人生USDT", price_decimals=2, quantity_decimals=0)
+    rows = np.zeros(20, AGG_ROW if kind == "aggTrade" else TRADE_ROW)
+    rows["time"] = rows["event_time"] = START
+    rows["price"], rows["quantity"], rows["id"] = 12345, 7, np.arange(20)
+    if kind == "trade":
+        rows["kind"] = np.arange(20) % len(KINDS)
+    else:
+        rows["first"], rows["last"] = 3, 5
+    template = AggTemplate(instrument) if kind == "aggTrade" else TradeTemplate(instrument)
+    frames = [b'{"stream":"%b","data":%b}' % (template.stream.encode(), text) for text in template.messages(rows)]
+    scanned = agree(kind, [frames[:1], frames[1:]], {instrument.symbol: (2, 0)})
+    assert scanned.reader.decoded == 0
+    assert not scanned.refused
+    assert len(scanned.reads[1][0]) == 20
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_STREAM)
+def test_the_table_is_packed_again_only_when_it_changes(kind: str) -> None:
+    decimals = Decimals({f"S{number}": (2, 3) for number in range(1_000)})
+    instruments = Instruments(decimals)
+    assert instruments.numbers(f"S{number}" for number in range(1_000)) == list(range(1_000))
+    packed = instruments.packed
+    decimals.grow("OTHER", 1, 1)
+    decimals.grow("S5", 1, 1)
+    instruments.renew()
+    assert instruments.packed == packed
+    decimals.grow("S5", 4, 1)
+    instruments.renew()
+    assert instruments.packed != packed
+    assert instruments.decimals[5].tolist() == [4, 3]
+    assert instruments.numbers(["S7", "S0"]) == [7, 0]
+
+
+def test_what_is_expected_is_scanned_from_the_first_trade_on() -> None:
+    frame = b'{"stream":"","data":{"s":"%b","a":1,"p":"1.5","q":"2","f":1,"l":1,"T":7,"E":7,"m":true}}'
+    outcome = Outcome("aggTrade", {"A": (1, 0), "B": (1, 0)})
+    outcome.reader.expect(["A"])
+    outcome.take([frame % b"A"])
+    assert outcome.reader.decoded == 0
+    outcome.take([frame % b"B"])
+    assert outcome.reader.decoded == 1
+    outcome.take([frame % b"A", frame % b"B"])
+    assert outcome.reader.decoded == 1
+    assert [len(rows) for rows, *_ in outcome.reads] == [2, 2, 3]
+
+
+def test_decimals_that_grow_elsewhere_are_those_of_the_next_read() -> None:
+    frame = b'{"stream":"","data":{"s":"A","a":%d,"p":"1.5","q":"2","f":1,"l":1,"T":7,"E":7,"m":true}}'
+    outcome = Outcome("aggTrade", {"A": (1, 0)})
+    outcome.take([frame % 1])
+    outcome.take([frame % 2])
+    outcome.decimals.grow("A", 3, 1)
+    outcome.take([frame % 3])
+    assert [rows[0][3:5] for rows, *_ in outcome.reads] == [(15, 2), (15, 2), (1500, 20)]
+    assert outcome.reader.decoded == 1

@@ -123,9 +123,8 @@ class Ingest:
         self._complaints = Complaints()
         self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
-        self._pull: zmq.Socket[bytes]
-        self._commands = ipc(config.run_path, "commands")
-        self._context = context
+        # At once, or the engine answers our first word before it has whom to answer.
+        self._pull = connect(context, zmq.PULL, ipc(config.run_path, "commands"))
         self._outbox = Outbox(self._push)
         self._recent = Recent()
 
@@ -313,7 +312,6 @@ class Ingest:
 
     def _open_commands(self) -> None:
         # Not before there is a time: answers carry it.
-        self._pull = connect(self._context, zmq.PULL, self._commands)
         asyncio.get_running_loop().add_reader(self._pull, self._drain)
         self._drain()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
+from services.engine.loop import LOAD_AGAIN_S
 from shared.config import Config, load
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
 from shared.sockets import bind, connect, ipc
@@ -175,6 +176,19 @@ def test_messages_that_are_none_are_refused_once_in_words_and_change_nothing(tmp
         played.say(batch([trade(0)], event_time=NOW))
         assert played.wait("a snapshot", lambda: played.rows)[-1].trade_count == 1
         assert played.room.log.count("refused a message") == 1
+
+
+def test_a_store_that_answers_slowly_is_not_asked_again_meanwhile(tmp_path: Path) -> None:
+    with engine(tmp_path) as played:
+        (load,) = played.wait("the question for the store's rows", lambda: played.of(Load))
+        played.say(StoreState(5))
+        played.wait("the question to the store that came up", lambda: len(played.of(Load)) == 2)
+        for _ in range(2):
+            time.sleep(LOAD_AGAIN_S * 0.7)
+            played.say(Restored(load.session, [], b"", False, 0))
+        time.sleep(LOAD_AGAIN_S * 0.7)
+        assert len(played.of(Load)) == 2
+        played.wait("another question, after silence", lambda: len(played.of(Load)) == 3)
 
 
 def test_a_gap_is_asked_for_at_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 
 from shared.config import load
 from shared.interval import next_open_time, open_time_of
-from shared.sockets import bind, ipc
+from shared.sockets import bind, ipc, send
 from shared.wire import (
     AppEvent,
     Command,
@@ -358,6 +358,10 @@ class Engine:
 
     def ask(self, command: Command) -> None:
         self._commands.send(encode(command))
+
+    def try_to_ask(self, command: Command) -> bool:
+        """Ask as the engine does, which does not wait: False if nobody is there to hear it."""
+        return send(self._commands, encode(command))
 
     def of(self, kind: type[Event]) -> list[Event]:
         """Return all events of a kind so far."""

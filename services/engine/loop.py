@@ -136,6 +136,10 @@ class Loop:
             self._tell_figures()
 
     def _save(self, now: int, last: bool = False) -> None:
+        if not last and not self._store.poll(0, zmq.POLLOUT):
+            # Nobody is there: to make a batch costs more than all the turn's trades, and who comes says so.
+            self._engine.saving.wait(now)
+            return
         batch = self._engine.take_batch(now, last)
         if batch is not None and not send(self._store, encode(batch)):
             self._engine.saving.lost(now)

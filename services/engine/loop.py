@@ -19,14 +19,14 @@ from services.engine.warm import warm_up
 from shared.config import Config
 from shared.process import StopSignal
 from shared.sockets import bind, ipc, lock_room, send
-from shared.wire import AppEvent, FeedState, Finished, Load, StoreState, WireError, decode_event, encode
+from shared.wire import AppEvent, FeedState, Finished, Load, Restored, StoreState, WireError, decode_event, encode
 
 TURN_MESSAGES_MAX = 1_000
 """Events a turn, so that a flood cannot keep the clock from ticking or subscribers from hearing."""
 LAST_BATCH_S = 3.0
 """How long the end waits for the store to take the last rows."""
 LOAD_AGAIN_S = 5.0
-"""The store says when it comes up; this is for a question that was lost with it."""
+"""The store says when it comes up; this is for a question that was lost with it, and none that is being answered."""
 FIGURES_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,10 @@ class Loop:
             self._tell_figures()
 
     def _save(self, now: int, last: bool = False) -> None:
+        if not last and not self._store.poll(0, zmq.POLLOUT):
+            # Nobody is there: to make a batch costs more than all the turn's trades, and who comes says so.
+            self._engine.saving.wait(now)
+            return
         batch = self._engine.take_batch(now, last)
         if batch is not None and not send(self._store, encode(batch)):
             self._engine.saving.lost(now)
@@ -148,6 +152,8 @@ class Loop:
         """Say what has changed, once."""
         if isinstance(event, StoreState) and not self._engine.started:
             self._load_at = 0.0
+        if isinstance(event, Restored):
+            self._load_at = time.monotonic() + LOAD_AGAIN_S
         if isinstance(event, FeedState) and event.connected != self._connected:
             self._connected = event.connected
             log.info("the exchange is %s", "connected" if event.connected else "not connected")

@@ -9,9 +9,7 @@ written, and the exchange keeps no state of ours but the weight that was spent.
 """
 
 import asyncio
-import contextlib
 import logging
-import random
 import signal
 import time
 from collections import Counter
@@ -26,10 +24,6 @@ from services.ingest import ban, exact, frames, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
-    Malformed,
-    read_exchange_info,
-    read_time,
-    read_volumes,
     stream_name,
     symbol_of,
 )
@@ -39,12 +33,13 @@ from services.ingest.frames import FrameReader
 from services.ingest.governor import Governor
 from services.ingest.hearing import Hearing
 from services.ingest.history import History
+from services.ingest.metadata import Metadata
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
-from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Answer, Priority, Rest, RestError
+from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Rest
 from services.ingest.symbols import Symbols
 from services.ingest.timekeeper import Timekeeper
-from services.ingest.venue import TICKER_ROUTE, Request, venue_of
+from services.ingest.venue import TICKER_ROUTE, venue_of
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.kline import TRADE
@@ -61,22 +56,14 @@ from shared.wire import (
 )
 
 HEARTBEAT_S = 1.0
-CLOCK_S = 60.0
-"""How often the exchange's clock is measured."""
-CLOCK_SAMPLES = 5
-"""At start, of which the quickest counts: the first one opens the connection, which takes longer."""
 UNHEARD_AFTER = 3
 """Silences of a connection that a single stream may be silent for while its symbol trades."""
 COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
 """Heartbeats."""
-WAIT_MAX_S = 2.0
-"""Between two attempts to find the exchange at start."""
+MEET_S = 1.0
+"""How long REST may take at start before the websockets go ahead with what the engine knows."""
 OPEN_WAIT_S = 5.0
 """How long the first word to the engine waits for the connections; they go on trying behind it."""
-CLOCK_SPACING_S = 2.0
-"""Between two measurements."""
-LOOK_SPACING_S = 2.0
-"""Between two readings of the list of symbols."""
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +124,8 @@ class Ingest:
         self._complaints = Complaints()
         self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
-        self._pull: zmq.Socket[bytes]
-        self._commands = ipc(config.run_path, "commands")
-        self._context = context
+        # At once, or the engine answers our first word before it has whom to answer.
+        self._pull = connect(context, zmq.PULL, ipc(config.run_path, "commands"))
         self._outbox = Outbox(self._push)
         self._recent = Recent()
 
@@ -170,6 +156,17 @@ class Ingest:
             self._rest_now,
             self._outbox.send,
         )
+        self._metadata = Metadata(
+            self._rest,
+            self._venue,
+            self._governor,
+            self._time,
+            self._symbols,
+            self._complaints,
+            self._settings.symbols_refresh_ms,
+            self._remove,
+            self._listed,
+        )
         self._connections = {
             route: Connection(
                 route,
@@ -189,14 +186,16 @@ class Ingest:
         """The session of the engine that spoke last."""
         self._since = 0
         self._all_open = asyncio.Event()
-        self._look = asyncio.Event()
-        self._measure = asyncio.Event()
+        self._clocked = asyncio.Event()
+        """The exchange's time is known, by REST or by the ticker."""
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
-            await self._meet_exchange()
+            self._recall_ban()
+            self._start(self._metadata.run())
+            await self._meet()
             self._connections[TICKER_ROUTE].subscribe([TICKER_STREAM])
             for connection in self._connections.values():
                 self._start(connection.run())
@@ -204,9 +203,9 @@ class Ingest:
                 await asyncio.wait_for(self._all_open.wait(), OPEN_WAIT_S)
             except TimeoutError:
                 log.warning("no connection yet; history goes ahead")
+            await self._clocked.wait()
+            self._since = self._clock.now(time.monotonic_ns())
             self._open_commands()
-            self._start(self._keep_time())
-            self._start(self._keep_symbols())
             try:
                 await self._beat()
             finally:
@@ -215,84 +214,30 @@ class Ingest:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.create_task(work)
 
-    async def _meet_exchange(self) -> None:
+    def _recall_ban(self) -> None:
         banned_ms = ban.recall(self._ban_path, self._venue.rest) - self._rest_now()
         if banned_ms > 0:
             log.warning("the exchange has banned this address: waiting for %.0f s", banned_ms / 1000)
             self._governor.stop(self._rest_now() + banned_ms, self._rest_now())
-        attempt = 0
-        while True:
-            try:
-                for _ in range(CLOCK_SAMPLES):
-                    await self._measure_time(starting=True)
-                await self._read_symbols(starting=True)
-                volumes = await self._ask(self._venue.tickers(), starting=True)
-                self._symbols.set_volumes(read_volumes(volumes.body))
-                break
-            except (RestError, Malformed) as error:
-                if not attempt:
-                    log.info("waiting for the exchange: %s", error)
-                attempt += 1
-                await asyncio.sleep(random.uniform(0.05, min(WAIT_MAX_S, 0.2 * 2.0 ** min(attempt, 8))))
-        self._since = self._clock.now(time.monotonic_ns())
-        log.info("%s: %d symbols trade", self._settings.name, self._symbols.trading)
 
-    def _ask(self, request: Request, starting: bool = False) -> Coroutine[Any, Any, Answer]:
-        """Ask for metadata. At start everything waits for it: it may use the reserve, and is not tried in vain."""
-        if starting:
-            return self._rest.get(request, Priority.TRADES, attempts_max=1)
-        return self._rest.get(request, Priority.METADATA)
+    async def _meet(self) -> None:
+        """Wait until REST has said what there is, but not for long: what the engine knows can be had without."""
+        try:
+            await asyncio.wait_for(self._metadata.met.wait(), 0 if self._governor.stopped_until else MEET_S)
+        except TimeoutError:
+            log.warning("REST has not answered: the websockets go ahead with what the engine knows")
 
     def _rest_now(self) -> int:
-        if self._time.known:
+        if self._time.measured:
             return self._time.rest_now(time.monotonic_ns())
         return time.time_ns() // 1_000_000
 
     def _banned(self, wait_ms: int) -> None:
         ban.remember(self._ban_path, self._venue.rest, time.time_ns() // 1_000_000 + wait_ms)
 
-    async def _measure_time(self, starting: bool = False) -> None:
-        answer = await self._ask(self._venue.time(), starting)
-        if not self._time.known:
-            # What was counted by our own clock is over: there is an answer.
-            self._governor.stopped_until = 0
-        self._time.take(read_time(answer.body), answer.sent_ns, answer.received_ns)
-
-    async def _keep_time(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._measure.wait(), CLOCK_S)
-            self._measure.clear()
-            try:
-                await self._measure_time()
-            except (RestError, Malformed) as error:
-                self._complaints.note("time not read", str(error))
-            await asyncio.sleep(CLOCK_SPACING_S)
-
-    async def _keep_symbols(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._settings.symbols_refresh_ms / 1000)
-            self._look.clear()
-            try:
-                await self._read_symbols()
-            except (RestError, Malformed) as error:
-                self._complaints.note("symbols not read", str(error))
-            self._announcer.go(self._tasks)
-            await asyncio.sleep(LOOK_SPACING_S)
-
-    async def _read_symbols(self, starting: bool = False) -> None:
-        answer = await self._ask(self._venue.exchange_info(), starting)
-        listings, limit = read_exchange_info(answer.body, self._complaints.refuse)
-        if limit:
-            self._governor.set_limit(limit)
-        first = not self._symbols.decimals
-        changes = self._symbols.refresh(listings)
-        if changes.listed and not first:
-            log.info("listed: %s", " ".join(changes.listed))
-        for symbol in changes.removed:
-            log.info("trades no more: %s", symbol)
-            self._remove(symbol)
+    def _listed(self) -> None:
+        self._clocked.set()
+        self._announcer.go(self._tasks)
 
     def _remove(self, symbol: str) -> None:
         self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
@@ -310,16 +255,18 @@ class Ingest:
             connection.renew("the exchange is going to close this one")
         moved = self._time.move_to(read.event_time, time.monotonic_ns())
         if read.tickers:
+            self._time.hear(read.ticker_time, time.monotonic_ns())
+            self._clocked.set()
             self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
             if self._time.is_off(read.ticker_time, time.monotonic_ns()):
-                self._measure.set()
+                self._metadata.measure()
             if moved:
                 self._tell_state()
 
     def _hear(self, prices: dict[str, str], now_ms: int) -> None:
         """Take what the ticker says: of symbols that we do not know, and of those that we should have heard."""
         if self._symbols.worth_a_look(prices, now_ms):
-            self._look.set()
+            self._metadata.look()
         delivered = self._symbols_of(self._trade_connection.delivered)
         unheard = self._hearing.unheard(prices, {symbol: self._recent.heard(symbol) for symbol in delivered}, now_ms)
         if unheard:
@@ -339,13 +286,15 @@ class Ingest:
             self._since = self._clock.now(time.monotonic_ns())
             if connected and self._all_open.is_set():
                 # Who knows what happened to the exchange meanwhile, to its clock and to its symbols.
-                self._measure.set()
-                self._look.set()
+                self._metadata.measure()
+                self._metadata.look()
             if connected:
                 self._all_open.set()
             self._tell_state()
 
     def _tell_state(self) -> None:
+        if not self._clock.known:
+            return
         now = time.monotonic_ns()
         announced, to_announce = self._symbols.progress
         self._outbox.send(
@@ -363,8 +312,7 @@ class Ingest:
         )
 
     def _open_commands(self) -> None:
-        # Not before the symbols are known, or a command of a former life would meet an empty list.
-        self._pull = connect(self._context, zmq.PULL, self._commands)
+        # Not before there is a time: answers carry it.
         asyncio.get_running_loop().add_reader(self._pull, self._drain)
         self._drain()
 

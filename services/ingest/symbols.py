@@ -70,6 +70,8 @@ class Symbols:
         """Want `only` these, if there are any, and at most `symbols_max`."""
         self.decimals = Decimals()
         self.known: set[str] = set()
+        self.listed = False
+        """The exchange has said which symbols there are."""
         self._only = set(only)
         self._symbols_max = symbols_max
         self._trading: set[str] = set()
@@ -99,8 +101,11 @@ class Symbols:
                 trading.add(listing.symbol)
         listed = self._by_volume(trading - self._trading)
         gone = self._trading - trading
+        # The engine may have been believed more than it may know.
+        gone |= set(self._by_volume(self.known - gone)[self._symbols_max :])
         told = sorted(gone & (self.known | self._announced))
         self._trading = trading
+        self.listed = True
         self._announced -= gone
         self.known -= gone
         self._queue = [symbol for symbol in self._queue if symbol in trading]
@@ -117,8 +122,11 @@ class Symbols:
     def engine_knows(self, symbols: Iterable[str]) -> list[str]:
         """The engine says all it knows: announce the rest. Return what it knows and should not."""
         asked = list(dict.fromkeys(symbols))
-        wanted = self._by_volume(symbol for symbol in asked if symbol in self._trading)[: self._symbols_max]
-        self.known = set(wanted)
+        if not self.listed:
+            self._trading = set()
+            self._believe(asked)
+        wanted = self._by_volume(symbol for symbol in asked if symbol in self._trading)
+        self.known = set(wanted[: self._symbols_max] if self.listed else wanted)
         self._listening = True
         self._queue = []
         self._announced = set()
@@ -128,10 +136,19 @@ class Symbols:
 
     def engine_subscribed(self, symbol: str) -> bool:
         """The engine wants a symbol's trades; False if it cannot have them."""
+        if not self.listed:
+            self._believe([symbol])
         if symbol not in self._trading:
             return False
         self.known.add(symbol)
         return True
+
+    def _believe(self, symbols: Iterable[str]) -> None:
+        """These trade, says the engine. Their decimals are those of the trades that come."""
+        for symbol in symbols:
+            if not self._only or symbol in self._only:
+                self._trading.add(symbol)
+                self.decimals.setdefault(symbol, (0, 0))
 
     def engine_unsubscribed(self, symbol: str) -> None:
         self.known.discard(symbol)

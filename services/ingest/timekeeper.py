@@ -1,4 +1,4 @@
-"""The exchange's time, measured again and again.
+"""The exchange's time, measured again and again; until it is, the ticker's time is better than none.
 
 Decides which measurement counts. Sends nothing itself: whoever asks the exchange hands over the answer's times.
 """
@@ -23,7 +23,7 @@ class Timekeeper:
         """How wrong the last measurement can be, and when it was made."""
 
     @property
-    def known(self) -> bool:
+    def measured(self) -> bool:
         return self._always.known
 
     def rest_now(self, now_ns: int) -> int:
@@ -36,7 +36,7 @@ class Timekeeper:
         known_doubt = self._doubt_ns + (middle - self._at_ns) // DRIFT
         off_ns = abs(self._always.now(middle) - exchange_ms) * 1_000_000
         # A worse measurement than the one before says nothing, unless the exchange's clock has jumped.
-        if not self.known or doubt <= known_doubt or off_ns > doubt + known_doubt + JUMP_MIN_NS:
+        if not self.measured or doubt <= known_doubt or off_ns > doubt + known_doubt + JUMP_MIN_NS:
             self._doubt_ns, self._at_ns = doubt, middle
             self._always.set(exchange_ms, middle)
             if self.clock.speed or not self.clock.known:
@@ -44,7 +44,16 @@ class Timekeeper:
 
     def is_off(self, event_time: int, now_ns: int) -> bool:
         """Say whether an event that has just come is of a time that cannot be: the exchange's clock has jumped."""
-        return self.clock.speed > 0 and self.known and abs(self.clock.now(now_ns) - event_time) > OFF_MS
+        return self.clock.speed > 0 and self.measured and abs(self.clock.now(now_ns) - event_time) > OFF_MS
+
+    def hear(self, ticker_time: int, now_ns: int) -> None:
+        """Take the ticker's time, as long as nothing was measured: it is late by its way, the least of which counts."""
+        if self.measured or not self.clock.speed:
+            return
+        if abs(self.clock.now(now_ns) - ticker_time) > OFF_MS:
+            self.clock.set(ticker_time, now_ns)
+        else:
+            self.clock.at_least(ticker_time, now_ns)
 
     def move_to(self, event_time: int, now_ns: int) -> bool:
         """Take an event's time in a replay, where nothing else moves it; say whether it did."""

@@ -36,6 +36,8 @@ from shared.wire import (
 GRACE_S = 3.0
 """After SIGTERM, how long the engine may be silent before it is taken to be gone."""
 RETRY_S, RETRY_MAX_S = 0.05, 1.0
+RETRY_SHARE = 0.1
+"""Of the time that the database has been away for: what was away for a second is found again a tenth later."""
 SEND_MAX_MS = 2_000
 """An engine that reads nothing for so long is gone; the next one asks again."""
 FIGURES_S = 60.0
@@ -165,7 +167,7 @@ class Loop:
 
         Raises Stopped, and Unavailable or another psycopg.Error if waiting would not help.
         """
-        wait, began, asked_at = RETRY_S, time.monotonic(), 0.0
+        began, asked_at = time.monotonic(), 0.0
         while True:
             try:
                 if self._connection is None:
@@ -182,8 +184,8 @@ class Loop:
                 asked_at = asked_at or time.monotonic()
                 if time.monotonic() > asked_at + GRACE_S:
                     raise Stopped
+            wait = min(max(RETRY_S, RETRY_SHARE * (time.monotonic() - began)), RETRY_MAX_S)
             select.select([] if self._stop.asked else [self._stop.fd], [], [], random.uniform(wait / 2, wait))
-            wait = min(wait * 2, RETRY_MAX_S)
 
     def _lost(self, error: psycopg.OperationalError) -> None:
         if self._connection is not None:

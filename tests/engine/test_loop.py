@@ -5,15 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgpack
 import pytest
 import zmq
 
+from services.engine.loop import LOAD_AGAIN_S
 from shared.config import Config, load
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
 from shared.sockets import bind, connect, ipc
 from shared.wire import (
+    HEALTH_TOPIC,
     AddSymbol,
     DirtyBatch,
     FeedState,
@@ -46,7 +49,7 @@ class Neighbours:
         self._context = zmq.Context()
         self.events = connect(self._context, zmq.PUSH, ipc(config.run_path, "events"))
         self._commands = connect(self._context, zmq.PULL, ipc(config.run_path, "commands"))
-        self._store = connect(self._context, zmq.PULL, ipc(config.run_path, "store"))
+        self.store = connect(self._context, zmq.PULL, ipc(config.run_path, "store"))
         self.subscriber = connect(self._context, zmq.SUB, config.engine.snapshots)
         self.commands: list[Any] = []
         self.requests: list[Any] = []
@@ -59,8 +62,8 @@ class Neighbours:
     def listen(self) -> None:
         while self._commands.poll(0):
             self.commands.append(decode_command(self._commands.recv()))
-        while self._store.poll(0):
-            self.requests.append(decode_store_request(self._store.recv()))
+        while self.store.poll(0):
+            self.requests.append(decode_store_request(self.store.recv()))
         while self.subscriber.poll(0):
             _, body = self.subscriber.recv_multipart()
             self.rows.append(decode_snapshot(body))
@@ -87,6 +90,18 @@ class Neighbours:
         assert self.of(Subscribe)[0] == Subscribe([], complete=True, engine=load.session)
         self.say(AddSymbol("BTCUSDT", 2, 3, "btcusdt@aggTrade", [], BEGIN, NOW))
         self.wait("the subscription", lambda: self.of(FetchTrades))
+
+    def acknowledge_until(self, last_id: int) -> DirtyBatch:
+        """Take batches until one has an id, and acknowledge all but that."""
+
+        def newest() -> DirtyBatch | None:
+            batch: DirtyBatch | None = self.of(DirtyBatch)[-1] if self.of(DirtyBatch) else None
+            if batch is None or batch.marks[0].last_id == last_id:
+                return batch
+            self.say(Persisted(batch.session, batch.batch))
+            return None
+
+        return cast(DirtyBatch, self.wait(f"a batch with id {last_id}", newest))
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -175,6 +190,43 @@ def test_messages_that_are_none_are_refused_once_in_words_and_change_nothing(tmp
         played.say(batch([trade(0)], event_time=NOW))
         assert played.wait("a snapshot", lambda: played.rows)[-1].trade_count == 1
         assert played.room.log.count("refused a message") == 1
+
+
+def test_no_batch_is_made_while_nobody_is_there_to_take_it(tmp_path: Path) -> None:
+    with engine(tmp_path, save_rows=10) as played:
+        played.start()
+        played.say(batch([trade(0)], event_time=NOW))
+        first = played.acknowledge_until(0)
+        played.store.close()
+        time.sleep(0.2)
+        played.say(Persisted(first.session, first.batch))
+        played.subscriber.setsockopt(zmq.SUBSCRIBE, HEALTH_TOPIC.encode())
+
+        def batches() -> int:
+            while True:
+                topic, body = played.subscriber.recv_multipart()
+                if topic == HEALTH_TOPIC.encode():
+                    return int(msgpack.unpackb(body)["batches"])
+
+        before = batches()
+        assert before == first.batch
+        for number in range(1, 300):
+            played.say(batch([trade(number)], event_time=NOW))
+            time.sleep(0.005)
+        assert batches() == before
+
+
+def test_a_store_that_answers_slowly_is_not_asked_again_meanwhile(tmp_path: Path) -> None:
+    with engine(tmp_path) as played:
+        (load,) = played.wait("the question for the store's rows", lambda: played.of(Load))
+        played.say(StoreState(5))
+        played.wait("the question to the store that came up", lambda: len(played.of(Load)) == 2)
+        for _ in range(2):
+            time.sleep(LOAD_AGAIN_S * 0.7)
+            played.say(Restored(load.session, [], b"", False, 0))
+        time.sleep(LOAD_AGAIN_S * 0.7)
+        assert len(played.of(Load)) == 2
+        played.wait("another question, after silence", lambda: len(played.of(Load)) == 3)
 
 
 def test_a_gap_is_asked_for_at_once(tmp_path: Path) -> None:

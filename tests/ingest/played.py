@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 
 from shared.config import load
 from shared.interval import next_open_time, open_time_of
-from shared.sockets import bind, ipc
+from shared.sockets import bind, ipc, send
 from shared.wire import (
     AppEvent,
     Command,
@@ -97,6 +97,10 @@ def ticker_frame(*symbols: str, event_time: int = START, **changes: Any) -> str:
     return json.dumps({"stream": "!miniTicker@arr", "data": rows}, ensure_ascii=False)
 
 
+def _limit(weight: int) -> dict[str, Any]:
+    return {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": weight}
+
+
 class Exchange:
     """A small exchange. Its attributes may be changed while it runs."""
 
@@ -113,6 +117,8 @@ class Exchange:
         self.search_ms = 10**12
         """How far behind a start time the exchange looks for trades."""
         self.weight = 0
+        self.weight_limit = 0
+        """As exchangeInfo says; 0: it says nothing."""
         self.reply_after_s = 0.0
         self._tls = tls
         self._began = time.monotonic()
@@ -238,7 +244,7 @@ class Exchange:
             "time": lambda _: {"serverTime": self.now},
             "exchangeInfo": lambda _: {
                 "serverTime": self.now,
-                "rateLimits": [],
+                "rateLimits": [_limit(self.weight_limit)] if self.weight_limit else [],
                 "symbols": list(self.symbols.values()),
             },
             "ticker/24hr": lambda _: [{"symbol": name, "quoteVolume": q} for name, q in self.volumes.items()],
@@ -352,6 +358,10 @@ class Engine:
 
     def ask(self, command: Command) -> None:
         self._commands.send(encode(command))
+
+    def try_to_ask(self, command: Command) -> bool:
+        """Ask as the engine does, which does not wait: False if nobody is there to hear it."""
+        return send(self._commands, encode(command))
 
     def of(self, kind: type[Event]) -> list[Event]:
         """Return all events of a kind so far."""

@@ -137,3 +137,16 @@ def test_decimals_only_grow() -> None:
     symbols.refresh([Listing("A", True, 4, 3)])
     symbols.refresh([Listing("A", True, 2, 5)])
     assert symbols.decimals["A"] == (4, 5)
+
+
+def test_until_the_exchange_says_what_trades_the_engine_is_believed() -> None:
+    symbols = Symbols(["A", "B", "C", "D"], 2)
+    assert symbols.engine_knows(["A", "B", "C", "X"]) == ["X"]
+    assert symbols.engine_subscribed("D")
+    assert not symbols.engine_subscribed("Y")
+    assert symbols.take() is None
+    assert symbols.decimals == dict.fromkeys("ABCD", (0, 0))
+    symbols.set_volumes({"A": 1.0, "C": 3.0, "D": 2.0})
+    assert symbols.refresh(listings("A", "C", "D", "E")).removed == ["A", "B"]
+    assert symbols.known == {"C", "D"}
+    assert symbols.take() is None

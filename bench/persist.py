@@ -121,7 +121,10 @@ def _told(figures: list[tuple[float, float, float]], slowest: float) -> dict[str
 
 
 def batch_of(size: int, number: int, new: bool) -> DirtyBatch:
-    """Return so many klines, the newest of each symbol and interval first taken; all differ from batch to batch."""
+    """Return so many klines, the newest of each symbol and interval, and before those older ones.
+
+    Their numbers differ from batch to batch, and if they are `new` their times too: a history, of which all is final.
+    """
     symbols = min(SYMBOLS, -(-size // len(INTERVALS)))
     now = NOW + (number * APART_MS if new else 0)
     places = range(-(-size // symbols))
@@ -136,7 +139,7 @@ def batch_of(size: int, number: int, new: bool) -> DirtyBatch:
     rows["interval"] = np.tile(intervals, symbols)
     klines, dice = rows["kline"], np.random.default_rng(number)
     klines["open_time"] = np.tile(times, symbols)
-    klines["flags"] = np.tile([CLOSED | FINAL if place >= len(INTERVALS) else 0 for place in places], symbols)
+    klines["flags"] = np.tile([CLOSED | FINAL if new or place >= len(INTERVALS) else 0 for place in places], symbols)
     for name in DECIMALS + COUNTS:
         largest = 10**7 if name in PRICES else 10**8 if name in VOLUMES else 10**10 if name in COUNTS else 10**15
         klines[name] = dice.integers(1, largest, len(rows))

@@ -74,7 +74,9 @@ def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
     into[: len(HEADER)] = np.frombuffer(HEADER, np.uint8)
     ends = close_times(placed["interval"], placed["kline"]["open_time"])
     texts = np.frombuffer(b"".join(names), np.uint8)
-    end = _write(placed["symbol"], placed["interval"], placed["kline"], ends, texts, name_ends, *_decimals(marks), into)
+    # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
+    columns = (placed[name].copy() for name in ("symbol", "interval", "kline"))
+    end = _write(*columns, ends, texts, name_ends, *_decimals(marks), into)
     into[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
     return into[: end + len(TRAILER)].tobytes()
 

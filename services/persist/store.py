@@ -33,6 +33,8 @@ from shared.wire import AuditMark, DirtyBatch, Restored, Rows, SymbolMark, place
 
 SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 """One file a version, applied in order."""
+SERVER_MIN = 15
+"""The first PostgreSQL that knows MERGE."""
 MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
@@ -137,12 +139,16 @@ _NEWEST = _newest()
 def connect(url: str) -> Connection:
     """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, OperationalError."""
     connection = psycopg.connect(url, autocommit=True, **OPTIONS)
+    if connection.info.server_version < SERVER_MIN * 10_000:
+        raise Unavailable(
+            f"the database is a PostgreSQL {connection.info.server_version // 10_000}; klagg needs {SERVER_MIN}"
+        )
     connection.execute("SET client_min_messages = warning")
     migrate(connection)
     # Batches change the size of the staging table, and nobody counts its rows: without these, a plan might read all of
     # klines instead of looking for each row in the index.
-    connection.execute("SET enable_hashjoin = off")
-    connection.execute("SET enable_mergejoin = off")
+    for scan in ("hashjoin", "mergejoin", "seqscan"):
+        connection.execute(f"SET enable_{scan} = off")
     connection.execute(_STAGING)
     return connection
 

@@ -69,6 +69,7 @@ bench-peers: .venv-peers/installed
 	.venv-peers/bin/python -m pip install --quiet --editable . polars duckdb pandas
 	.venv-peers/bin/python -m pip install --quiet nautilus_trader || echo 'nautilus_trader cannot be installed here'
 	.venv-peers/bin/python -m pip install --quiet cryptofeed || echo 'cryptofeed cannot be installed here'
+	.venv-peers/bin/python -m pip install --quiet mdp-outbox || echo 'mdp-outbox cannot be installed here: it needs Python 3.12'
 	touch $@
 
 clean:

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from bench import ingest, kernel, system
+from bench import ingest, kernel, persist, system
 
 RATE = 20_000.0
 """Single trades/s of an average minute, of which two or three make an aggregate; what came is in the result."""
@@ -16,7 +16,7 @@ RATE = 20_000.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each run of the system is measured")
-    parser.add_argument("--only", choices=("kernel", "ingest", "system"), help="leave out the others")
+    parser.add_argument("--only", choices=("kernel", "ingest", "persist", "system"), help="leave out the others")
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     results: dict[str, Any] = {
@@ -27,6 +27,8 @@ def main() -> None:
         results["kernel"] = _kernel()
     if arguments.only in (None, "ingest"):
         results["ingest"] = _ingest()
+    if arguments.only in (None, "persist"):
+        results["persist"] = _persist()
     if arguments.only in (None, "system"):
         results["system"] = _system(arguments.seconds)
     arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -66,6 +68,22 @@ def _ingest() -> dict[str, Any]:
     results["steps"] = {size: ingest.steps(size) for size in (1, 10, 100, 1_000)}
     for size, steps in results["steps"].items():
         print(f"  {size:>5,} trades " + "".join(f"  {step} {cost['median']:,}" for step, cost in steps.items()))
+    return results
+
+
+def _persist() -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for kind, new in (("overwritten", False), ("new", True)):
+        for size in persist.SIZES:
+            print(f"\nPersist, batches of {size:,} rows, {kind} (median of 5 runs, least and most)")
+            results[f"{size} {kind}"] = figures = persist.run(size, new)
+            for name, told in figures.items():
+                rate, cpu = told["rows/s"], told["CPU s per million rows"]
+                print(
+                    f"  {name:18}{rate['median']:>9,} rows/s ({rate['least']:,} to {rate['most']:,}),"
+                    f" {told['times executemany']:>4}× executemany; CPU s per million rows:"
+                    f" Python {cpu['Python']}, PostgreSQL {cpu['PostgreSQL']}"
+                )
     return results
 
 

@@ -5,8 +5,8 @@ volumes are exact decimals in SQL, so integers become NUMERIC here and the other
 as long for it as for the saving itself. Knows no connection and no SQL but the order of columns.
 
 NUMERIC travels as digits of base 10,000 (PostgreSQL's numeric.c: numeric_recv, numeric_send): a count, the weight of
-the first digit, a sign, the number of decimals to show, and the digits. It may begin and end with zeros, so that every
-row of the staging table has the same size, and a whole message is one structured array.
+the first digit, a sign, the number of decimals to show, and the digits. It may begin and end with zeros; those in front
+are left out, because the server takes each digit by a call.
 """
 
 import numpy as np
@@ -34,27 +34,13 @@ SOURCES = ("trades", "exchange", "both")
 DIGITS = 6
 """An int64 has up to 19 decimal digits, and up to 3 zeros after them until its last digit of base 10,000 is full."""
 POSITIVE, NEGATIVE = 0, 0x4000
-NUMERIC = np.dtype(
-    [("digits", ">i2"), ("weight", ">i2"), ("sign", ">u2"), ("decimals", ">i2"), ("digit", ">i2", DIGITS)]
-)
-
-_types: dict[str, np.dtype[np.generic]] = {
-    **dict.fromkeys(("symbol", "interval"), np.dtype(">i4")),
-    **dict.fromkeys(("open_time", "close_time"), np.dtype(">i8")),
-    **dict.fromkeys(DECIMALS, NUMERIC),
-    **dict.fromkeys(COUNTS, np.dtype(">i8")),
-    "closed": np.dtype("i1"),
-    "final": np.dtype("i1"),
-    "source": np.dtype(">i4"),
-    "revision": np.dtype(">i4"),
-}
-STAGED = tuple(_types)
-"""The staging table's columns in order."""
-STAGED_ROW = np.dtype(
-    [("fields", ">i2")]
-    + [field for name, kind in _types.items() for field in ((f"{name} length", ">i4"), (name, kind))]
-)
-"""A row of the staging table in binary COPY: each field follows its length."""
+STAGED = (
+    "symbol", "interval", "open_time", "close_time", *DECIMALS, *COUNTS, "closed", "final", "source", "revision"
+)  # fmt: skip
+"""The staging table's columns in the order that `_write_row` has them."""
+NUMERIC_SIZE_MAX = 4 + 8 + 2 * DIGITS
+STAGED_SIZE_MAX = 2 + 4 + 8 + 12 + 12 + len(DECIMALS) * NUMERIC_SIZE_MAX + len(COUNTS) * 12 + 5 + 5 + 8 + 8
+"""Bytes of a row without its symbol's name: each field follows its length."""
 
 READ = ("open_time", *DECIMALS, *COUNTS, "closed", "final", "source", "revision")
 """The columns that are read back, in the order that `_read_rows` takes them."""
@@ -65,7 +51,8 @@ INTERVAL_COUNT = len(INTERVALS)
 LENGTHS = np.array([interval.length_ms for interval in INTERVALS], np.int64)
 POWERS = 10 ** np.arange(19, dtype=np.int64)
 ESTIMATES = 10.0 ** np.arange(61)
-DIGIT_POWERS = 10 ** np.arange(5, dtype=np.uint64)
+SMALL_POWERS = 10 ** np.arange(5, dtype=np.uint64)
+BASE = np.uint64(10_000)
 
 
 def checked(placed: Rows, marks: list[SymbolMark]) -> Rows:
@@ -80,26 +67,18 @@ def checked(placed: Rows, marks: list[SymbolMark]) -> Rows:
 
 def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
     """Return PLACED_KLINE[n] as a binary COPY of the staging table."""
-    rows = np.zeros(len(placed), STAGED_ROW)
-    klines = placed["kline"]
-    rows["fields"] = len(_types)
-    for name, kind in _types.items():
-        rows[f"{name} length"] = kind.itemsize
-    rows["symbol"], rows["interval"] = placed["symbol"], placed["interval"]
-    rows["open_time"] = (klines["open_time"] - EPOCH_2000_MS) * 1_000
-    rows["close_time"] = (close_times(placed["interval"], klines["open_time"]) - EPOCH_2000_MS) * 1_000
-    price, quantity = (decimals[placed["symbol"]] for decimals in _decimals(marks))
-    for names, decimals in ((PRICES, price), (VOLUMES, quantity), (QUOTE_VOLUMES, price + quantity)):
-        for name in names:
-            _write_numerics(rows[name], klines[name], decimals)
-    for name in COUNTS:
-        rows[name] = klines[name]
-    rows["closed"] = (klines["flags"] & CLOSED) != 0
-    rows["final"] = (klines["flags"] & FINAL) != 0
-    exchange = (klines["flags"] & EXCHANGE) != 0
-    rows["source"] = np.where(exchange, np.where(klines["id_count"] > 0, 2, 1), 0)
-    rows["revision"] = klines["revision"]
-    return HEADER + rows.tobytes() + TRAILER
+    names = [mark.symbol.encode() for mark in marks]
+    name_ends = np.cumsum([0, *map(len, names)])
+    row_max = STAGED_SIZE_MAX + max(map(len, names), default=0)
+    into = np.empty(len(HEADER) + len(placed) * row_max + len(TRAILER), np.uint8)
+    into[: len(HEADER)] = np.frombuffer(HEADER, np.uint8)
+    ends = close_times(placed["interval"], placed["kline"]["open_time"])
+    texts = np.frombuffer(b"".join(names), np.uint8)
+    # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
+    columns = (placed[name].copy() for name in ("symbol", "interval", "kline"))
+    end = _write(*columns, ends, texts, name_ends, *_decimals(marks), into)
+    into[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
+    return into[: end + len(TRAILER)].tobytes()
 
 
 def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
@@ -123,14 +102,19 @@ def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
 def warm_up() -> None:
     """Compile what is to be compiled, so that no engine waits for it."""
     unstaged(HEADER + TRAILER, [])
+    staged(np.frombuffer(b"", PLACED_KLINE), [])
 
 
 def close_times(intervals: NDArray[np.int32], open_times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the last millisecond of klines: the next open time less 1."""
     lengths = LENGTHS[intervals]
     ends = open_times + lengths
-    for place in np.flatnonzero(lengths == 0).tolist():
-        ends[place] = next_open_time(INTERVAL_NAMES[intervals[place]], int(open_times[place]))
+    for interval, length in enumerate(LENGTHS.tolist()):
+        if length == 0:
+            those = intervals == interval
+            times, places = np.unique(open_times[those], return_inverse=True)
+            following = [next_open_time(INTERVAL_NAMES[interval], time) for time in times.tolist()]
+            ends[those] = np.array(following, np.int64)[places]
     return ends - 1
 
 
@@ -140,23 +124,89 @@ def _decimals(marks: list[SymbolMark]) -> tuple[NDArray[np.int64], NDArray[np.in
     return price, np.array([mark.quantity_decimals for mark in marks], np.int64)
 
 
-def _write_numerics(into: Rows, values: NDArray[np.int64], decimals: NDArray[np.int64]) -> None:
-    """Write values in units of 10**-decimals into NUMERIC[n]."""
-    # As unsigned numbers, because the least int64 has no positive counterpart.
-    rest = np.abs(values).view(np.uint64)
+@compiled
+def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, quantity_decimals, into):  # type: ignore[no-untyped-def]
+    """Write all rows into `into` behind the header; return the place behind them."""
+    at = len(HEADER)
+    digits = np.empty(DIGITS, np.int64)
+    for number in range(len(symbols)):
+        symbol = symbols[number]
+        name = names[name_ends[symbol] : name_ends[symbol + 1]]
+        price, quantity = price_decimals[symbol], quantity_decimals[symbol]
+        at = _write_row(into, at, name, intervals[number], klines[number], ends[number], price, quantity, digits)
+    return at
+
+
+@compiled
+def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # type: ignore[no-untyped-def]
+    """Write the columns `STAGED` of a record of KLINE; return the place behind them."""
+    at = _write_bytes(into, at, len(STAGED), 2)
+    at = _write_bytes(into, at, len(name), 4)
+    into[at : at + len(name)] = name
+    at = _write_integer(into, at + len(name), interval, 4)
+    at = _write_integer(into, at, (row.open_time - EPOCH_2000_MS) * 1_000, 8)
+    at = _write_integer(into, at, (end - EPOCH_2000_MS) * 1_000, 8)
+    at = _write_numeric(into, at, row.open, price, digits)
+    at = _write_numeric(into, at, row.high, price, digits)
+    at = _write_numeric(into, at, row.low, price, digits)
+    at = _write_numeric(into, at, row.close, price, digits)
+    at = _write_numeric(into, at, row.volume, quantity, digits)
+    at = _write_numeric(into, at, row.taker_buy_volume, quantity, digits)
+    at = _write_numeric(into, at, row.quote_volume, price + quantity, digits)
+    at = _write_numeric(into, at, row.taker_buy_quote_volume, price + quantity, digits)
+    at = _write_integer(into, at, row.trade_count, 8)
+    at = _write_integer(into, at, row.first_id, 8)
+    at = _write_integer(into, at, row.last_id, 8)
+    at = _write_integer(into, at, row.id_count, 8)
+    at = _write_integer(into, at, row.open_id, 8)
+    at = _write_integer(into, at, row.close_id, 8)
+    at = _write_integer(into, at, 1 if row.flags & CLOSED else 0, 1)
+    at = _write_integer(into, at, 1 if row.flags & FINAL else 0, 1)
+    source = 0
+    if row.flags & EXCHANGE:
+        source = 2 if row.id_count > 0 else 1
+    at = _write_integer(into, at, source, 4)
+    return _write_integer(into, at, row.revision, 4)
+
+
+@compiled
+def _write_integer(into, at, value, size):  # type: ignore[no-untyped-def]
+    """Write a field that is a whole number; return the place behind it."""
+    return _write_bytes(into, _write_bytes(into, at, size, 4), value, size)
+
+
+@compiled
+def _write_bytes(into, at, value, size):  # type: ignore[no-untyped-def]
+    for place in range(size):
+        into[at + place] = (value >> (8 * (size - 1 - place))) & 0xFF
+    return at + size
+
+
+@compiled
+def _write_numeric(into, at, value, decimals, digits):  # type: ignore[no-untyped-def]
+    """Write a NUMERIC field of a value in units of 10**-decimals; return the place behind it."""
+    # As an unsigned number, because the least int64 has no positive counterpart.
+    rest = np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
     zeros = -decimals % 4
-    divisor = DIGIT_POWERS[4 - zeros]
-    into["digits"] = DIGITS
-    into["sign"] = np.where(values < 0, NEGATIVE, POSITIVE)
-    into["decimals"] = decimals
-    into["weight"] = DIGITS - 1 - (decimals + zeros) // 4
-    digits = into["digit"]
-    digits[:, -1] = rest % divisor * DIGIT_POWERS[zeros]
-    rest //= divisor
-    for place in range(DIGITS - 2, -1, -1):
-        above = rest // np.uint64(10_000)
-        digits[:, place] = rest - above * np.uint64(10_000)
+    divisor = SMALL_POWERS[4 - zeros]
+    weight = -(decimals + zeros) // 4
+    first = DIGITS - 1
+    above = rest // divisor
+    digits[first] = (rest - above * divisor) * SMALL_POWERS[zeros]
+    while above > 0:
+        first -= 1
         rest = above
+        above = rest // BASE
+        digits[first] = rest - above * BASE
+    count = DIGITS - first
+    at = _write_bytes(into, at, 8 + 2 * count, 4)
+    at = _write_bytes(into, at, count, 2)
+    at = _write_bytes(into, at, weight + count - 1, 2)
+    at = _write_bytes(into, at, POSITIVE if value >= 0 else NEGATIVE, 2)
+    at = _write_bytes(into, at, decimals, 2)
+    for place in range(first, DIGITS):
+        at = _write_bytes(into, at, digits[place], 2)
+    return at
 
 
 @compiled

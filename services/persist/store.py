@@ -12,18 +12,29 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
+import numpy as np
 import psycopg
-from psycopg.types.json import Jsonb
-from psycopg.types.multirange import Multirange
-from psycopg.types.range import Range
 
-from services.persist.copying import DECIMALS, EPOCH_2000_MS, READ, SOURCES, STAGED, checked, staged, unstaged
+from services.persist.copying import (
+    DECIMALS,
+    EPOCH_2000_MS,
+    READ,
+    SOURCES,
+    STAGED,
+    checked,
+    close_times,
+    staged,
+    unstaged,
+)
 from shared.interval import INTERVAL_NAMES
+from shared.kline import CLOSED, FINAL
 from shared.process import Unavailable
-from shared.wire import AuditMark, DirtyBatch, Restored, SymbolMark, placed_rows
+from shared.wire import AuditMark, DirtyBatch, Restored, Rows, SymbolMark, placed_rows
 
 SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 """One file a version, applied in order."""
+SERVER_MIN = 15
+"""The first PostgreSQL that knows MERGE."""
 MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
@@ -42,10 +53,10 @@ log = logging.getLogger(__name__)
 _COLUMNS = ", ".join(STAGED)
 _KEY = ("symbol", "interval", "open_time")
 
-_TYPES = {"symbol": "int4", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
+_TYPES = {"symbol": "text", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
 _TYPES |= dict.fromkeys(DECIMALS, "numeric") | {"closed": "bool", "final": "bool", "source": "int4", "revision": "int4"}
 _STAGING = f"""
-CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')} NOT NULL" for name in STAGED)})
+CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')}" for name in STAGED)})
 ON COMMIT DELETE ROWS
 """
 
@@ -56,41 +67,53 @@ def _array(names: Iterable[str]) -> str:
 
 
 def _upsert() -> str:
-    values = {
-        "symbol": "of_batch.name",
-        "interval": f"{_array(INTERVAL_NAMES)}[s.interval + 1]",
-        "source": f"{_array(SOURCES)}[s.source + 1]",
-    }
+    values = {"interval": f"{_array(INTERVAL_NAMES)}[interval + 1]", "source": f"{_array(SOURCES)}[source + 1]"}
     return f"""
-    INSERT INTO klines ({_COLUMNS})
-    SELECT {", ".join(values.get(name, f"s.{name}") for name in STAGED)}
-    FROM staging s
-    JOIN unnest(%s::text[]) WITH ORDINALITY AS of_batch (name, number) ON of_batch.number = s.symbol + 1
-    ON CONFLICT (symbol, interval, open_time) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in STAGED if name not in _KEY)}
+    MERGE INTO klines AS k
+    USING (SELECT {", ".join(f"{values.get(name, name)} AS {name}" for name in STAGED)} FROM staging) AS s
+    ON {" AND ".join(f"k.{name} = s.{name}" for name in _KEY)}
+    WHEN MATCHED THEN UPDATE SET {", ".join(f"{name} = s.{name}" for name in STAGED if name not in _KEY)}
+    WHEN NOT MATCHED THEN INSERT ({_COLUMNS}) VALUES ({", ".join(f"s.{name}" for name in STAGED)})
     """
 
 
 _UPSERT = _upsert()
+"""ON CONFLICT would lock each row before it updates it, which is written to the log as well."""
 
-_MARKS = """
-INSERT INTO symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps,
-    lacking, proven_time, audit)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+
+def _moment_of(column: str) -> str:
+    return f"timestamptz 'epoch' + {column} * interval '1 millisecond' AS {column}"
+
+
+_MARK = tuple(field.name for field in msgspec.structs.fields(SymbolMark))
+_MARKS = f"""
+WITH said AS MATERIALIZED (
+    SELECT symbol, price_decimals, quantity_decimals, stream, active, {_moment_of("grid_3d")},
+        {_moment_of("seam_time")}, last_id, (
+            SELECT coalesce(range_agg(int8range((gap ->> 0)::int8, (gap ->> 1)::int8, '[]')), '{{}}')
+            FROM json_array_elements(gaps) AS gap
+        ) AS gaps, lacking, {_moment_of("proven_time")}, audit
+    FROM json_to_recordset(%s::json) AS mark (symbol text, price_decimals int2, quantity_decimals int2, stream text,
+        active bool, grid_3d int8, seam_time int8, last_id int8, gaps json, lacking jsonb, proven_time int8,
+        audit jsonb)
+), moved AS MATERIALIZED (
+    SELECT said.symbol, said.proven_time FROM said LEFT JOIN symbols AS before USING (symbol)
+    WHERE said.lacking = '[]' AND (before.lacking IS DISTINCT FROM said.lacking
+        OR date_bin('1 minute', before.proven_time, 'epoch') <> date_bin('1 minute', said.proven_time, 'epoch')
+        OR said.symbol = ANY(%s))
+), proven AS (
+    UPDATE klines SET final = true FROM moved
+    WHERE klines.symbol = moved.symbol AND NOT final AND closed AND close_time < moved.proven_time
+)
+INSERT INTO symbols ({", ".join(_MARK)}) SELECT {", ".join(_MARK)} FROM said
 ON CONFLICT (symbol) DO UPDATE SET
-    price_decimals = excluded.price_decimals, quantity_decimals = excluded.quantity_decimals,
-    stream = excluded.stream, active = excluded.active, grid_3d = excluded.grid_3d,
-    seam_time = excluded.seam_time, last_id = excluded.last_id, gaps = excluded.gaps,
-    lacking = excluded.lacking, proven_time = excluded.proven_time, audit = excluded.audit, saved_at = now()
+    {", ".join(f"{name} = excluded.{name}" for name in _MARK if name != "symbol")}, saved_at = now()
 """
+"""Klines may leave the engine's memory before they are proven, of symbols that trade too seldom: the store proves them.
 
-_PROVE = """
-UPDATE klines SET final = true
-FROM symbols
-WHERE symbols.symbol = ANY(%s) AND symbols.lacking = '[]'
-    AND klines.symbol = symbols.symbol AND NOT final AND closed AND close_time < proven_time
+They end with minutes. So there is something to prove where a mark passes the end of one, where what was lacking is
+there, and where the batch itself brought a row that its mark proves: those symbols are named.
 """
-"""Klines may leave the engine's memory before they are proven, of symbols that trade too seldom."""
 
 
 def _newest() -> str:
@@ -116,8 +139,16 @@ _NEWEST = _newest()
 def connect(url: str) -> Connection:
     """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, OperationalError."""
     connection = psycopg.connect(url, autocommit=True, **OPTIONS)
+    if connection.info.server_version < SERVER_MIN * 10_000:
+        raise Unavailable(
+            f"the database is a PostgreSQL {connection.info.server_version // 10_000}; klagg needs {SERVER_MIN}"
+        )
     connection.execute("SET client_min_messages = warning")
     migrate(connection)
+    # Batches change the size of the staging table, and nobody counts its rows: without these, a plan might read all of
+    # klines instead of looking for each row in the index.
+    for scan in ("hashjoin", "mergejoin", "seqscan"):
+        connection.execute(f"SET enable_{scan} = off")
     connection.execute(_STAGING)
     return connection
 
@@ -151,10 +182,9 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
         if len(rows):
             with cursor.copy(f"COPY staging ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
                 copy.write(staged(rows, batch.marks))
-            cursor.execute(_UPSERT, [_names(batch.marks)])
+            cursor.execute(_UPSERT)
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
-        cursor.executemany(_MARKS, [_mark_values(mark) for mark in batch.marks])
-        cursor.execute(_PROVE, [_names(batch.marks)])
+        cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])
         cursor.execute(
             "INSERT INTO engine_state (exchange_time) VALUES (%s)"
             " ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time",
@@ -215,21 +245,15 @@ def _names(marks: list[SymbolMark]) -> list[str]:
     return [mark.symbol for mark in marks]
 
 
-def _mark_values(mark: SymbolMark) -> tuple[object, ...]:
-    return (
-        mark.symbol,
-        mark.price_decimals,
-        mark.quantity_decimals,
-        mark.stream,
-        mark.active,
-        _moment(mark.grid_3d),
-        _moment(mark.seam_time),
-        mark.last_id,
-        Multirange([Range(first, last, "[]") for first, last in mark.gaps]),
-        Jsonb(mark.lacking),
-        _moment(mark.proven_time),
-        Jsonb(msgspec.to_builtins(mark.audit)),
-    )
+def _proven_by_marks(rows: Rows, marks: list[SymbolMark]) -> list[str]:
+    """Name the symbols of closed rows that their marks prove although they do not say so."""
+    waiting = rows[rows["kline"]["flags"] & (CLOSED | FINAL) == CLOSED]
+    if not len(waiting):
+        return []
+    proven_times = np.array([mark.proven_time for mark in marks], np.int64)
+    ends = close_times(waiting["interval"], waiting["kline"]["open_time"])
+    proven = ends < proven_times[waiting["symbol"]]
+    return [marks[symbol].symbol for symbol in np.unique(waiting["symbol"][proven]).tolist()]
 
 
 def _moment(time_ms: int) -> datetime:

@@ -169,6 +169,59 @@ def test_rows_and_marks_of_a_batch_are_saved_together_or_not_at_all(connection: 
     assert sorted(loaded(connection)[1]["kline"]["close"].tolist()) == [1, 8]
 
 
+def test_symbols_of_one_batch_may_be_named_at_any_length(connection: store.Connection) -> None:
+    marks = [mark("A"), mark("币安人生USDT", price=7), mark("1000000MOGUSDT_270326")]
+    placed = np.concatenate([rows(2, symbol=symbol, close=-(10**12) * symbol) for symbol in (2, 0, 1)])
+    store.save(connection, batch(placed, marks))
+    found_marks, found = loaded(connection)
+    assert {each.symbol for each in found_marks} == {each.symbol for each in marks}
+    names = [found_marks[symbol].symbol for symbol in found["symbol"].tolist()]
+    expected = {each.symbol: -(10**12) * symbol for symbol, each in enumerate(marks)}
+    assert [expected[name] for name in names] == found["kline"]["close"].tolist()
+    assert len(found) == 6
+
+
+def finals(connection: store.Connection) -> list[bool]:
+    return [bool(row[0]) for row in connection.execute("SELECT final FROM klines ORDER BY open_time")]
+
+
+def test_klines_become_final_when_a_mark_passes_their_end(connection: store.Connection) -> None:
+    begin = NOW // 60_000 * 60_000
+    store.save(connection, batch(rows(3, flags=CLOSED), [mark(proven_time=begin)]))
+    assert finals(connection) == [False, False, False]
+    store.save(connection, batch(rows(0), [mark(proven_time=begin + 59_999)]))
+    assert finals(connection) == [False, False, False]
+    store.save(connection, batch(rows(0), [mark(proven_time=begin + 60_000)]))
+    assert finals(connection) == [True, False, False]
+    lacking = [("1m", begin, begin)]
+    store.save(connection, batch(rows(0), [mark(proven_time=begin + 130_000, lacking=lacking)]))
+    assert finals(connection) == [True, False, False]
+    store.save(connection, batch(rows(0), [mark(proven_time=begin + 130_000)]))
+    assert finals(connection) == [True, True, False]
+
+
+def test_a_kline_that_comes_after_its_proof_is_final(connection: store.Connection) -> None:
+    begin = NOW // 60_000 * 60_000
+    store.save(connection, batch(rows(0), [mark(proven_time=begin + 70_000)]))
+    store.save(connection, batch(rows(3, flags=CLOSED), [mark(proven_time=begin + 70_000)]))
+    assert finals(connection) == [True, False, False]
+
+
+def test_saving_never_reads_the_whole_table(connection: store.Connection) -> None:
+    # The plan of the first batches is kept, and those find the table empty.
+    for number in range(12):
+        store.save(connection, batch(rows(50 if number < 8 else 3, begin=NOW + number % 3 * 60_000), number=number))
+        if number == 7:
+            connection.execute("VACUUM ANALYZE klines")
+    query = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'klines'"
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    before = connection.execute(query).fetchone()
+    for number in range(12):
+        store.save(connection, batch(rows(50, begin=NOW + number * 60_000), number=number))
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    assert connection.execute(query).fetchone() == before
+
+
 def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connection: store.Connection) -> None:
     window = 400
     each_part = store.PART_ROWS_MAX // (len(INTERVAL_NAMES) * window)

@@ -160,8 +160,7 @@ class GeneratedMarket:
         first = max(first, oldest)
         parts = [np.empty(0, AGG_ROW)]
         while first < min(beyond, parts[0]["id"][0] + limit if len(parts[0]) else beyond):
-            rows = generator.aggregates(coin, generator.minute_of(coin, first, self.now))
-            rows = rows[np.searchsorted(rows["id"], first) :]
+            rows = generator.aggregates(coin, generator.minute_of(coin, first, self.now), first, limit)
             if not len(rows):
                 break
             parts = [np.concatenate([*parts, rows])]
@@ -180,7 +179,7 @@ class GeneratedMarket:
         count = 0
         while first < beyond and (from_id is None or count < limit):
             minute = generator.minute_of(coin, first, self.now)
-            rows = generator.single_trades(coin, minute)
+            rows = generator.single_trades(coin, minute, first, limit)
             past = int(rows["id"][-1]) + 1 if len(rows) else 0
             if not past:
                 break

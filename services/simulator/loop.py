@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -27,10 +28,11 @@ from services.simulator.exchange import (
     read_address,
 )
 from services.simulator.faults import Faults
-from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
+from services.simulator.venue import Leaving
+from services.simulator.writing import warm_up
 from shared.config import Config
 from shared.process import Unavailable
 from shared.sockets import PortTaken
@@ -70,6 +72,7 @@ async def _run(config: Config) -> int:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    warm_up()
     simulator = Simulator(config)
     runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
     await runner.setup()
@@ -122,12 +125,12 @@ class Connection:
         self.transport = transport
         self.heard_at = time.monotonic()
 
-    def write(self, chunks: list[Chunk]) -> None:
+    def write(self, chunks: Sequence[Leaving]) -> None:
         """Write what is subscribed of the chunks, in one go."""
         wanted, combined = self.session.delivered, self.session.combined
-        blocks = [chunk.block(combined) for chunk in chunks if chunk.stream in wanted]
+        blocks = [block for chunk in chunks if (block := chunk.frames(wanted, combined))]
         if blocks and not self.transport.is_closing():
-            self.transport.write(b"".join(blocks))
+            self.transport.writelines(blocks)
 
     @property
     def behind(self) -> int:
@@ -250,9 +253,10 @@ class Simulator:
         if chunk is not None:
             self._send([chunk])
 
-    def _send(self, chunks: list[Chunk]) -> None:
+    def _send(self, chunks: Sequence[Leaving]) -> None:
         if not self.faults.quiet:
-            chunks = self.faults.distort(chunks, time.monotonic())
+            apart = [single for chunk in chunks for single in chunk.apart() if single.stream in self._wanted]
+            chunks = self.faults.distort(apart, time.monotonic())
         if not chunks:
             return
         for connection in list(self.connections):

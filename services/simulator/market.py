@@ -267,7 +267,13 @@ class Generator:
         skipped = table.skipped if at == table.listing_minute else 0
         pace = self.tape.warp_ms[table.warps[at]]
         return _Minute(
-            first, end, skipped, max(1, skipped + end - first), pace, int(table.late[at]), int(table.ticks[at // STEADY])
+            first,
+            end,
+            skipped,
+            max(1, skipped + end - first),
+            pace,
+            int(table.late[at]),
+            int(table.ticks[at // STEADY]),
         )
 
     def _timed(self, coin: Coin, minute: int, first: int, count: int) -> _Timed:

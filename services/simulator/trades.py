@@ -29,9 +29,7 @@ def manners(coins: list[Coin]) -> Rows:
     ).reshape(-1)
 
 
-def aggregates(
-    tape: Tape, manners: Rows, owners: Integers, ids: Integers, times: Integers, ticks: Integers
-) -> Rows:
+def aggregates(tape: Tape, manners: Rows, owners: Integers, ids: Integers, times: Integers, ticks: Integers) -> Rows:
     """Return AGG_ROW[n]. `owners`: which of MANNER[m] each has; `ticks`: what the price wanders around."""
     rows = np.empty(len(ids), AGG_ROW)
     _fill(rows, manners, owners, ids, times, ticks, tape.aggregates, tape.ids)

@@ -31,6 +31,7 @@ from services.simulator.faults import Faults
 from services.simulator.generated import GeneratedMarket
 from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
+from services.simulator.tap import Tap
 from services.simulator.venue import Leaving
 from services.simulator.writing import warm_up
 from shared.config import Config
@@ -162,7 +163,6 @@ class Simulator:
                 quirks=settings.quirks,
                 start=start,
             )
-        self._speed = settings.speed
         self.clock = Clock(self.market.started, settings.speed)
         if isinstance(self.market, ReplayedMarket):
             self.clock.set(self.market.started, False)
@@ -176,6 +176,7 @@ class Simulator:
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)
         self.faults = Faults(settings.seed)
+        self.tap = Tap()
         self.refused: Counter[str] = Counter()
         """What clients did that the exchange does not take, by kind."""
         self._opened: deque[float] = deque(maxlen=OPENINGS_MAX + 1)
@@ -185,7 +186,7 @@ class Simulator:
 
     def describe(self) -> str:
         kind = "a recording" if isinstance(self.market, ReplayedMarket) else "a generated market"
-        return f"{kind} of {len(self.market.instruments())} symbols at speed {self._speed:g}"
+        return f"{kind} of {len(self.market.instruments())} symbols at speed {self.clock.speed:g}"
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -219,7 +220,7 @@ class Simulator:
         while self.market.now < target:
             self._send(self.market.advance(min(target, self.market.now + STEP_MAX_MS), self._wanted))
             if time.monotonic() - began > BEHIND_MAX_S:
-                log.warning("this machine is too slow for speed %g: the exchange's time waits", self._speed)
+                log.warning("this machine is too slow for speed %g: the exchange's time waits", self.clock.speed)
                 self.clock.set(self.market.now, self.clock.running)
                 return
             if self.market.now < target:
@@ -259,6 +260,7 @@ class Simulator:
             chunks = self.faults.distort(apart, time.monotonic())
         if not chunks:
             return
+        self.tap.note(chunks, time.monotonic_ns())
         for connection in list(self.connections):
             connection.write(chunks)
             if connection.behind > QUEUE_MAX:

@@ -18,7 +18,7 @@ import numpy as np
 from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.days import DAY_MINUTES, STEADY, Days
 from services.simulator.grid import DAY_MS, HOUR_MS, LENGTHS, MINUTE_MS, open_time
-from services.simulator.moments import count_before, moments
+from services.simulator.moments import MASK, SIZE, count_before, moments
 from services.simulator.rows import (
     KLINE_ROW,
     SUMS,
@@ -27,7 +27,7 @@ from services.simulator.rows import (
     kline_of_trades,
     merge,
 )
-from services.simulator.tape import MASK, SIZE, Integers, Tape
+from services.simulator.tape import Integers, Tape
 from services.simulator.trades import aggregates, manners, released_before, single_trades
 
 RECENT_DAYS_MAX = 64

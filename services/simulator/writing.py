@@ -17,7 +17,8 @@ from shared.compiled import compiled
 _NUMBER_MAX = 20
 _NUMBERS = 8
 _POWERS = np.array([10**digits for digits in range(20)], np.uint64)
-_PAIRS = np.frombuffer("".join(f"{number:02d}" for number in range(100)).encode(), np.uint8)
+_FOURS = np.frombuffer("".join(f"{number:04d}" for number in range(10_000)).encode(), np.uint8)
+"""Numbers of four digits, written."""
 
 
 def _constant(text: str) -> Integers:
@@ -78,7 +79,7 @@ class AggWriter:
             block, ends, rows, owners, chosen, combined, framed, self._decimals,
             symbols.text, symbols.starts, streams.text, streams.starts,
         )  # fmt: skip
-        return memoryview(block)[:end], ends
+        return block.data[:end], ends
 
 
 class _Texts:
@@ -237,15 +238,18 @@ def _put_digits(block, at, left, digits):  # type: ignore[no-untyped-def]
     """Write exactly so many digits of an uint64."""
     end = at + digits
     place = end
-    while digits >= 2:
-        pair = left % np.uint64(100)
-        left = left // np.uint64(100)
-        place -= 2
-        block[place] = _PAIRS[pair * np.uint64(2)]
-        block[place + 1] = _PAIRS[pair * np.uint64(2) + np.uint64(1)]
-        digits -= 2
-    if digits:
-        block[place - 1] = np.uint64(48) + left % np.uint64(10)
+    while digits >= 4:
+        rest = np.int64(left % np.uint64(10_000)) * 4
+        left = left // np.uint64(10_000)
+        place -= 4
+        digits -= 4
+        block[place] = _FOURS[rest]
+        block[place + 1] = _FOURS[rest + 1]
+        block[place + 2] = _FOURS[rest + 2]
+        block[place + 3] = _FOURS[rest + 3]
+    rest = np.int64(left) * 4 + 3
+    for before in range(digits):
+        block[place - 1 - before] = _FOURS[rest - before]
     return end
 
 

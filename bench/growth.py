@@ -29,13 +29,15 @@ def hour(real_seconds: float = HOUR_S / SPEED) -> dict[str, Any]:
     with whole(simulator={"trades_per_second": HOUR_RATE, "history_days": 2}, audit={"every_minutes": 0}) as system:
         system.start(*ROOMS, "viz")
         system.wait_live()
+        before = system.last_ids()
         system.pace(SPEED)
         time.sleep(SETTLE_S)
         observed = _observed(system, real_seconds)
         system.pace(1.0)
         time.sleep(SETTLE_S / 2)
         ask(system.config, "pause", "POST")
-        lacking = system.unapplied(system.last_ids(), SETTLE_S)
+        traded = {symbol: last for symbol, last in system.last_ids().items() if last > before[symbol]}
+        lacking = system.unapplied(traded, SETTLE_S)
         figures = system.health()
         return observed | {
             "symbols that lack trades": len(lacking),

@@ -181,8 +181,10 @@ def write_aggregates(  # type: ignore[no-untyped-def]
 
 @compiled
 def _put(block, at, text, start, end):  # type: ignore[no-untyped-def]
-    for place in range(start, end):
-        block[at + place - start] = text[place]
+    # Indices that cannot be negative need no look whether they are: that is most of the time this takes.
+    to, source = np.uint64(at), np.uint64(start)
+    for place in range(np.uint64(end - start)):
+        block[to + place] = text[source + place]
     return at + end - start
 
 
@@ -237,19 +239,17 @@ def _put_integer(block, at, value):  # type: ignore[no-untyped-def]
 def _put_digits(block, at, left, digits):  # type: ignore[no-untyped-def]
     """Write exactly so many digits of an uint64."""
     end = at + digits
-    place = end
+    place = np.uint64(end)
     while digits >= 4:
-        rest = np.int64(left % np.uint64(10_000)) * 4
+        four = left % np.uint64(10_000) * np.uint64(4)
         left = left // np.uint64(10_000)
-        place -= 4
+        place -= np.uint64(4)
         digits -= 4
-        block[place] = _FOURS[rest]
-        block[place + 1] = _FOURS[rest + 1]
-        block[place + 2] = _FOURS[rest + 2]
-        block[place + 3] = _FOURS[rest + 3]
-    rest = np.int64(left) * 4 + 3
-    for before in range(digits):
-        block[place - 1 - before] = _FOURS[rest - before]
+        for letter in range(np.uint64(4)):
+            block[place + letter] = _FOURS[four + letter]
+    four = left * np.uint64(4) + np.uint64(4)
+    for back in range(np.uint64(1), np.uint64(digits + 1)):
+        block[place - back] = _FOURS[four - back]
     return end
 
 

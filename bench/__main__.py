@@ -1,41 +1,36 @@
-"""Measure, print a table, and write the same as JSON to `bench.json` in the folder of the run."""
+"""Measure, print tables, and write the same as JSON to `bench.json` in the folder of the run."""
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ingest, kernel, persist, system
+from bench import growth, ingest, kernel, latency, persist, starts, sustained
 
-RATE = 20_000.0
-"""Single trades/s of an average minute, of which two or three make an aggregate; what came is in the result."""
+Results = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long each run of the system is measured")
-    parser.add_argument("--only", choices=("kernel", "ingest", "persist", "system"), help="leave out the others")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long the highest rate is held")
+    parser.add_argument("--runs", type=int, default=5, help="starts of each kind")
+    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="leave out the others")
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
-    results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    }
-    print(results["machine"])
-    if arguments.only in (None, "kernel"):
-        results["kernel"] = _kernel()
-    if arguments.only in (None, "ingest"):
-        results["ingest"] = _ingest()
-    if arguments.only in (None, "persist"):
-        results["persist"] = _persist()
-    if arguments.only in (None, "system"):
-        results["system"] = _system(arguments.seconds)
-    arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {arguments.json}")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(machine)
+    results: Results = {"machine": machine}
+    for name, part in PARTS.items():
+        if not arguments.only or name in arguments.only:
+            results[name] = part(arguments.seconds, arguments.runs)
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"\nwritten to {arguments.json}")
 
 
-def _kernel() -> dict[str, Any]:
+def _kernel(_seconds: float, _runs: int) -> Results:
     sizes = (1, 10, 100, 1_000, 10_000)
     print("\nEngine, 15 intervals, ns a trade by batch size (median of 5 runs)")
     print(f"{'symbols':>10}" + "".join(f"{size:>10,}" for size in sizes))
@@ -47,10 +42,10 @@ def _kernel() -> dict[str, Any]:
     return results
 
 
-def _ingest() -> dict[str, Any]:
+def _ingest(_seconds: float, _runs: int) -> Results:
     print("\nIngest, 500 symbols, ns of CPU a trade (median of 5 runs)")
     print(f"{'trades a read':>24}{'all':>10}{'socket and parser':>20}{'trades/s':>12}")
-    results: dict[str, Any] = {}
+    results: Results = {}
     for name, tls, size in (
         ("plain", False, 0),
         ("TLS", True, 0),
@@ -71,8 +66,8 @@ def _ingest() -> dict[str, Any]:
     return results
 
 
-def _persist() -> dict[str, Any]:
-    results: dict[str, Any] = {}
+def _persist(_seconds: float, _runs: int) -> Results:
+    results: Results = {}
     for kind, new in (("overwritten", False), ("new", True)):
         for size in persist.SIZES:
             print(f"\nPersist, batches of {size:,} rows, {kind} (median of 5 runs, least and most)")
@@ -87,18 +82,72 @@ def _persist() -> dict[str, Any]:
     return results
 
 
-def _system(seconds: float) -> dict[str, Any]:
+def _sustained(seconds: float, _runs: int) -> Results:
     results = {}
-    for symbols in (300, 500):
-        name = f"{symbols} symbols"
-        print(f"\nWhole system, {name}")
-        results[name] = system.run(symbols, RATE, seconds)
-        for key, value in results[name].items():
-            words = (
-                ", ".join(f"{part} {figure}" for part, figure in value.items()) if isinstance(value, dict) else value
-            )
-            print(f"  {key:28} {words}")
+    for name, saving in (("with persistence", True), ("without persistence", False)):
+        print(f"\nHighest rate sustained, 500 symbols × 15 intervals, {name}", flush=True)
+        results[name] = figures = sustained.run(seconds, saving)
+        _print({key: value for key, value in figures.items() if key != "levels"})
+        for level in figures["levels"]:
+            told = {key: level[key] for key in ("asked for/s", "sent and applied/s", "drained after s", "busiest")}
+            _line("level that held" if level["sustained"] else "level that did not", told)
     return results
 
+
+def _latency(seconds: float, _runs: int) -> Results:
+    print("\nFrame written to snapshot received, 500 symbols × 15 intervals, persistence on, ms", flush=True)
+    results = {}
+    measured: dict[str, Callable[[], Results]] = {
+        f"{rate:,}/s": lambda rate=rate: latency.run(rate, seconds)  # type: ignore[misc]
+        for rate in latency.RATES
+    }
+    measured["burst of 50,000 on 5,000/s"] = lambda: latency.run(latency.BURST_RATE, seconds, burst=True)
+    measured["5,000/s, everything subscribed"] = lambda: latency.run(5_000, seconds, everything=True)
+    for name, measure in measured.items():
+        results[name] = figures = measure()
+        _line(name, figures["measured"])
+        _line("  first second", figures["first second"])
+        _line("  system", {key: figures[key] for key in ("applied/s", "snapshots/s", "unanswered", "cores")})
+    return results
+
+
+def _growth(seconds: float, _runs: int) -> Results:
+    results = {}
+    for count in growth.SYMBOLS:
+        print(f"\n{count} symbols, {growth.RATE:,.0f} single trades/s", flush=True)
+        results[f"{count} symbols"] = figures = growth.symbols(count, seconds)
+        _print(figures)
+    print(f"\nAn hour of {growth.HOUR_RATE:,.0f} single trades/s, 500 symbols, in a minute", flush=True)
+    results["an hour"] = figures = growth.hour()
+    _print(figures)
+    return results
+
+
+def _starts(_seconds: float, runs: int) -> Results:
+    print(f"\nStart to live, 500 symbols, s (median of {runs} runs, but for the cold one)", flush=True)
+    results = starts.run(runs)
+    _print(results)
+    return results
+
+
+def _print(figures: Results) -> None:
+    for key, value in figures.items():
+        _line(key, value)
+
+
+def _line(name: str, value: Any) -> None:
+    words = ", ".join(f"{part} {figure}" for part, figure in value.items()) if isinstance(value, dict) else value
+    print(f"  {name:32} {words}", flush=True)
+
+
+PARTS: dict[str, Callable[[float, int], Results]] = {
+    "kernel": _kernel,
+    "ingest": _ingest,
+    "persist": _persist,
+    "sustained": _sustained,
+    "latency": _latency,
+    "growth": _growth,
+    "starts": _starts,
+}
 
 main()

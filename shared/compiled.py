@@ -18,7 +18,7 @@ from typing import Any
 import numba
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("shared/*.py", "services/engine/*.py", "services/ingest/*.py")
+SOURCES = ("shared/*.py", "services/engine/*.py", "services/ingest/*.py", "services/simulator/*.py")
 KEPT_S = 7 * 86_400
 """Machine code of other versions is removed when it has not been used for so long."""
 

@@ -5,6 +5,7 @@ without anything before them being made. Sums are of integers, so a day is the s
 others. Knows no trade.
 """
 
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.grid import DAY_MS, MINUTE_MS
-from services.simulator.tape import JITTER, MASK, SEGMENTS, WARPS, Integers, Tape
+from services.simulator.moments import JITTER, MASK, SEGMENTS, share_ms
+from services.simulator.tape import WARPS, Integers, Tape
 
 DAY_MINUTES = 1440
 STEADY = 5
@@ -182,9 +184,13 @@ class Days:
             minute = coin.listed % DAY_MS // MINUTE_MS
             count = int(raw[minute + 1] - raw[minute])
             # Without their jitter trades are early: whatever comes after the listing so, does so with it.
-            shares = np.arange(count) * (JITTER * SEGMENTS) // max(1, count)
-            times = self._tape.share_ms(shares, _warps(dice)[minute])
-            first = int(raw[minute] + np.searchsorted(times, coin.listed % MINUTE_MS))
+            pace = self._tape.warp_ms[_warps(dice)[minute]]
+            early = bisect_left(
+                range(count),
+                coin.listed % MINUTE_MS,
+                key=lambda place: share_ms(place * (JITTER * SEGMENTS) // count, pace),
+            )
+            first = int(raw[minute]) + early
             span = self._spans[coin.symbol] = (first, self._end(coin))
         return span
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHUTDOWN_STREAM = "!serverShutdown"
 GOING_AWAY = 1001
+SPEED_MIN, SPEED_MAX = 0.001, 10_000.0
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Desk:
         router.add_get("/simulator/truth", self._truth)
         router.add_post("/simulator/pause", self._pause)
         router.add_post("/simulator/resume", self._resume)
+        router.add_post("/simulator/speed", self._change_speed)
+        router.add_get("/simulator/written", self._written)
         router.add_get("/simulator/fault", self._tell_faults)
         router.add_post("/simulator/fault", self._begin_fault)
 
@@ -52,6 +55,7 @@ class Desk:
             "symbols": sum(market.status(instrument) == "TRADING" for instrument in market.instruments()),
             "trades": market.trades,
             "connections": len(simulator.connections),
+            "behind": max((connection.behind for connection in simulator.connections), default=0),
             "faults": simulator.faults.active(time.monotonic()),
             "refused": simulator.refused + simulator.rest.weights.refused,
             "last_ids": market.last_ids(),
@@ -82,6 +86,23 @@ class Desk:
             simulator.paused = False
             simulator.clock.set(simulator.market.now, isinstance(simulator.market, GeneratedMarket))
         return _json({"time": simulator.market.now})
+
+    async def _change_speed(self, request: web.Request) -> web.Response:
+        """Let a generated market's time run at another speed from here on: `value`, 0.001 to 10,000."""
+        simulator = self._simulator
+        try:
+            speed = float(request.query.get("value", ""))
+        except ValueError:
+            speed = 0.0
+        if not SPEED_MIN <= speed <= SPEED_MAX or not isinstance(simulator.market, GeneratedMarket):
+            return _json({"error": "no such speed, or a recording"}, status=400)
+        simulator.clock.set(simulator.clock.now(), simulator.clock.running)
+        simulator.clock.speed = speed
+        return _json({"speed": speed})
+
+    async def _written(self, request: web.Request) -> web.Response:
+        """Say when trades of some `streams`, separated by commas, were written since this was asked last."""
+        return _json(self._simulator.tap.take({name for name in request.query.get("streams", "").split(",") if name}))
 
     # Faults.
 

@@ -5,6 +5,7 @@ chunk of them is a plain string of bytes that is made once and written to everyo
 """
 
 import struct
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def text_header(length: int) -> bytes:
     return struct.pack(">BBQ", _TEXT, 127, length)
 
 
-_HEADERS = [text_header(length) for length in range(2_048)]
+Frames = bytes | memoryview
+"""Websocket frames, one after the other."""
 
 
 class Chunk:
@@ -36,8 +38,10 @@ class Chunk:
         self.messages = messages
         self._blocks: dict[bool, bytes] = {}
 
-    def block(self, combined: bool) -> bytes:
-        """Return all messages as websocket frames, wrapped in the stream's name or not (protocol §1.2)."""
+    def frames(self, wanted: Container[str], combined: bool) -> Frames:
+        """Return the messages as websocket frames if they are wanted, wrapped in the stream's name or not (§1.2)."""
+        if self.stream not in wanted:
+            return b""
         block = self._blocks.get(combined)
         if block is None:
             prefix = b'{"stream":"%b","data":' % self.stream.encode() if combined else b""
@@ -45,11 +49,13 @@ class Chunk:
             more = len(prefix) + len(suffix)
             parts: list[bytes] = []
             for message in self.messages:
-                length = len(message) + more
-                header = _HEADERS[length] if length < len(_HEADERS) else text_header(length)
-                parts += (header, prefix, message, suffix)
+                parts += (text_header(len(message) + more), prefix, message, suffix)
             block = self._blocks[combined] = b"".join(parts)
         return block
+
+    def apart(self) -> Iterator["Chunk"]:
+        """Yield each stream's messages for themselves."""
+        yield self
 
 
 def _number(decimals: int) -> str:
@@ -61,36 +67,6 @@ def _parts(values: Any, powers: Any) -> tuple[list[int], list[Any]]:
     """Return a number's integer and fractional digits; b"" where there are none (powers of 1)."""
     whole, part = np.divmod(values, powers)
     return whole.tolist(), part.tolist()
-
-
-class AggTemplate:
-    """How one symbol's aggregate trades are written."""
-
-    def __init__(self, instrument: Instrument) -> None:
-        price, quantity = _number(instrument.price_decimals), _number(instrument.quantity_decimals)
-        self.stream = f"{instrument.stream_base}@aggTrade"
-        self._powers = (10**instrument.price_decimals, 10**instrument.quantity_decimals)
-        self._text = (
-            f'{{"e":"aggTrade","E":%d,"a":%d,"s":"{instrument.symbol}","p":"{price}","q":"{quantity}",'
-            f'"nq":"{quantity}","f":%d,"l":%d,"T":%d,"m":%b,"st":1}}'
-        ).encode()
-
-    def messages(self, rows: Rows) -> list[bytes]:
-        """Write AGG_ROW[n]."""
-        price, quantity = self._powers
-        columns = (
-            rows["event_time"].tolist(),
-            rows["id"].tolist(),
-            *_digits(rows["price"], price),
-            *_digits(rows["quantity"], quantity),
-            *_digits(rows["plain_quantity"], quantity),
-            rows["first"].tolist(),
-            rows["last"].tolist(),
-            rows["time"].tolist(),
-            [b"true" if maker else b"false" for maker in rows["maker"].tolist()],
-        )
-        text = self._text
-        return [text % row for row in zip(*columns, strict=True)]
 
 
 class TradeTemplate:

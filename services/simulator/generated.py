@@ -9,14 +9,17 @@ import numpy as np
 from msgspec.structs import replace
 
 from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
-from services.simulator.frames import TICKER_STREAM, AggTemplate, Chunk, TradeTemplate, ticker_row
+from services.simulator.frames import TICKER_STREAM, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import DAY_MS, MINUTE_MS, end_time, open_time
 from services.simulator.klinefeed import KlineFeed
 from services.simulator.live import Flow, Released
 from services.simulator.market import Generator
+from services.simulator.moments import MASK
 from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows
 from services.simulator.tape import Tape
-from services.simulator.venue import TooOld
+from services.simulator.venue import Leaving, TooOld
+from services.simulator.writing import AggChunk, AggWriter
+from shared.compiled import compiled
 
 LOOK_BACK_MS = 2 * DAY_MS
 """How old trades may be that REST gives out by id or time (protocol §3.4)."""
@@ -53,7 +56,8 @@ class GeneratedMarket:
         self._bases: dict[str, str] = {}
         self._kline_feed = KlineFeed(self)
         self._flows = {"aggTrade": Flow(self._generator, "aggTrade")}
-        self._templates: dict[str, tuple[AggTemplate, TradeTemplate]] = {}
+        self._templates: dict[str, TradeTemplate] = {}
+        self._writer = AggWriter([])
         self._stats = np.zeros((0, len(STATS)), np.int64)
         self._stats_of: list[str] = []
         self._changed = np.zeros(0, bool)
@@ -70,8 +74,8 @@ class GeneratedMarket:
             self._generator.forget(self._coins[symbol])
             del self._templates[symbol]
         for symbol in coins.keys() - self._templates.keys():
-            instrument = coins[symbol].instrument
-            self._templates[symbol] = (AggTemplate(instrument), TradeTemplate(instrument))
+            self._templates[symbol] = TradeTemplate(coins[symbol].instrument)
+        self._writer = AggWriter([coin.instrument for coin in coins.values()])
         self._coins = coins
         self._bases = {coin.instrument.stream_base: symbol for symbol, coin in coins.items()}
         for flow in self._flows.values():
@@ -160,8 +164,7 @@ class GeneratedMarket:
         first = max(first, oldest)
         parts = [np.empty(0, AGG_ROW)]
         while first < min(beyond, parts[0]["id"][0] + limit if len(parts[0]) else beyond):
-            rows = generator.aggregates(coin, generator.minute_of(coin, first, self.now))
-            rows = rows[np.searchsorted(rows["id"], first) :]
+            rows = generator.aggregates(coin, generator.minute_of(coin, first, self.now), first, limit)
             if not len(rows):
                 break
             parts = [np.concatenate([*parts, rows])]
@@ -180,7 +183,7 @@ class GeneratedMarket:
         count = 0
         while first < beyond and (from_id is None or count < limit):
             minute = generator.minute_of(coin, first, self.now)
-            rows = generator.single_trades(coin, minute)
+            rows = generator.single_trades(coin, minute, first, limit)
             past = int(rows["id"][-1]) + 1 if len(rows) else 0
             if not past:
                 break
@@ -223,19 +226,16 @@ class GeneratedMarket:
 
     # What leaves.
 
-    def advance(self, now: int, wanted: Container[str]) -> list[Chunk]:
+    def advance(self, now: int, wanted: Container[str]) -> list[Leaving]:
         self.now = now
-        chunks: list[Chunk] = []
+        chunks: list[Leaving] = []
         for part in self._flows["aggTrade"].advance(now):
             self._note(part)
-            for place, start, end in part.by_coin():
-                template = self._templates[self._stats_of[place]][0]
-                if template.stream in wanted:
-                    chunks.append(Chunk(template.stream, template.messages(part.rows[start:end])))
+            chunks.append(AggChunk(self._writer, part.rows, part.owners))
         if "trade" in self._flows:
             for part in self._flows["trade"].advance(now):
                 for place, start, end in part.by_coin():
-                    trades = self._templates[self._stats_of[place]][1]
+                    trades = self._templates[self._stats_of[place]]
                     if trades.stream in wanted:
                         chunks.append(Chunk(trades.stream, trades.messages(part.rows[start:end])))
         return chunks + self._kline_feed.advance(now)
@@ -250,20 +250,8 @@ class GeneratedMarket:
             self._flows["trade"].set_coins(list(self._coins.values()), self.now)
 
     def _note(self, part: Released) -> None:
-        rows = part.rows
-        starts = np.flatnonzero(np.diff(part.owners, prepend=-1))
-        places = part.owners[starts]
-        ends = np.append(starts[1:], len(rows)) - 1
-        counts = self._generator.tape.fills[rows["id"] & 0xFFFF]
-        self.trades += int(counts.sum())
-        stats = self._stats
-        stats[places, 1] = np.maximum(stats[places, 1], np.maximum.reduceat(rows["price"], starts))
-        stats[places, 2] = np.minimum(stats[places, 2], np.minimum.reduceat(rows["price"], starts))
-        stats[places, 3] = rows["price"][ends]
-        stats[places, 4] += np.add.reduceat(rows["quantity"], starts)
-        stats[places, 5] += np.add.reduceat(rows["quantity"] * rows["price"], starts)
-        stats[places, 6] += np.add.reduceat(counts, starts)
-        self._changed[places] = True
+        tape = self._generator.tape
+        self.trades += note(self._stats, self._changed, part.rows, part.owners, tape.fills)
 
     def _day_of(self, coin: Coin) -> list[int]:
         """Return a coin's last 24 hours, to a few minutes."""
@@ -298,3 +286,21 @@ class GeneratedMarket:
             for place in places.tolist()
         ]
         return Chunk(TICKER_STREAM, [f"[{','.join(rows)}]".encode()])
+
+
+@compiled
+def note(stats, changed, rows, owners, fills):  # type: ignore[no-untyped-def]
+    """Take AGG_ROW[n] into the figures of their coins; return how many single trades they are."""
+    total = 0
+    for place in range(len(rows)):
+        row, figures = rows[place], stats[owners[place]]
+        count = fills[row.id & MASK]
+        figures[1] = max(figures[1], row.price)
+        figures[2] = min(figures[2], row.price)
+        figures[3] = row.price
+        figures[4] += row.quantity
+        figures[5] += row.quantity * row.price
+        figures[6] += count
+        changed[owners[place]] = True
+        total += count
+    return total

@@ -5,7 +5,7 @@ returns what has left since. The market itself stays a function of time: a flow 
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from services.simulator.coins import Coin
 from services.simulator.days import STEADY
 from services.simulator.grid import DAY_MS, MINUTE_MS
 from services.simulator.market import Generator
+from services.simulator.moments import count_leaving, leaving
 from services.simulator.rows import Rows
 from services.simulator.tape import Integers
-from services.simulator.trades import aggregates, manners, offsets, released_before, single_trades
+from services.simulator.trades import aggregates, manners, released_before, single_trades
 
 _STATE = np.dtype([(name, np.int64) for name in ("minute", "next", "first", "end", "skipped", "ticks", "warp", "late")])
 """Where a coin is: its minute (ms), the ids next, first and past the last of it, and what the minute is like."""
@@ -53,7 +54,7 @@ class Flow:
                 state[place] = self._state[places[coin.symbol]]
         self._state, before = state, places
         self.coins, self._manners = coins, manners(coins)
-        until = released_before(self._kind, self._manners, np.int64(now))
+        until = released_before(self._kind, self._manners, now)
         for place, coin in enumerate(coins):
             if coin.symbol not in before:
                 self._enter(place, int(until[place]) // MINUTE_MS * MINUTE_MS)
@@ -74,7 +75,7 @@ class Flow:
         """Return what has left the exchange until `now`; each part is later than the one before, coin by coin."""
         parts = []
         state = self._state
-        until = released_before(self._kind, self._manners, np.int64(now)) - state["minute"]
+        until = released_before(self._kind, self._manners, now) - state["minute"]
         places = np.flatnonzero(until > 0)
         while len(places):
             part = self._release(places, np.minimum(until[places], MINUTE_MS))
@@ -88,38 +89,24 @@ class Flow:
         return parts
 
     def _release(self, places: Integers, until: Integers) -> Released | None:
-        state = self._state[places]
-        tape = self._generator.tape
-        totals = np.maximum(1, state["end"] - state["first"] + state["skipped"])
-        done = state["next"] - state["first"] + state["skipped"]
-        counts = np.minimum(tape.places_before(totals, state["warp"], until) - done, state["end"] - state["next"])
-        counts = np.maximum(0, counts)
-        chosen = np.repeat(np.arange(len(places)), counts)
-        if not len(chosen):
+        states, tape = self._state[places], self._generator.tape
+        counts = np.empty(len(places), np.int64)
+        its = (tape.jitter, self._generator.quirks, tape.warp_ms, states)
+        count_leaving(*its, until, counts)
+        count = int(counts.sum())
+        if not count:
             return None
-        ahead = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
-        its = state[chosen]
-        ids, at, totals = its["next"] + ahead, done[chosen] + ahead, totals[chosen]
-        times = self._offsets(ids, at, totals, its)
-        keep = times < until[chosen]
-        if not keep.all():
-            chosen, its, ids, at, totals, times = (column[keep] for column in (chosen, its, ids, at, totals, times))
-            if not len(chosen):
-                return None
-        self._state["next"][places] += np.bincount(chosen, minlength=len(places))
-        owners = places[chosen]
-        who = self._manners.of(owners)
+        ids, times, nexts = np.empty((3, count), np.int64)
+        is_late = np.empty(count, bool)
+        leaving(*its, counts, ids, times, nexts, is_late)
+        self._state["next"][places] += counts
+        owners, minutes = np.repeat(places, counts), np.repeat(states["minute"], counts)
+        ticks = np.repeat(states["ticks"], counts)
         if self._kind == "aggTrade":
-            return Released(aggregates(tape, who, ids, its["minute"] + times, its["ticks"]), owners)
-        is_last = at == totals - 1
-        nexts = np.where(is_last, 59_999, self._offsets(ids + 1, np.minimum(at + 1, totals - 1), totals, its))
-        rows, of = single_trades(
-            tape, who, ids, its["minute"] + times, its["minute"] + nexts, its["ticks"], is_last & (its["late"] > 0)
-        )
+            return Released(aggregates(tape, self._manners, owners, ids, minutes + times, ticks), owners)
+        who = self._manners[owners]
+        rows, of = single_trades(tape, who, ids, minutes + times, minutes + nexts, ticks, is_late)
         return Released(rows, owners[of])
-
-    def _offsets(self, ids: Integers, at: Integers, totals: Integers, its: Any) -> Integers:
-        return offsets(self._generator.tape, self._generator.quirks, ids, at, totals, its["warp"], its["late"])
 
     def last_ids(self) -> Integers:
         """Return int64[n]: each coin's last aggregate that has left."""

@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -27,10 +28,12 @@ from services.simulator.exchange import (
     read_address,
 )
 from services.simulator.faults import Faults
-from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
+from services.simulator.tap import Tap
+from services.simulator.venue import Leaving
+from services.simulator.writing import warm_up
 from shared.config import Config
 from shared.process import Unavailable
 from shared.sockets import PortTaken
@@ -70,6 +73,7 @@ async def _run(config: Config) -> int:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    warm_up()
     simulator = Simulator(config)
     runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
     await runner.setup()
@@ -122,12 +126,12 @@ class Connection:
         self.transport = transport
         self.heard_at = time.monotonic()
 
-    def write(self, chunks: list[Chunk]) -> None:
+    def write(self, chunks: Sequence[Leaving]) -> None:
         """Write what is subscribed of the chunks, in one go."""
         wanted, combined = self.session.delivered, self.session.combined
-        blocks = [chunk.block(combined) for chunk in chunks if chunk.stream in wanted]
+        blocks = [block for chunk in chunks if (block := chunk.frames(wanted, combined))]
         if blocks and not self.transport.is_closing():
-            self.transport.write(b"".join(blocks))
+            self.transport.writelines(blocks)
 
     @property
     def behind(self) -> int:
@@ -159,7 +163,6 @@ class Simulator:
                 quirks=settings.quirks,
                 start=start,
             )
-        self._speed = settings.speed
         self.clock = Clock(self.market.started, settings.speed)
         if isinstance(self.market, ReplayedMarket):
             self.clock.set(self.market.started, False)
@@ -173,6 +176,7 @@ class Simulator:
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)
         self.faults = Faults(settings.seed)
+        self.tap = Tap()
         self.refused: Counter[str] = Counter()
         """What clients did that the exchange does not take, by kind."""
         self._opened: deque[float] = deque(maxlen=OPENINGS_MAX + 1)
@@ -182,7 +186,7 @@ class Simulator:
 
     def describe(self) -> str:
         kind = "a recording" if isinstance(self.market, ReplayedMarket) else "a generated market"
-        return f"{kind} of {len(self.market.instruments())} symbols at speed {self._speed:g}"
+        return f"{kind} of {len(self.market.instruments())} symbols at speed {self.clock.speed:g}"
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -216,7 +220,7 @@ class Simulator:
         while self.market.now < target:
             self._send(self.market.advance(min(target, self.market.now + STEP_MAX_MS), self._wanted))
             if time.monotonic() - began > BEHIND_MAX_S:
-                log.warning("this machine is too slow for speed %g: the exchange's time waits", self._speed)
+                log.warning("this machine is too slow for speed %g: the exchange's time waits", self.clock.speed)
                 self.clock.set(self.market.now, self.clock.running)
                 return
             if self.market.now < target:
@@ -250,11 +254,13 @@ class Simulator:
         if chunk is not None:
             self._send([chunk])
 
-    def _send(self, chunks: list[Chunk]) -> None:
+    def _send(self, chunks: Sequence[Leaving]) -> None:
         if not self.faults.quiet:
-            chunks = self.faults.distort(chunks, time.monotonic())
+            apart = [single for chunk in chunks for single in chunk.apart() if single.stream in self._wanted]
+            chunks = self.faults.distort(apart, time.monotonic())
         if not chunks:
             return
+        self.tap.note(chunks, time.monotonic_ns())
         for connection in list(self.connections):
             connection.write(chunks)
             if connection.behind > QUEUE_MAX:

@@ -11,12 +11,14 @@ minute ("late" ones, with quirks): official klines have them there, whoever buil
 """
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 
-from services.simulator.coins import GENESIS_MS, Coin
+from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.days import DAY_MINUTES, STEADY, Days
 from services.simulator.grid import DAY_MS, HOUR_MS, LENGTHS, MINUTE_MS, open_time
+from services.simulator.moments import MASK, SIZE, count_before, moments
 from services.simulator.rows import (
     KLINE_ROW,
     SUMS,
@@ -25,14 +27,39 @@ from services.simulator.rows import (
     kline_of_trades,
     merge,
 )
-from services.simulator.tape import MASK, SIZE, Integers, Tape
-from services.simulator.trades import aggregates, manner, offsets, released_before, single_trades
+from services.simulator.tape import Integers, Tape
+from services.simulator.trades import aggregates, manners, released_before, single_trades
 
 RECENT_DAYS_MAX = 64
 """Days of minute klines kept, 115 KB each: what is asked of one coin is asked of several intervals in a row."""
 
 FILLS_MAX = 16
 """Minutes of single trades kept: a forming kline is asked for in all intervals at once."""
+
+
+class _Minute(NamedTuple):
+    """What one minute of a coin is like."""
+
+    first: int
+    end: int
+    """Past the last id."""
+    skipped: int
+    total: int
+    """Aggregates, with those that were skipped before a listing."""
+    pace: Integers
+    late: int
+    ticks: int
+
+
+class _Timed(NamedTuple):
+    """Some of a minute's aggregates."""
+
+    ids: Integers
+    times: Integers
+    """When each happens, and then when the next could."""
+    ticks: Integers
+    late: bool
+    """Fills of the last one happen in the next minute."""
 
 
 class Generator:
@@ -43,7 +70,8 @@ class Generator:
         self.days = Days(seed, tape, quirks)
         self._began = began
         self._minutes: OrderedDict[tuple[str, int, int], Rows] = OrderedDict()
-        self._fills: OrderedDict[tuple[str, int], Rows] = OrderedDict()
+        self._fills: OrderedDict[tuple[str, int], tuple[Rows, int]] = OrderedDict()
+        """(Fills of a coin's minute as far as they were asked for, the first aggregate id beyond them)."""
         self._hours: dict[str, Rows] = {}
 
     def forget(self, coin: Coin) -> None:
@@ -195,8 +223,7 @@ class Generator:
         return rows if interval == "1m" else merge(rows, interval, grid)
 
     def _forming(self, coin: Coin, minute: int, end: int) -> Rows:
-        fills = self.fills(coin, minute)
-        row = kline_of_trades(minute, fills[fills["time"] < end])
+        row = kline_of_trades(minute, self.fills(coin, minute, end))
         if len(row):
             return row
         before = self.minute_klines(coin, minute - MINUTE_MS, minute)
@@ -217,52 +244,68 @@ class Generator:
 
     # Trades, one by one.
 
-    def aggregates(self, coin: Coin, minute: int) -> Rows:
-        """Return a minute's aggregate trades, AGG_ROW[n], ascending; `minute` is its first millisecond."""
-        ids, times, ticks, _ = self._timed(coin, minute)
-        return aggregates(self.tape, manner(coin), ids, times[:-1], ticks)
+    def aggregates(self, coin: Coin, minute: int, first: int = 0, count: int = ENDLESS) -> Rows:
+        """Return a minute's aggregate trades, AGG_ROW[n], ascending: `count` from id `first` on."""
+        timed = self._timed(coin, minute, first, count)
+        owners = np.zeros(len(timed.ids), np.int64)
+        return aggregates(self.tape, manners([coin]), owners, timed.ids, timed.times[:-1], timed.ticks)
 
-    def single_trades(self, coin: Coin, minute: int) -> Rows:
+    def single_trades(self, coin: Coin, minute: int, first: int = 0, count: int = ENDLESS) -> Rows:
         """Return the single trades of the aggregates of a minute, TRADE_ROW[n], burnt ids among them.
 
-        Those of the last aggregate may have happened in the next minute.
+        Those of the last aggregate may have happened in the next minute. `first`, `count`: of aggregates.
         """
-        ids, times, ticks, late = self._timed(coin, minute)
+        ids, times, ticks, late = self._timed(coin, minute, first, count)
         is_late = np.zeros(len(ids), bool)
         is_late[-1:] = late
-        return single_trades(self.tape, manner(coin), ids, times[:-1], times[1:], ticks, is_late)[0]
+        return single_trades(self.tape, manners([coin]), ids, times[:-1], times[1:], ticks, is_late)[0]
 
-    def _timed(self, coin: Coin, minute: int) -> tuple[Integers, Integers, Integers, bool]:
-        """Return (ids of a minute's aggregates, when each happens and then when the next could, ticks, late fills?)."""
+    def _minute(self, coin: Coin, minute: int) -> _Minute:
         table = self.days.day(coin, minute // DAY_MS)
         at = minute % DAY_MS // MINUTE_MS
-        ids = np.arange(table.ids[at], table.ids[at + 1])
+        first, end = int(table.ids[at]), int(table.ids[at + 1])
         skipped = table.skipped if at == table.listing_minute else 0
-        places = np.arange(skipped, skipped + len(ids))
-        total, late = np.int64(max(1, skipped + len(ids))), np.int64(table.late[at])
-        times = offsets(self.tape, self.quirks, ids, places, total, table.warps[at], late)
-        ticks = np.full(len(ids), table.ticks[at // STEADY], np.int64)
-        return ids, minute + np.append(times, 59_999), ticks, bool(late)
+        pace = self.tape.warp_ms[table.warps[at]]
+        return _Minute(
+            first,
+            end,
+            skipped,
+            max(1, skipped + end - first),
+            pace,
+            int(table.late[at]),
+            int(table.ticks[at // STEADY]),
+        )
+
+    def _timed(self, coin: Coin, minute: int, first: int, count: int) -> _Timed:
+        its = self._minute(coin, minute)
+        begin = min(max(its.first, first), its.end)
+        ids = np.arange(begin, min(its.end, begin + count))
+        times = np.empty(len(ids) + 1, np.int64)
+        place = its.skipped + begin - its.first
+        moments(self.tape.jitter, self.quirks, begin, place, its.total, its.pace, its.late, times)
+        ticks = np.full(len(ids), its.ticks, np.int64)
+        return _Timed(ids, minute + times, ticks, bool(its.late) and len(ids) > 0 and ids[-1] == its.end - 1)
 
     def released(self, coin: Coin, kind: str, now: int) -> int:
         """Return the first aggregate id that has not left the exchange at `now`, on the stream of this kind."""
-        until = int(released_before(kind, manner(coin), np.int64(now)))
-        _, times, _, _ = self._timed(coin, until // MINUTE_MS * MINUTE_MS)
-        table = self.days.day(coin, until // DAY_MS)
-        first = int(table.ids[until % DAY_MS // MINUTE_MS])
-        return first + int(np.searchsorted(times[:-1], until))
+        return self.id_at(coin, int(released_before(kind, manners([coin]), now)[0]))
 
-    def fills(self, coin: Coin, minute: int) -> Rows:
-        """Return the single trades that happened in a minute, TRADE_ROW[n], ascending."""
-        rows = self._fills.get((coin.symbol, minute))
-        if rows is None:
-            before = self.single_trades(coin, minute - MINUTE_MS)
-            own = self.single_trades(coin, minute)
-            rows = np.concatenate([before[before["time"] >= minute], own[own["time"] < minute + MINUTE_MS]])
-            self._fills[(coin.symbol, minute)] = rows
-            while len(self._fills) > FILLS_MAX:
-                self._fills.popitem(last=False)
-        return rows
+    def fills(self, coin: Coin, minute: int, until: int) -> Rows:
+        """Return the single trades that happened from a minute's beginning to before `until` in it, TRADE_ROW[n]."""
+        kept = self._fills.get((coin.symbol, minute))
+        if kept is None:
+            # Only the last aggregate of the minute before may have fills in this one.
+            end = self._minute(coin, minute - MINUTE_MS).end
+            before = self.single_trades(coin, minute - MINUTE_MS, end - 1)
+            kept = (before[before["time"] >= minute], self._minute(coin, minute).first)
+        rows, known = kept
+        beyond = self.id_at(coin, until)
+        if known < beyond:
+            rows, known = np.concatenate([rows, self.single_trades(coin, minute, known, beyond - known)]), beyond
+        self._fills[(coin.symbol, minute)] = rows, known
+        while len(self._fills) > FILLS_MAX:
+            self._fills.popitem(last=False)
+        return rows[rows["time"] < until]
 
     def minute_of(self, coin: Coin, aggregate_id: int, now: int) -> int:
         """Return the minute in which an aggregate id happens; the first or the one of `now` if it is outside."""
@@ -276,9 +319,20 @@ class Generator:
 
     def id_at(self, coin: Coin, time: int) -> int:
         """Return the first aggregate id that happens at `time` or later."""
-        _, times, _, _ = self._timed(coin, time // MINUTE_MS * MINUTE_MS)
-        first = int(self.days.day(coin, time // DAY_MS).ids[time % DAY_MS // MINUTE_MS])
-        return first + int(np.searchsorted(times[:-1], time))
+        its = self._minute(coin, time // MINUTE_MS * MINUTE_MS)
+        return its.first + int(
+            count_before(
+                self.tape.jitter,
+                self.quirks,
+                its.first,
+                its.skipped,
+                its.end,
+                its.total,
+                its.pace,
+                its.late,
+                time % MINUTE_MS,
+            )
+        )
 
     def aggregate_of(self, trade_id: int) -> int:
         """Return the aggregate that a single trade is part of."""

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from services.simulator.frames import TICKER_STREAM, AggTemplate, Chunk, ticker_row
+from services.simulator.frames import TICKER_STREAM, Chunk, ticker_row
 from services.simulator.grid import MINUTE_MS, open_time
 from services.simulator.recording import Recording, RecordingError, Stream
 from services.simulator.rows import AGG_ROW, KLINE_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows, flat_rows, merge
+from services.simulator.venue import Leaving
+from services.simulator.writing import AggWriter
 
 __all__ = ["RecordingError", "ReplayedMarket"]
 
@@ -32,8 +34,8 @@ class ReplayedMarket:
         self._by_kind: dict[tuple[str, str], int] = {
             (stream.symbol, stream.kind): place for place, stream in enumerate(self._streams) if stream.kind
         }
-        self._templates = {
-            place: AggTemplate(self._instruments[stream.symbol])
+        self._writers = {
+            place: AggWriter([self._instruments[stream.symbol]])
             for place, stream in enumerate(self._streams)
             if stream.messages is None
         }
@@ -149,7 +151,7 @@ class ReplayedMarket:
     def follow(self, wanted: Iterable[str]) -> None:
         """A recording is what it is, whoever listens."""
 
-    def advance(self, now: int, wanted: Container[str]) -> list[Chunk]:
+    def advance(self, now: int, wanted: Container[str]) -> list[Leaving]:
         """Send what left until `now`, or as much of it as goes in one go; `self.now` says how far it came."""
         first = self._event
         last = int(np.searchsorted(self._times, now, side="right"))
@@ -158,7 +160,7 @@ class ReplayedMarket:
         streams = self._stream_of[first : self._event]
         if not len(streams):
             return []
-        chunks = []
+        chunks: list[Leaving] = []
         # Neighbours of one stream go together.
         starts = np.flatnonzero(np.diff(streams, prepend=-1))
         ends = [*starts[1:].tolist(), len(streams)]
@@ -176,7 +178,7 @@ class ReplayedMarket:
     def _messages(self, stream: Stream, place: int, start: int, end: int) -> list[bytes]:
         if stream.messages is not None:
             return stream.messages[start:end]
-        return self._templates[place].messages(stream.rows[start:end])
+        return self._writers[place].messages(stream.rows[start:end], np.zeros(end - start, np.int64))
 
     def ticker(self) -> Chunk | None:
         """Return the changed symbols; while nothing happens, one of them, because the exchange is never silent."""

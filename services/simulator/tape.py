@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from services.simulator.moments import JITTER, MASK, SEGMENTS, SIZE
 from services.simulator.rows import MARKET
 
 Integers = Any
 
-SIZE = 1 << 16
-MASK = SIZE - 1
 UNITS_MEAN = 40
-JITTER = 1024
-"""Resolution of an aggregate's place within its share of the minute."""
-WARPS, SEGMENTS = 64, 16
+WARPS = 64
 """How many ways there are for a minute's pace to vary, in straight pieces."""
+
+TAPED = np.dtype(
+    [(name, np.int64) for name in ("wander", "units", "head_units", "first", "last_offset", "fills")]
+    + [("buys", np.bool_), ("rpi", np.bool_)]
+)
 
 _NA, _INSURANCE = 1, 2
 _LEVELS = SIZE.bit_length()
@@ -43,6 +45,7 @@ class Tape:
         self.jitter: Integers = rng.integers(0, JITTER, SIZE)
         self.rpi: Integers = rng.random(SIZE) < (0.016 if quirks else 0.0)
         self._fills(rng, quirks)
+        self.aggregates = self._aggregates()
         self._tables()
         self.warp_ms = self._warps(rng)
 
@@ -80,6 +83,13 @@ class Tape:
         self.last_offset: Integers = self.fills + inside - 1
         self.units: Integers = np.add.reduceat(self.id_units, self.first[:-1])
         self.head_units: Integers = self.id_units[self.first[:-1]]
+
+    def _aggregates(self) -> Integers:
+        """Return TAPED[SIZE]: what compiled code reads of each aggregate, side by side in memory."""
+        taped = np.zeros(SIZE, TAPED)
+        for name in TAPED.names or ():
+            taped[name] = self.first[:-1] if name == "first" else getattr(self, name)
+        return taped
 
     def _tables(self) -> None:
         amount = self.wander * self.units
@@ -127,26 +137,3 @@ class Tape:
             np.maximum(highest[low], highest[high]).astype(np.int64),
             np.minimum(lowest[low], lowest[high]).astype(np.int64),
         )
-
-    def times(self, ids: Integers, places: Integers, counts: Integers, warps: Integers) -> Integers:
-        """Return when, in ms from the minute's start, each of a minute's aggregates happens.
-
-        `places`: 0 .. counts-1, the aggregate's place in the minute; ascending places give ascending times.
-        """
-        return self.share_ms((places * JITTER + self.jitter[ids & MASK]) * SEGMENTS // counts, warps)
-
-    def share_ms(self, position: Integers, warps: Integers) -> Integers:
-        """Return when a share of the minute's trades has happened; `position`: in 1/1024 of a segment."""
-        segment, part = position >> 10, position & (JITTER - 1)
-        start = self.warp_ms[warps, segment]
-        return np.minimum(start + ((self.warp_ms[warps, segment + 1] - start) * part >> 10), 59_999)
-
-    def places_before(self, counts: Integers, warps: Integers, until: Integers) -> Integers:
-        """Return a bound: no aggregate of a minute at this place or beyond happens before `until` ms of it."""
-        table = self.warp_ms[warps]
-        segment = np.minimum((table <= until[:, None]).sum(axis=1) - 1, SEGMENTS - 1)
-        rows = np.arange(len(counts))
-        start = table[rows, segment]
-        length = np.maximum(1, table[rows, segment + 1] - start)
-        position = (segment << 10) + np.minimum(((until - start + 1) * JITTER) // length + 1, JITTER)
-        return np.minimum(counts, position * counts // (SEGMENTS * JITTER) + 1)

@@ -5,6 +5,10 @@ from typing import Protocol
 
 from services.simulator.frames import Chunk
 from services.simulator.rows import DayStats, Instrument, Rows
+from services.simulator.writing import AggChunk
+
+Leaving = Chunk | AggChunk
+"""What leaves the exchange together."""
 
 
 class TooOld(ValueError):
@@ -53,7 +57,7 @@ class Market(Protocol):
     def follow(self, wanted: Iterable[str]) -> None:
         """Take note of which streams have subscribers from here on."""
 
-    def advance(self, now: int, wanted: Container[str]) -> list[Chunk]:
+    def advance(self, now: int, wanted: Container[str]) -> list[Leaving]:
         """Go on to `now` and return what left the exchange on the streams that are wanted."""
 
     def ticker(self) -> Chunk | None:

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 from websockets.sync.client import ClientConnection, connect
 
+from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from tests.support import Room, free_port, wait_for, write_config
 
@@ -32,6 +33,12 @@ def made(**changes: Any) -> GeneratedMarket:
         "start": LATE_IN_A_MINUTE,
     }
     return GeneratedMarket(**(settings | changes))
+
+
+def left(market: GeneratedMarket, now: int, wanted: set[str]) -> Iterator[Chunk]:
+    """Let a market go on and yield what left it on the streams that are wanted, each for itself."""
+    for chunk in market.advance(now, wanted):
+        yield from (single for single in chunk.apart() if single.stream in wanted)
 
 
 class Served:

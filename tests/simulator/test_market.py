@@ -11,7 +11,7 @@ import pytest
 from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import DAY_MS, INTERVALS, MINUTE_MS, end_time, open_time
 from services.simulator.rows import KINDS, Rows
-from tests.simulator.served import LATE_IN_A_MINUTE, NOON, made
+from tests.simulator.served import LATE_IN_A_MINUTE, NOON, left, made
 
 FIELDS = ("open_time", "open", "high", "low", "close", "volume", "quote_volume", "count")
 MORE = ("taker_buy_volume", "taker_buy_quote_volume")
@@ -226,7 +226,7 @@ def test_what_leaves_tick_by_tick_is_what_the_market_says() -> None:
     messages: dict[str, list[bytes]] = {}
     end = market.now + 150_000
     while market.now < end:
-        for chunk in market.advance(market.now + int(rng.integers(1, 300)), wanted):
+        for chunk in left(market, market.now + int(rng.integers(1, 300)), wanted):
             messages.setdefault(chunk.stream, []).extend(chunk.messages)
     for instrument in market.instruments():
         for kind in ("aggTrade", "trade"):
@@ -294,7 +294,7 @@ def test_coins_are_listed_trade_and_are_delisted() -> None:
     first: Rows = None
     tickers = b""
     while market.now < pending.onboard + 20_000:
-        for _ in market.advance(market.now + 250, wanted):
+        for _ in left(market, market.now + 250, wanted):
             first = market.now if first is None else first
         chunk = market.ticker()
         if first and chunk:
@@ -333,7 +333,7 @@ def test_kline_events_follow_the_forming_kline_and_close_it() -> None:
     events: list[bytes] = []
     end = NOON + MINUTE_MS + 2_000
     while market.now < end:
-        for chunk in market.advance(market.now + 50, {stream}):
+        for chunk in left(market, market.now + 50, {stream}):
             assert chunk.stream == stream
             events += chunk.messages
     closed = [event for event in events if b'"x":true' in event]

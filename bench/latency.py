@@ -1,0 +1,133 @@
+"""From the frame leaving the simulator to the snapshot at a subscriber, at several rates and through a burst.
+
+The simulator notes when it wrote the last trade of each block of some symbols, busy ones and quiet ones; a subscriber
+of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
+monotonic clock. Left out is the time after the start until `WARM_UP_S` are over, but for the first second of all.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.whole import TRADES_AN_AGGREGATE, Whole, shares, whole
+from shared.wire import kline_topic
+from tests.pipeline.truth import ask
+
+RATES = (1_000, 5_000, 20_000, 50_000)
+RANKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
+"""Whose snapshots are measured; every twelfth symbol from the ninth on hardly trades, so none of those."""
+WARM_UP_S = 5.0
+BURST_RATE, BURST_TRADES = 5_000, 50_000
+BURST_TAIL_S = 2.0
+"""What a burst leaves behind still counts as its own."""
+
+
+class Seen(NamedTuple):
+    """A snapshot that arrived."""
+
+    symbol: str
+    last_id: int
+    at_ns: int
+
+
+def run(rate: int, seconds: float, everything: bool = False, burst: bool = False) -> dict[str, Any]:
+    """Return latencies in ms at so many aggregates/s; `everything`: of a subscriber of all there is."""
+    simulator = {"trades_per_second": rate * TRADES_AN_AGGREGATE}
+    with whole(simulator=simulator) as system:
+        system.start("postgres", "persist", "engine", "simulator")
+        symbols = _sample(system)
+        streams = ",".join(f"{symbol.lower()}@aggTrade" for symbol in symbols)
+        _written(system, streams)
+        topics = ["kline."] if everything else [kline_topic(symbol, "1m") for symbol in symbols]
+        socket = system.subscriber(topics)
+        system.start("ingest")
+        seen: list[Seen] = []
+        messages = 0
+        wanted = {kline_topic(symbol, "1m").encode() for symbol in symbols}
+
+        def listen(until: float) -> None:
+            nonlocal messages
+            while (left := until - time.monotonic()) > 0:
+                if socket.poll(int(left * 1000) + 1):
+                    topic, body = socket.recv_multipart()
+                    at_ns = time.monotonic_ns()
+                    messages += 1
+                    if topic in wanted:
+                        row = msgpack.unpackb(body)
+                        seen.append(Seen(row["symbol"], row["last_id"], at_ns))
+
+        deadline = time.monotonic() + 300
+        while not system.live():
+            listen(time.monotonic() + 0.2)
+            if time.monotonic() > deadline:
+                raise RuntimeError("the system does not become live")
+        listen(time.monotonic() + WARM_UP_S)
+        before, cpu, messages, began_ns = system.health(), system.cpu(), 0, time.monotonic_ns()
+        if burst:
+            system.pace(1 + BURST_TRADES / rate)
+            listen(time.monotonic() + 1.0)
+            system.pace(1.0)
+            seconds = BURST_TAIL_S
+        listen(time.monotonic() + seconds)
+        elapsed, spent = (time.monotonic_ns() - began_ns) / 1e9, system.cpu()
+        ended_ns = time.monotonic_ns()
+        listen(time.monotonic() + 1.0)
+        socket.close(linger=0)
+        after = system.health()
+        written = _written(system, "")
+        late = latencies(written, seen)
+        first = {
+            symbol: min(each.at_ns for each in seen if each.symbol == symbol) for symbol in {s.symbol for s in seen}
+        }
+        starts = np.array([first.get(symbol, ended_ns) for symbol, _ in late], np.int64)
+        at, ms = np.array([at_ns for _, (at_ns, _) in late]), np.array([ms for _, (_, ms) in late])
+        return {
+            "measured": percentiles(ms[(at >= began_ns) & (at < ended_ns)]),
+            "first second": percentiles(ms[(at >= starts) & (at < starts + 1_000_000_000)]),
+            "unanswered": len(written) - len(late),
+            "applied/s": round((after["applied"] - before["applied"]) / (elapsed + 1.0)),
+            "snapshots/s": round(messages / (elapsed + 1.0)),
+            "cores": shares(cpu, spent, elapsed),
+        }
+
+
+def latencies(written: list[list[Any]], seen: list[Seen]) -> list[tuple[str, tuple[int, float]]]:
+    """Return (symbol, (when it was written, ms until a snapshot had it)) of each note that a snapshot answers."""
+    answers: list[tuple[str, tuple[int, float]]] = []
+    for stream in {name for name, _, _ in written}:
+        symbol = stream.partition("@")[0].upper()
+        own = [each for each in seen if each.symbol == symbol]
+        # A repaired older row may follow a newer one; what counts is how far snapshots have come.
+        reached = np.maximum.accumulate(np.array([each.last_id for each in own], np.int64))
+        for name, last_id, at_ns in written:
+            place = int(np.searchsorted(reached, last_id)) if name == stream else len(own)
+            if place < len(own):
+                answers.append((symbol, (at_ns, (own[place].at_ns - at_ns) / 1e6)))
+    return answers
+
+
+def percentiles(ms: NDArray[np.float64]) -> dict[str, float]:
+    if not len(ms):
+        return {"blocks": 0}
+    shown = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+    return {"blocks": len(ms)} | {name: round(float(np.percentile(ms, share)), 2) for name, share in shown.items()}
+
+
+def _sample(system: Whole) -> list[str]:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            known = list(system.last_ids())
+            return [known[rank] for rank in RANKS if rank < len(known)]
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _written(system: Whole, streams: str) -> list[list[Any]]:
+    notes: list[list[Any]] = ask(system.config, "written", streams=streams)
+    return notes

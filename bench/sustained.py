@@ -1,0 +1,115 @@
+"""The highest rate that the whole system sustains with nothing lost, the simulator and PostgreSQL on the same machine.
+
+One system is started with a busy market, whose pace is then raised: minutes go by faster, too. A level is sustained if
+the market kept its pace, no reader's connection broke, and what was under way at the end was applied within
+`DRAIN_MAX_S` of the market's standing still: what grows without end would take longer. The highest level is then held
+for as long as is asked, and must end with every id applied, and saved where persistence is on. A market that is too
+fast for the machine waits, and minutes differ, so what counts is what was sent and applied in real seconds.
+"""
+
+import time
+from typing import Any
+
+from bench.whole import ROOMS, SAVING_NEVER, TRADES_AN_AGGREGATE, Whole, shares, whole
+from tests.pipeline.truth import ask, settle
+from tests.support import wait_for
+
+FULL = 100_000
+"""Aggregates/s at pace 1, on average. At most a minute of them is asked for at the start."""
+LOWEST = 100_000
+STEP = 1.25
+LEVELS_MAX = 16
+LEVEL_S = 5.0
+SETTLE_S = 1.0
+DRAIN_MAX_S = 1.0
+KEPT_PACE = 0.95
+"""A market that lost more of its pace than this had to wait."""
+LAST_MAX_S = 60.0
+
+
+def run(seconds: float, saving: bool) -> dict[str, Any]:
+    simulator = {"trades_per_second": FULL * TRADES_AN_AGGREGATE}
+    with whole(simulator=simulator, engine={} if saving else SAVING_NEVER, audit={"every_minutes": 0}) as system:
+        system.start(*ROOMS)
+        system.wait_live()
+        before = system.last_ids()
+        levels = []
+        rate, best = float(LOWEST), 0.0
+        for _ in range(LEVELS_MAX):
+            level = _level(system, rate, LEVEL_S)
+            levels.append(level)
+            if not level["sustained"]:
+                break
+            best, rate = rate, rate * STEP
+        held: dict[str, Any] = {}
+        while best >= LOWEST / 2:
+            held = _level(system, best, seconds)
+            if held["sustained"]:
+                break
+            levels.append(held)
+            best /= STEP
+        return held | {"nothing lost": _nothing_lost(system, before, saving), "levels": levels}
+
+
+def _level(system: Whole, rate: float, seconds: float) -> dict[str, Any]:
+    """Let the market run at a rate and then stand still; return how that went."""
+    ask(system.config, "resume", "POST")
+    system.pace(rate / FULL)
+    time.sleep(SETTLE_S)
+    first, cpu, began, batches = ask(system.config, "status"), system.cpu(), time.monotonic(), _batches(system)
+    time.sleep(seconds)
+    behind = ask(system.config, "status")["behind"]
+    ask(system.config, "pause", "POST")
+    paused = time.monotonic()
+    last = ask(system.config, "status")
+    drained = _drained(system, last)
+    spent, elapsed = system.cpu(), paused - began
+    sent = _sum(last) - _sum(first)
+    kept = (last["time"] - first["time"]) / (elapsed * 1_000 * rate / FULL)
+    broken = last["refused"].get("slow readers", 0) - first["refused"].get("slow readers", 0)
+    by_room = shares(cpu, spent, elapsed)
+    return {
+        "sustained": drained <= DRAIN_MAX_S and kept >= KEPT_PACE and not broken,
+        "asked for/s": round(rate),
+        "pace kept": round(kept, 2),
+        "sent and applied/s": round(sent / (elapsed + max(0.0, drained - DRAIN_MAX_S))),
+        "seconds": round(elapsed, 1),
+        "drained after s": round(drained, 2),
+        "socket behind, KiB": behind >> 10,
+        "readers broken": broken,
+        "cores": by_room,
+        "CPU s a million": shares(cpu, spent, sent / 1e6),
+        "busiest": max((share, name) for name, share in by_room.items() if name != "all")[1],
+        "saved batches": _batches(system) - batches,
+    }
+
+
+def _batches(system: Whole) -> int:
+    return int(system.health().get("batches", 0))
+
+
+def _sum(status: dict[str, Any]) -> int:
+    return sum(ids["aggTrade"] for ids in status["last_ids"].values())
+
+
+def _drained(system: Whole, status: dict[str, Any]) -> float:
+    """Return after how many seconds the busiest symbols' last trades were published: events come in order."""
+    busy = list(status["last_ids"])[:5]
+    began = time.monotonic()
+    system.unapplied({symbol: status["last_ids"][symbol]["aggTrade"] for symbol in busy}, LAST_MAX_S)
+    return time.monotonic() - began
+
+
+def _nothing_lost(system: Whole, before: dict[str, int], saving: bool) -> str:
+    """Say whether every id that was sent was applied, and saved; the market stands still.
+
+    Symbols without a trade since `before` have rows of the exchange's own, without ids.
+    """
+    last_ids = {symbol: last for symbol, last in system.last_ids().items() if last > before[symbol]}
+    lacking = system.unapplied(last_ids, LAST_MAX_S)
+    if lacking:
+        return f"no: {len(lacking)} symbols lack trades, as {dict(list(lacking.items())[:3])}"
+    wait_for("no missing id", lambda: not system.health()["missing_ids"], LAST_MAX_S)
+    if saving:
+        settle(system.config, LAST_MAX_S)
+    return "yes: all applied and saved" if saving else "yes: all applied"

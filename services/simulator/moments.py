@@ -1,0 +1,95 @@
+"""When a minute's aggregates happen, compiled: one at a time, a range of them, or the first one at a time or later.
+
+Decides nothing that the tape and the days do not decide; it is their arithmetic, without a Python object a trade.
+An aggregate happens where its place and its jitter put it on the minute's pace, and within a minute ascending places
+give ascending times, so the first one from a time on is found by halving.
+"""
+
+from shared.compiled import compiled
+
+JITTER = 1024
+"""Resolution of an aggregate's place within its share of the minute."""
+SEGMENTS = 16
+"""Of how many straight pieces a minute's pace is made."""
+SIZE = 1 << 16
+MASK = SIZE - 1
+MINUTE_LAST_MS = 59_999
+OPENING_MS = 8
+"""With quirks, the beginning of a minute that belongs to the late fills of the one before."""
+
+
+@compiled
+def moment(jitter, quirks, number, place, total, pace, late):  # type: ignore[no-untyped-def]
+    """Return when aggregate `number` happens, which is at `place` of `total`, in ms from the minute's start.
+
+    jitter: int64[SIZE] of the tape; pace: int64[SEGMENTS + 1] of the minute; late: when the last one happens, or 0.
+    """
+    time = share_ms((place * JITTER + jitter[number & MASK]) * SEGMENTS // total, pace)
+    if quirks:
+        time = max(time, OPENING_MS)
+        if place == total - 1 and late > 0:
+            time = max(time, late)
+    return time
+
+
+@compiled
+def share_ms(position, pace):  # type: ignore[no-untyped-def]
+    """Return when a share of the minute's trades has happened; `position`: in 1/JITTER of a segment."""
+    segment, part = position >> 10, position & (JITTER - 1)
+    start = pace[segment]
+    return min(start + ((pace[segment + 1] - start) * part >> 10), MINUTE_LAST_MS)
+
+
+@compiled
+def moments(jitter, quirks, number, place, total, pace, late, times):  # type: ignore[no-untyped-def]
+    """Write into int64[n] when the n aggregates from `number` and `place` on happen; beyond the minute, its end."""
+    for ahead in range(len(times)):
+        if place + ahead < total:
+            times[ahead] = moment(jitter, quirks, number + ahead, place + ahead, total, pace, late)
+        else:
+            times[ahead] = MINUTE_LAST_MS
+
+
+@compiled
+def count_before(jitter, quirks, number, place, end, total, pace, late, until):  # type: ignore[no-untyped-def]
+    """Return how many of the aggregates from `number` and `place` on, below id `end`, happen before `until` ms."""
+    low, high = 0, max(0, end - number)
+    while low < high:
+        middle = (low + high) // 2
+        if moment(jitter, quirks, number + middle, place + middle, total, pace, late) < until:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def count_leaving(jitter, quirks, paces, states, untils, counts):  # type: ignore[no-untyped-def]
+    """Write into int64[n] how many aggregates of each coin happen before its `until`, ms of its minute.
+
+    states: a flow's, of the n coins; paces: int64[WARPS, SEGMENTS + 1].
+    """
+    for coin in range(len(states)):
+        its = states[coin]
+        place, total = its.next - its.first + its.skipped, max(1, its.end - its.first + its.skipped)
+        counts[coin] = count_before(
+            jitter, quirks, its.next, place, its.end, total, paces[its.warp], its.late, untils[coin]
+        )
+
+
+@compiled
+def leaving(jitter, quirks, paces, states, counts, ids, times, nexts, is_late):  # type: ignore[no-untyped-def]
+    """Write the ids of the aggregates that `count_leaving` counted, when they and those after them happen, in ms of
+    their minutes, and whether their fills but the first are late.
+    """
+    at = 0
+    for coin in range(len(states)):
+        its, count = states[coin], counts[coin]
+        place, total = its.next - its.first + its.skipped, max(1, its.end - its.first + its.skipped)
+        pace = paces[its.warp]
+        moments(jitter, quirks, its.next, place, total, pace, its.late, times[at : at + count])
+        moments(jitter, quirks, its.next + 1, place + 1, total, pace, its.late, nexts[at : at + count])
+        for ahead in range(count):
+            ids[at + ahead] = its.next + ahead
+            is_late[at + ahead] = place + ahead == total - 1 and its.late > 0
+        at += count

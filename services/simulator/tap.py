@@ -1,0 +1,36 @@
+"""When trades were written: what a measurement of latency begins with. Costs nothing until somebody asks.
+
+Decides what is noted: of every block of aggregate trades of a stream that is watched, its last id. Reads no clock.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from services.simulator.venue import Leaving
+from services.simulator.writing import AggChunk
+
+NOTES_MAX = 200_000
+"""Blocks that are remembered, half an hour of five busy streams; older ones are forgotten."""
+
+Note = tuple[str, int, int]
+"""Stream, id, and when it was written, ns of the machine's monotonic clock."""
+
+
+class Tap:
+    def __init__(self) -> None:
+        self._streams: set[str] = set()
+        self._notes: deque[Note] = deque(maxlen=NOTES_MAX)
+
+    def take(self, streams: set[str]) -> list[Note]:
+        """Watch these streams from here on; return what was noted before and forget it."""
+        notes = list(self._notes)
+        self._notes.clear()
+        self._streams = streams
+        return notes
+
+    def note(self, chunks: Sequence[Leaving], now_ns: int) -> None:
+        """Take note of what is written at `now_ns`."""
+        if self._streams:
+            for chunk in chunks:
+                if isinstance(chunk, AggChunk):
+                    self._notes += [(name, last, now_ns) for name, last in chunk.last_ids() if name in self._streams]

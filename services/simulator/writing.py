@@ -1,0 +1,260 @@
+"""Aggregate trades as bytes, compiled: one message a trade, with a websocket's header or without.
+
+Decides the order of an aggTrade's fields and their number formats (protocol §2.1). Whatever of a step of the market
+somebody subscribed to is written into one block of memory, and no Python object a trade comes about.
+"""
+
+from collections.abc import Container, Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from services.simulator.frames import Chunk, Frames
+from services.simulator.rows import AGG_ROW, Instrument, Rows
+from services.simulator.tape import Integers
+from shared.compiled import compiled
+
+_NUMBER_MAX = 20
+_NUMBERS = 8
+_POWERS = np.array([10**digits for digits in range(20)], np.uint64)
+_FOURS = np.frombuffer("".join(f"{number:04d}" for number in range(10_000)).encode(), np.uint8)
+"""Numbers of four digits, written."""
+
+
+def _constant(text: str) -> Integers:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+_EVENT = _constant('{"e":"aggTrade","E":')
+_ID = _constant(',"a":')
+_SYMBOL = _constant(',"s":"')
+_PRICE = _constant('","p":"')
+_QUANTITY = _constant('","q":"')
+_PLAIN = _constant('","nq":"')
+_FIRST = _constant('","f":')
+_LAST = _constant(',"l":')
+_TIME = _constant(',"T":')
+_MAKER = _constant(',"m":true,"st":1}')
+_TAKER = _constant(',"m":false,"st":1}')
+_STREAM = _constant('{"stream":"')
+_DATA = _constant('","data":')
+_CONSTANTS_MAX = 160
+"""Bytes of a header and of all constants of a message."""
+
+
+class AggWriter:
+    """Writes the aggregate trades of some symbols."""
+
+    def __init__(self, instruments: list[Instrument]) -> None:
+        self.streams = [f"{instrument.stream_base}@aggTrade" for instrument in instruments]
+        self._symbols = _Texts([instrument.symbol for instrument in instruments])
+        self._streams = _Texts(self.streams)
+        self._decimals = np.array(
+            [(instrument.price_decimals, instrument.quantity_decimals) for instrument in instruments], np.int64
+        ).reshape(-1, 2)
+        self._message_max = (
+            _CONSTANTS_MAX + _NUMBERS * (_NUMBER_MAX + 1) + self._symbols.longest + self._streams.longest
+        )
+
+    def write(self, rows: Rows, owners: Integers, chosen: Integers, combined: bool, framed: bool) -> Frames:
+        """Write AGG_ROW[n] of the symbols at `owners`; of those, the ones that are `chosen`: bool[symbols].
+
+        `combined`: wrapped in the stream's name (protocol §1.2); `framed`: with websocket headers.
+        """
+        return self._write(rows, owners, chosen, combined, framed)[0]
+
+    def messages(self, rows: Rows, owners: Integers) -> list[bytes]:
+        """Write AGG_ROW[n], one by one."""
+        block, ends = self._write(rows, owners, np.ones(len(self.streams), np.bool_), False, False)
+        starts = [0, *ends.tolist()]
+        return [bytes(block[start:end]) for start, end in pairwise(starts)]
+
+    def _write(
+        self, rows: Rows, owners: Integers, chosen: Integers, combined: bool, framed: bool
+    ) -> tuple[Frames, Integers]:
+        block = np.empty(len(rows) * self._message_max, np.uint8)
+        ends = np.empty(len(rows), np.int64)
+        symbols, streams = self._symbols, self._streams
+        end = write_aggregates(
+            block, ends, rows, owners, chosen, combined, framed, self._decimals,
+            symbols.text, symbols.starts, streams.text, streams.starts,
+        )  # fmt: skip
+        return block.data[:end], ends
+
+
+class _Texts:
+    """Texts one after the other."""
+
+    def __init__(self, texts: list[str]) -> None:
+        parts = [text.encode() for text in texts]
+        self.text = np.array(bytearray(b"".join(parts)), np.uint8)
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.longest = max(map(len, parts), default=0)
+
+
+class AggChunk:
+    """Aggregate trades of many streams that left together, each stream's in order."""
+
+    def __init__(self, writer: AggWriter, rows: Rows, owners: Integers) -> None:
+        """`rows`: AGG_ROW[n]; `owners`: int64[n], ascending: their places among the writer's symbols."""
+        self._writer = writer
+        self._rows = rows
+        self._owners = owners
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        self._places: list[int] = owners[starts].tolist()
+        self._spans = list(zip(starts.tolist(), [*starts[1:].tolist(), len(owners)], strict=True))
+        self._blocks: dict[tuple[bytes, bool], Frames] = {}
+
+    def frames(self, wanted: Container[str], combined: bool) -> Frames:
+        """Return what is wanted as websocket frames, wrapped in the stream's name or not (protocol §1.2)."""
+        streams = self._writer.streams
+        places = [place for place in self._places if streams[place] in wanted]
+        if not places:
+            return b""
+        chosen = np.zeros(len(streams), np.bool_)
+        chosen[places] = True
+        key = chosen.tobytes(), combined
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = self._writer.write(self._rows, self._owners, chosen, combined, True)
+        return block
+
+    def apart(self) -> Iterator[Chunk]:
+        """Yield each stream's messages for themselves."""
+        for place, (start, end) in zip(self._places, self._spans, strict=True):
+            messages = self._writer.messages(self._rows[start:end], self._owners[start:end])
+            yield Chunk(self._writer.streams[place], messages)
+
+    def last_ids(self) -> Iterator[tuple[str, int]]:
+        """Yield each stream and the last id on it."""
+        for place, (_, end) in zip(self._places, self._spans, strict=True):
+            yield self._writer.streams[place], int(self._rows["id"][end - 1])
+
+
+@compiled
+def write_aggregates(  # type: ignore[no-untyped-def]
+    block, ends, rows, owners, chosen, combined, framed, decimals, symbols, symbol_starts, streams, stream_starts
+):
+    """Write AGG_ROW[n] into uint8[] and where each message ends into int64[n]; return where the last one does."""
+    at = 0
+    for place in range(len(rows)):
+        row, owner = rows[place], owners[place]
+        if not chosen[owner]:
+            ends[place] = at
+            continue
+        # Most messages have a header of 4 bytes; the others are moved.
+        begin = at + 4 if framed else at
+        at = begin
+        if combined:
+            at = _put(block, at, _STREAM, 0, len(_STREAM))
+            at = _put(block, at, streams, stream_starts[owner], stream_starts[owner + 1])
+            at = _put(block, at, _DATA, 0, len(_DATA))
+        price_decimals, quantity_decimals = decimals[owner, 0], decimals[owner, 1]
+        at = _put(block, at, _EVENT, 0, len(_EVENT))
+        at = _put_integer(block, at, row.event_time)
+        at = _put(block, at, _ID, 0, len(_ID))
+        at = _put_integer(block, at, row.id)
+        at = _put(block, at, _SYMBOL, 0, len(_SYMBOL))
+        at = _put(block, at, symbols, symbol_starts[owner], symbol_starts[owner + 1])
+        at = _put(block, at, _PRICE, 0, len(_PRICE))
+        at = _put_number(block, at, row.price, price_decimals)
+        at = _put(block, at, _QUANTITY, 0, len(_QUANTITY))
+        at = _put_number(block, at, row.quantity, quantity_decimals)
+        at = _put(block, at, _PLAIN, 0, len(_PLAIN))
+        at = _put_number(block, at, row.plain_quantity, quantity_decimals)
+        at = _put(block, at, _FIRST, 0, len(_FIRST))
+        at = _put_integer(block, at, row.first)
+        at = _put(block, at, _LAST, 0, len(_LAST))
+        at = _put_integer(block, at, row.last)
+        at = _put(block, at, _TIME, 0, len(_TIME))
+        at = _put_integer(block, at, row.time)
+        maker = _MAKER if row.maker else _TAKER
+        at = _put(block, at, maker, 0, len(maker))
+        if combined:
+            block[at] = 125
+            at += 1
+        if framed:
+            at = _put_header(block, begin, at)
+        ends[place] = at
+    return at
+
+
+@compiled
+def _put(block, at, text, start, end):  # type: ignore[no-untyped-def]
+    # Indices that cannot be negative need no look whether they are: that is most of the time this takes.
+    to, source = np.uint64(at), np.uint64(start)
+    for place in range(np.uint64(end - start)):
+        block[to + place] = text[source + place]
+    return at + end - start
+
+
+@compiled
+def _put_header(block, begin, end):  # type: ignore[no-untyped-def]
+    """Write the header of a text message that begins 4 bytes in, moving it if it needs less or more."""
+    length, start = end - begin, begin - 4
+    block[start] = 0x81
+    if length <= 125:
+        for place in range(length):
+            block[start + 2 + place] = block[begin + place]
+        block[start + 1] = length
+        return start + 2 + length
+    if length <= 65_535:
+        block[start + 1] = 126
+        block[start + 2] = length >> 8
+        block[start + 3] = length & 255
+        return end
+    for place in range(length - 1, -1, -1):
+        block[start + 10 + place] = block[begin + place]
+    block[start + 1] = 127
+    for place in range(8):
+        block[start + 2 + place] = length >> (56 - 8 * place) & 255
+    return start + 10 + length
+
+
+@compiled
+def _put_number(block, at, value, decimals):  # type: ignore[no-untyped-def]
+    """Write a value in units of 10**-decimals: two integers, or one without decimals."""
+    if decimals == 0:
+        return _put_integer(block, at, value)
+    power = np.int64(_POWERS[decimals])
+    whole = value // power
+    at = _put_integer(block, at, whole)
+    block[at] = 46
+    return _put_digits(block, at + 1, np.uint64(value - whole * power), decimals)
+
+
+@compiled
+def _put_integer(block, at, value):  # type: ignore[no-untyped-def]
+    if value < 0:
+        block[at] = 45
+        at += 1
+    left = np.uint64(abs(value))
+    digits = 1
+    while digits < 20 and left >= _POWERS[digits]:
+        digits += 1
+    return _put_digits(block, at, left, digits)
+
+
+@compiled
+def _put_digits(block, at, left, digits):  # type: ignore[no-untyped-def]
+    """Write exactly so many digits of an uint64."""
+    end = at + digits
+    place = np.uint64(end)
+    while digits >= 4:
+        four = left % np.uint64(10_000) * np.uint64(4)
+        left = left // np.uint64(10_000)
+        place -= np.uint64(4)
+        digits -= 4
+        for letter in range(np.uint64(4)):
+            block[place + letter] = _FOURS[four + letter]
+    four = left * np.uint64(4) + np.uint64(4)
+    for back in range(np.uint64(1), np.uint64(digits + 1)):
+        block[place - back] = _FOURS[four - back]
+    return end
+
+
+def warm_up() -> None:
+    """Compile, or load what was compiled: the market's clock must not wait for it."""
+    writer = AggWriter([Instrument(symbol="X", price_decimals=1, quantity_decimals=0)])
+    chunk = AggChunk(writer, np.zeros(1, AGG_ROW), np.zeros(1, np.int64))
+    chunk.frames({"x@aggTrade"}, True)

@@ -1,0 +1,39 @@
+"""The operator's desk: the market's pace, and when trades were written."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulator.served import Served, collect, served, subscribe
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("desk")) as simulator:
+        yield simulator
+
+
+def test_the_market_s_pace_can_be_changed(simulator: Served) -> None:
+    assert simulator.post("/simulator/speed?value=20") == {"speed": 20.0}
+    began, before = time.monotonic(), simulator.status()["time"]
+    while simulator.status()["time"] < before + 10_000:
+        assert time.monotonic() < began + 9
+        time.sleep(0.05)
+    simulator.post("/simulator/speed?value=1")
+    before = simulator.status()["time"]
+    time.sleep(0.2)
+    assert before < simulator.status()["time"] < before + 5_000
+
+
+def test_it_is_told_when_a_watched_trade_was_written(simulator: Served) -> None:
+    assert simulator.get("/simulator/written", streams="btcusdt@aggTrade") == []
+    with simulator.socket("/market/stream") as socket:
+        subscribe(socket, "btcusdt@aggTrade", "ethusdt@aggTrade")
+        began = time.monotonic_ns()
+        ids = [message["data"]["a"] for message in collect(socket, 20, enough=60) if message["data"]["s"] == "BTCUSDT"]
+        ended = time.monotonic_ns()
+    notes = [note for note in simulator.get("/simulator/written", streams="") if began <= note[2] <= ended]
+    assert {stream for stream, _, _ in notes} == {"btcusdt@aggTrade"}
+    assert {last for _, last, _ in notes} & set(ids)
+    assert simulator.get("/simulator/written", streams="") == []

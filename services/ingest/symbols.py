@@ -148,7 +148,7 @@ class Symbols:
         for symbol in symbols:
             if not self._only or symbol in self._only:
                 self._trading.add(symbol)
-                self.decimals.setdefault(symbol, (0, 0))
+                self.decimals.grow(symbol, 0, 0)
 
     def engine_unsubscribed(self, symbol: str) -> None:
         self.known.discard(symbol)

@@ -12,9 +12,10 @@ import pytest
 from services.ingest.frames import FrameReader
 from services.ingest.instruments import NAME_MAX, Instruments
 from services.ingest.symbols import Decimals
-from services.simulator.frames import AggTemplate, TradeTemplate
+from services.simulator.frames import TradeTemplate
 from services.simulator.rows import AGG_ROW, KINDS, TRADE_ROW
 from services.simulator.rows import Instrument as Simulated
+from services.simulator.writing import AggWriter
 from shared.decimals import decimals_of
 from shared.wire import instruments_of, trade_rows
 from tests.ingest.played import START
@@ -236,8 +237,13 @@ def test_what_the_simulator_writes_is_scanned(kind: str) -> None:
         rows["kind"] = np.arange(20) % len(KINDS)
     else:
         rows["first"], rows["last"] = 3, 5
-    template = AggTemplate(instrument) if kind == "aggTrade" else TradeTemplate(instrument)
-    frames = [b'{"stream":"%b","data":%b}' % (template.stream.encode(), text) for text in template.messages(rows)]
+    if kind == "aggTrade":
+        texts = AggWriter([instrument]).messages(rows, np.zeros(20, np.int64))
+    else:
+        texts = TradeTemplate(instrument).messages(rows)
+    frames = [
+        b'{"stream":"%b@%b","data":%b}' % (instrument.stream_base.encode(), kind.encode(), text) for text in texts
+    ]
     scanned = agree(kind, [frames[:1], frames[1:]], {instrument.symbol: (2, 0)})
     assert scanned.reader.decoded == 0
     assert not scanned.refused

@@ -88,7 +88,7 @@ def differences(config: Config) -> tuple[list[str], int]:
     """Compare the whole table and return (what differs, how many klines were compared)."""
     stored: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     with psycopg.connect(database_url(config)) as connection:
-        seams = dict(
+        seams: dict[str, int] = dict(
             connection.execute("SELECT symbol, (extract(epoch FROM seam_time) * 1000)::int8 FROM symbols").fetchall()
         )
         for symbol, interval, open_time, close_time, closed, final, id_count, *values in connection.execute(_QUERY):
@@ -145,7 +145,9 @@ def _own_ids(want: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int, newest: int) -> list[str]:
     expected = {field: Decimal(want["count" if field == "trade_count" else field] or 0) for field in FIELDS}
-    different = {field: (got[field], value) for field, value in expected.items() if got[field] != value}
+    different: dict[str, tuple[Any, Any]] = {
+        field: (got[field], value) for field, value in expected.items() if got[field] != value
+    }
     if got["close_time"] != want["close_time"]:
         different["close_time"] = (got["close_time"], want["close_time"])
     if want["first_id"] is not None and got["id_count"] != want["last_id"] - want["first_id"] + 1:

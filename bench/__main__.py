@@ -86,12 +86,17 @@ def _sustained(seconds: float, _runs: int) -> Results:
     results = {}
     for name, saving in (("with persistence", True), ("without persistence", False)):
         print(f"\nHighest rate sustained, 500 symbols × 15 intervals, {name}", flush=True)
-        results[name] = figures = sustained.run(seconds, saving)
+        results[name] = figures = sustained.run(seconds, saving, _tell_level)
         _print({key: value for key, value in figures.items() if key != "levels"})
-        for level in figures["levels"]:
-            told = {key: level[key] for key in ("asked for/s", "sent and applied/s", "drained after s", "busiest")}
-            _line("level that held" if level["sustained"] else "level that did not", told)
     return results
+
+
+def _tell_level(level: Results) -> None:
+    shown = {
+        key: level[key]
+        for key in ("sent and applied/s", "pace kept", "socket behind, KiB", "drained after s", "busiest")
+    }
+    _line("level that held" if level["sustained"] else "level that did not", shown | {"cores": level["cores"]["all"]})
 
 
 def _latency(seconds: float, _runs: int) -> Results:

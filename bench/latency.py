@@ -2,7 +2,8 @@
 
 The simulator notes when it wrote the last trade of each block of some symbols, busy ones and quiet ones; a subscriber
 of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
-monotonic clock. Left out is the time after the start until `WARM_UP_S` are over, but for the first second of all.
+monotonic clock. Left out is the time until all symbols are live and `WARM_UP_S` more; the first second of each symbol
+is told apart, others being still announced in it. Rates are about: minutes differ, and what was applied is told.
 """
 
 import time
@@ -12,7 +13,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.whole import TRADES_AN_AGGREGATE, Whole, shares, whole
+from bench.whole import BUSY_MS, SINGLE_TRADES, Whole, shares, whole
 from shared.wire import kline_topic
 from tests.pipeline.truth import ask
 
@@ -35,7 +36,7 @@ class Seen(NamedTuple):
 
 def run(rate: int, seconds: float, everything: bool = False, burst: bool = False) -> dict[str, Any]:
     """Return latencies in ms at so many aggregates/s; `everything`: of a subscriber of all there is."""
-    simulator = {"trades_per_second": rate * TRADES_AN_AGGREGATE}
+    simulator = {"trades_per_second": rate * SINGLE_TRADES, "start_time": BUSY_MS}
     with whole(simulator=simulator) as system:
         system.start("postgres", "persist", "engine", "simulator")
         symbols = _sample(system)

@@ -23,8 +23,11 @@ ROOMS = ("postgres", "persist", "engine", "simulator", "ingest")
 SAVING_NEVER = {"save_interval_ms": 600_000, "save_rows": 1_000_000}
 """Persist stands by with nothing to do: the engine needs it to begin, and keeps its rows longer than a run lasts."""
 LIVE_MAX_S = 300.0
-TRADES_AN_AGGREGATE = 1.612
-"""Of the simulator's market, on average."""
+BUSY_MS = 1_790_172_720_000 + 3_200
+"""2026-09-23 14:12 UTC: a busy hour, the same one each time. Its minute began as many ms ago as ingest waits for klines
+to settle, so little of it is to be asked for."""
+SINGLE_TRADES = 1.612 / 1.55
+"""Single trades/s of an average minute for each aggregate/s of that hour."""
 
 
 class Whole:

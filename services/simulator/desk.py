@@ -40,6 +40,7 @@ class Desk:
         router.add_get("/simulator/truth", self._truth)
         router.add_post("/simulator/pause", self._pause)
         router.add_post("/simulator/resume", self._resume)
+        router.add_get("/simulator/speed", self._tell_speed)
         router.add_post("/simulator/speed", self._change_speed)
         router.add_get("/simulator/written", self._written)
         router.add_get("/simulator/fault", self._tell_faults)
@@ -55,7 +56,6 @@ class Desk:
             "symbols": sum(market.status(instrument) == "TRADING" for instrument in market.instruments()),
             "trades": market.trades,
             "connections": len(simulator.connections),
-            "behind": max((connection.behind for connection in simulator.connections), default=0),
             "faults": simulator.faults.active(time.monotonic()),
             "refused": simulator.refused + simulator.rest.weights.refused,
             "last_ids": market.last_ids(),
@@ -87,6 +87,12 @@ class Desk:
             simulator.clock.set(simulator.market.now, isinstance(simulator.market, GeneratedMarket))
         return _json({"time": simulator.market.now})
 
+    async def _tell_speed(self, _request: web.Request) -> web.Response:
+        """Say how fast the market goes, how far it is, and how many bytes its slowest reader is behind."""
+        simulator = self._simulator
+        behind = max((connection.behind for connection in simulator.connections), default=0)
+        return _json({"speed": simulator.clock.speed, "time": simulator.market.now, "behind": behind})
+
     async def _change_speed(self, request: web.Request) -> web.Response:
         """Let a generated market's time run at another speed from here on: `value`, 0.001 to 10,000."""
         simulator = self._simulator
@@ -98,7 +104,7 @@ class Desk:
             return _json({"error": "no such speed, or a recording"}, status=400)
         simulator.clock.set(simulator.clock.now(), simulator.clock.running)
         simulator.clock.speed = speed
-        return _json({"speed": speed})
+        return await self._tell_speed(request)
 
     async def _written(self, request: web.Request) -> web.Response:
         """Say when trades of some `streams`, separated by commas, were written since this was asked last."""

@@ -15,7 +15,8 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_the_market_s_pace_can_be_changed(simulator: Served) -> None:
-    assert simulator.post("/simulator/speed?value=20") == {"speed": 20.0}
+    assert simulator.post("/simulator/speed?value=20")["speed"] == 20.0
+    assert simulator.get("/simulator/speed") | {"time": 0} == {"speed": 20.0, "time": 0, "behind": 0}
     began, before = time.monotonic(), simulator.status()["time"]
     while simulator.status()["time"] < before + 10_000:
         assert time.monotonic() < began + 9

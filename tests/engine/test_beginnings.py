@@ -2,13 +2,26 @@
 
 import random
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.engine import KlineEngine
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL
-from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Restored, StoreState, Subscribe, Unsubscribe
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
+from shared.wire import (
+    AddSymbol,
+    FetchKlines,
+    FetchTrades,
+    IntervalKlines,
+    Klines,
+    RemoveSymbol,
+    Restored,
+    StoreState,
+    Subscribe,
+    Unsubscribe,
+    kline_rows,
+)
 from tests.engine.played import (
     MINUTE,
     MS,
@@ -117,6 +130,32 @@ def test_a_symbol_that_comes_back_begins_anew() -> None:
     played.apply(batch([Trade(500, seam + 5, 100, 7)]))
     assert played.rows()["1m", START]["flags"] & EXCHANGE
     assert played.values().keys() == {(name, opens_at(name, seam)) for name in INTERVAL_NAMES}
+
+
+def test_a_symbol_that_comes_back_with_other_decimals_keeps_its_rows_right() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]), RemoveSymbol("BTCUSDT", START))
+    seam = START + 2 * MINUTE
+    played.until(seam)
+    played.save()
+    for decimals in ((3, 3), (2, 3)):
+        played.apply(RemoveSymbol("BTCUSDT", START))
+        klines = history(market(3, 50, START - 9 * MINUTE, 11 * MINUTE), seam)
+        theirs = int(kline_rows(klines[0].rows)["close"][-1]) * 10 ** (3 - decimals[0])
+        played.apply(AddSymbol("BTCUSDT", *decimals, "btcusdt@aggTrade", klines, seam, START))
+        closed = played.rows()["1m", seam - MINUTE]
+        assert int(closed["close"]) == theirs
+
+
+def test_klines_that_a_longer_one_has_no_room_for_are_refused() -> None:
+    played = PlayedEngine()
+    klines = history(market(3, 50, START - 9 * MINUTE, 11 * MINUTE), START)
+    days = np.zeros(31, KLINE)
+    days["open_time"], days["quote_volume"] = START - DAY * np.arange(31, 0, -1), 10**18
+    played.add(klines=[*klines, IntervalKlines("1d", days.tobytes())], until=START)
+    assert played.engine.dropped == {"symbols whose klines do not fit": 1}
+    assert played.engine.symbols == []
 
 
 def test_a_full_book_says_so_and_goes_on() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.kline import TRADE
 from shared.wire import FetchTrades, Instrument, Trades, pack_instruments
 from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, market
 
@@ -160,6 +161,40 @@ def test_a_kline_never_holds_more_than_fits_and_what_is_refused_stays_missing() 
     assert {row["quote_volume"] for row in played.values().values()} == {8 * 10**18}
     assert played.engine.book.counters[0]["refused"] == 2
     assert played.engine.book.symbols[0]["last_id"] == 3
+
+
+def test_a_late_trade_finds_no_room_in_a_longer_kline_that_is_full() -> None:
+    played = PlayedEngine(START + 6 * MINUTE)
+    played.add()
+    full = [Trade(number, START + number, 10**9, 2 * 10**9) for number in range(4)]
+    played.apply(batch(full))
+    played.apply(batch([Trade(4, START + 3 * MINUTE, 10**9, 2 * 10**9)]))
+    assert played.engine.book.counters[0]["refused"] == 1
+    assert max(row["quote_volume"] for row in played.values().values()) == 8 * 10**18
+
+
+def test_an_answer_may_speak_of_a_symbol_in_the_decimals_it_had_and_has() -> None:
+    played = PlayedEngine()
+    played.add()
+    rows = np.array([(0, *Trade(0, START + 1, 100, 7)), (1, *Trade(1, START + 2, 1_000, 70))], TRADE)
+    both = pack_instruments([Instrument("BTCUSDT", 2, 3), Instrument("BTCUSDT", 3, 4)])
+    played.apply(Trades(both, rows.tobytes()))
+    row = played.values()["1m", START]
+    assert (row["open"], row["close"], row["volume"]) == (1_000, 1_000, 140)
+
+
+def test_rows_are_the_same_whenever_they_are_settled() -> None:
+    trades = market(11, 200)
+    looked, unseen = PlayedEngine(), PlayedEngine()
+    for played in (looked, unseen):
+        played.add()
+    for begin in range(0, len(trades), 3):
+        part = trades[begin : begin + 3]
+        for played in (looked, unseen):
+            played.until(max(played.time, part[-1].time))
+            played.apply(batch(part))
+        looked.values()
+    assert unseen.values() == looked.values() == expected(trades)
 
 
 def test_an_answer_that_could_not_be_applied_makes_no_id_void() -> None:

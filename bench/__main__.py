@@ -119,7 +119,7 @@ def _latency(seconds: float, _runs: int) -> Results:
 def _growth(seconds: float, _runs: int) -> Results:
     results = {}
     for count in growth.SYMBOLS:
-        print(f"\n{count} symbols, {growth.RATE:,.0f} single trades/s", flush=True)
+        print(f"\n{count} symbols, about {growth.RATE:,} aggregates/s", flush=True)
         results[f"{count} symbols"] = figures = growth.symbols(count, seconds)
         _print(figures)
     print(f"\nAn hour of {growth.HOUR_RATE:,.0f} single trades/s, 500 symbols, in a minute", flush=True)

@@ -85,7 +85,7 @@ def _level(system: Whole, rate: float, seconds: float) -> dict[str, Any]:
     spent, elapsed = system.cpu(), paused - began
     sent = _sum(last) - _sum(first)
     kept = (last["time"] - first["time"]) / (elapsed * 1_000 * rate / FULL)
-    by_room = shares(cpu, spent, elapsed)
+    by_room = shares(cpu, spent, elapsed + drained)
     return {
         "sustained": drained <= DRAIN_MAX_S and kept >= KEPT_PACE and behind <= BEHIND_MAX,
         "asked for/s": round(rate),

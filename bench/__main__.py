@@ -35,10 +35,12 @@ def _kernel(_seconds: float, _runs: int) -> Results:
     print("\nEngine, 15 intervals, ns a trade by batch size (median of 5 runs)")
     print(f"{'symbols':>10}" + "".join(f"{size:>10,}" for size in sizes))
     results = {}
-    for symbols in (100, 500, 1_000):
-        costs = {size: kernel.run(symbols, size) for size in sizes}
-        print(f"{symbols:>10,}" + "".join(f"{costs[size]['median']:>10,.0f}" for size in sizes))
-        results[str(symbols)] = {str(size): cost for size, cost in costs.items()}
+    for watched in (False, True):
+        print("rows made after each batch" if watched else "rows made at the end")
+        for symbols in (100, 500, 1_000):
+            costs = {size: kernel.run(symbols, size, watched) for size in sizes}
+            print(f"{symbols:>10,}" + "".join(f"{costs[size]['median']:>10,.0f}" for size in sizes))
+            results[f"{symbols} symbols, watched {watched}"] = {str(size): cost for size, cost in costs.items()}
     return results
 
 

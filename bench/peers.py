@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.kernel import TRADES, batches_of, began
-from services.engine.book import settle
+from bench.kernel import batches_of, cost_of
 from shared.interval import DAY_MS, INTERVALS
 from shared.wire import Trades, instruments_of, trade_rows
 
@@ -286,17 +285,7 @@ def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> float:
 
 def rate_of_klagg(symbols: int, batches: list[Trades]) -> float:
     """Return the engine's trades/s, the median of the runs, with all rows made after each batch: its worst case."""
-    rates = []
-    for _ in range(RUNS + 1):
-        engine = began(symbols)
-        begin = time.perf_counter_ns()
-        for batch in batches:
-            engine.apply(batch, 0)
-            settle(engine.book, False)
-        rates.append(TRADES / (time.perf_counter_ns() - begin) * 1e9)
-        if int(engine.book.counters[0]["applied"]) != TRADES:
-            raise RuntimeError("not all trades were applied")
-    return median(rates[1:])
+    return 1e9 / median([cost_of(symbols, batches, True) for _ in range(RUNS + 1)][1:])
 
 
 def _quote(name: str, told: dict[str, Any]) -> None:

@@ -23,6 +23,25 @@ def test_a_batch_is_due_after_the_interval_or_at_so_many_rows() -> None:
     assert played.engine.take_batch(5_001 * MS) is not None
 
 
+def test_many_rows_wait_while_saving_rests_and_the_interval_does_not() -> None:
+    played = PlayedEngine(save_interval_ms=5_000, save_rows=1)
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    first = played.engine.take_batch(0)
+    assert first is not None
+    played.now_ns = 100 * MS
+    played.apply(Persisted(SESSION, first.batch), batch([Trade(1, START, 100, 7)]))
+    # The batch took 100 ms: rows alone make another one 400 ms later.
+    assert played.engine.take_batch(499 * MS) is None
+    second = played.engine.take_batch(500 * MS)
+    assert second is not None
+    played.now_ns = 4_000 * MS
+    played.apply(Persisted(SESSION, second.batch), batch([Trade(2, START, 100, 7)]))
+    # It took 3.5 s, which would be a rest of 14 s: the interval is over before.
+    assert played.engine.take_batch(5_499 * MS) is None
+    assert played.engine.take_batch(5_500 * MS) is not None
+
+
 def test_there_is_one_batch_at_a_time() -> None:
     played = PlayedEngine(save_rows=1)
     played.add()

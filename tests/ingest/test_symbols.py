@@ -145,7 +145,8 @@ def test_until_the_exchange_says_what_trades_the_engine_is_believed() -> None:
     assert symbols.engine_subscribed("D")
     assert not symbols.engine_subscribed("Y")
     assert symbols.take() is None
-    assert [name in symbols.decimals for name in "ABCDX"] == [True, True, True, True, False]
+    assert {name: symbols.decimals[name] for name in "ABCD"} == dict.fromkeys("ABCD", (0, 0))
+    assert len(symbols.decimals) == 4
     symbols.set_volumes({"A": 1.0, "C": 3.0, "D": 2.0})
     assert symbols.refresh(listings("A", "C", "D", "E")).removed == ["A", "B"]
     assert symbols.known == {"C", "D"}

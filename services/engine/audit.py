@@ -62,18 +62,14 @@ class Audit:
         return self._config.policy == "adopt"
 
     def mark_of(self, symbol: int) -> AuditMark:
-        """Return what is known of a symbol, to be changed here alone."""
+        """Return what is known of a symbol at this moment. It does not change: another one takes its place."""
         while len(self.marks) <= symbol:
             self.marks.append(AuditMark())
         return self.marks[symbol]
 
     def restore(self, symbol: int, mark: AuditMark) -> None:
         self.mark_of(symbol)
-        self.marks[symbol] = _copied(mark)
-
-    def copy_of(self, symbol: int) -> AuditMark:
-        """Return what is known of a symbol at this moment."""
-        return _copied(self.mark_of(symbol))
+        self.marks[symbol] = mark
 
     def due(self, minute_end: int) -> list[FetchKlines]:
         """Return what is to be asked in the minute that ends at `minute_end`: each symbol has its turn."""
@@ -95,7 +91,8 @@ class Audit:
 
         Minutes that cannot be compared, because they are the exchange's own or no longer in memory, are left out.
         """
-        mark = self.mark_of(symbol)
+        known = self.mark_of(symbol)
+        mark = self.marks[symbol] = AuditMark(known.until, dict(known.counts), list(known.mismatches))
         rows = self._book.rows[symbol, 0]
         held = {int(row["open_time"]): row for row in rows[(rows["flags"] & CLOSED) != 0]}
         carried: Carry | None = None
@@ -130,10 +127,6 @@ class Audit:
         for mark in self.marks:
             totals.update(mark.counts)
         return dict(totals)
-
-
-def _copied(mark: AuditMark) -> AuditMark:
-    return AuditMark(mark.until, dict(mark.counts), list(mark.mismatches))
 
 
 def judge(ours: np.void, theirs: np.void, carried: Carry | None, price_before: int) -> tuple[str, Carry | None]:

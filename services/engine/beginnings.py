@@ -1,16 +1,17 @@
 """How a symbol begins: with what the store has of it, or with the exchange's own klines up to a seam.
 
-Decides what of a symbol's past goes into the book, and what of it must be asked for. When a symbol begins, and that its
-minute is open, is the engine's. Knows no clock.
+Decides what of a symbol's past goes into the book, what of it must be asked for, and what the store keeps for that.
+When a symbol begins, and that its minute is open, is the engine's. Knows no clock.
 """
 
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.book import PRODUCT_MAX, Book, rescale
-from services.engine.continuity import GAPS_MAX
+from services.engine.continuity import GAPS_MAX, missing_ids, proven_times
 from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
 from services.engine.repair import Repair
 from services.engine.roster import Roster
@@ -29,6 +30,8 @@ from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 CHILDREN = {interval.child for interval in INTERVALS}
 PARTS_MAX = 31
 """Children of a kline, at the most."""
+KEPT = ["price_decimals", "quantity_decimals", "active", "seam_time", "last_id", "gap_count"]
+"""Of a symbol's state, what is stored as it is."""
 NO_ROWS = np.zeros(0, KLINE)
 
 
@@ -66,6 +69,32 @@ class Beginnings:
         self._want_lacking(symbol, mark)
         self._audit.restore(symbol, mark.audit)
         catch_up(self._book, symbol)
+
+    def marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
+        """Return what the store keeps of each of these symbols, to resume with."""
+        states, gaps = self._book.symbols, self._book.gaps
+        proven_until = np.empty(len(symbols), np.int64)
+        proven_times(states, gaps, symbols, proven_until)
+        lacking = self._repair.lacking()
+        marks = []
+        kept = zip(symbols.tolist(), states[KEPT][symbols].tolist(), proven_until.tolist(), strict=True)
+        for symbol, (price, quantity, active, seam_time, last_id, gap_count), proven in kept:
+            mark = SymbolMark(
+                self._roster.names[symbol],
+                price,
+                quantity,
+                self._roster.streams[symbol],
+                bool(active),
+                self._roster.grids[symbol],
+                seam_time,
+                last_id,
+                missing_ids(states[symbol], gaps[symbol]) if gap_count else [],
+                lacking.get(symbol, []),
+                max(seam_time, proven),
+                self._audit.mark_of(symbol),
+            )
+            marks.append(mark)
+        return marks
 
     def klines_of(self, event: AddSymbol) -> dict[str, Rows] | None:
         """Return a symbol's announced klines by interval, in the decimals that it will have.

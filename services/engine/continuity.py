@@ -91,6 +91,13 @@ def proven_time(symbol, gaps):  # type: ignore[no-untyped-def]
     return gaps[0].from_time
 
 
+@compiled
+def proven_times(states, gaps, symbols, times):  # type: ignore[no-untyped-def]
+    """Write into int64[n] the time before which every trade of each of n symbols has been applied."""
+    for n in range(len(symbols)):
+        times[n] = proven_time(states[symbols[n]], gaps[symbols[n]])
+
+
 def missing_ids(symbol: np.void, gaps: NDArray[np.void]) -> list[tuple[int, int]]:
     """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
     noted = gaps[: symbol["gap_count"]]

@@ -40,6 +40,8 @@ class DirtyTracker:
     def __init__(self, size: int) -> None:
         """Track the rows 0 .. size - 1."""
         self.marks = Marks(np.zeros(size, np.uint8), np.zeros(size, np.int64), np.zeros(1, np.int64))
+        self._turn = 0
+        """Where a limited take begins: behind the one before."""
 
     def __len__(self) -> int:
         return int(self.marks.marked[0])
@@ -56,14 +58,17 @@ class DirtyTracker:
         """Return marked rows, ascending, and leave them unmarked and under way.
 
         With a `limit`, take about so many and leave the rest marked; but rows of the same `together` consecutive
-        numbers are taken all or not at all.
+        numbers are taken all or not at all. All have their turn, however often some are marked again.
         """
         states, listed, count = self.marks
         taken, left = np.sort(listed[: count[0]]), listed[:0]
         if 0 < limit < len(taken):
+            taken = np.roll(taken, -int(np.searchsorted(taken, self._turn)))
             groups = taken // together
-            cut = int(np.searchsorted(groups, groups[limit])) or int(np.searchsorted(groups, groups[limit], "right"))
-            taken, left = taken[:cut], taken[cut:]
+            own = np.flatnonzero(groups == groups[limit])
+            cut = int(own[0]) or int(own[-1]) + 1
+            taken, left = np.sort(taken[:cut]), taken[cut:]
+            self._turn = int(left[0]) // together * together if len(left) else 0
         listed[: len(left)] = left
         count[0] = len(left)
         states[taken] = (states[taken] & ~np.uint8(MARKED)) | UNDER_WAY

@@ -20,6 +20,7 @@ from typing import assert_never
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.beginnings import Beginnings, grid_3d_of
@@ -33,7 +34,7 @@ from services.engine.book import (
     settle,
     would_overwrite,
 )
-from services.engine.continuity import missing_ids, proven_time
+from services.engine.continuity import missing_ids
 from services.engine.history import put_rows
 from services.engine.kernel import apply_covered, apply_trades
 from services.engine.repair import Repair
@@ -43,9 +44,7 @@ from shared.clock import ExchangeClock
 from shared.compiled import fixed
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
-from shared.interval import (
-    INTERVAL_INDEX,
-)
+from shared.interval import INTERVAL_INDEX
 from shared.kline import FINAL, TRADE
 from shared.wire import (
     AddSymbol,
@@ -85,9 +84,10 @@ class KlineEngine:
         self.clock = ExchangeClock(clock_speed)
         self.book, trackers = lay_out(config.max_symbols, config.window)
         self.unsaved, self.changed, self._gapped = trackers
+        self._minute = self.book.calendars[0, 0]
         self.symbols: list[str] = []
         """By the book's index."""
-        self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._mark_of)
+        self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._marks_of)
         self.roster = Roster(self.book, self.saving, self.symbols)
         self.repair = Repair(config, self.book, self.symbols)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
@@ -174,7 +174,7 @@ class KlineEngine:
     @property
     def minute_end(self) -> int:
         """The end of the newest 1m klines, exclusive; 0 before the start."""
-        return int(self.book.calendars[0, 0]["end_time"])
+        return int(self._minute["end_time"])
 
     # Trades.
 
@@ -320,8 +320,7 @@ class KlineEngine:
 
     def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
         """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
-        for symbol in symbols:
-            self._absent[self.symbols[symbol]] = self._mark_of(symbol)
+        self._absent |= {mark.symbol: mark for mark in self._beginnings.marks_of(np.array(symbols))}
         self.begun_anew += len(symbols)
         self._introduce(now_ns)
 
@@ -400,7 +399,7 @@ class KlineEngine:
         if unproven:
             self.repair.doubt(symbol, now_ns)
         if mismatches and self.audit.adopts and self.symbols[symbol] not in self._absent:
-            mark = self._mark_of(symbol)
+            (mark,) = self._beginnings.marks_of(np.array([symbol]))
             self._absent[mark.symbol] = replace(mark, proven_time=min(mark.proven_time, mismatches[0].open_time))
             self.repair.hopeless.add(symbol)
             self._introduce(now_ns)
@@ -423,22 +422,8 @@ class KlineEngine:
             self.book.lost[:] = 0
         return self.saving.take(now_ns, self.clock.now(now_ns), last)
 
-    def _mark_of(self, symbol: int) -> SymbolMark:
-        state = self.book.symbols[symbol]
-        return SymbolMark(
-            self.symbols[symbol],
-            int(state["price_decimals"]),
-            int(state["quantity_decimals"]),
-            self.roster.streams[symbol],
-            bool(state["active"]),
-            self.roster.grids[symbol],
-            int(state["seam_time"]),
-            int(state["last_id"]),
-            self.gaps(symbol),
-            self.repair.lacking(symbol),
-            max(int(state["seam_time"]), int(proven_time(state, self.book.gaps[symbol]))),
-            self.audit.copy_of(symbol),
-        )
+    def _marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
+        return self._beginnings.marks_of(symbols)
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
         if not self.saving.acknowledge(event.session, event.batch, now_ns):

@@ -78,9 +78,10 @@ class Loop:
         poller.register(self._public, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)
         while not self._stop.asked:
-            poller.poll(self._wait_ms())
-            self._drain(TURN_MESSAGES_MAX)
-            self._turn()
+            ready = dict(poller.poll(self._wait_ms()))
+            if self._events in ready:
+                self._drain(TURN_MESSAGES_MAX)
+            self._turn(self._public in ready)
         self._finish(poller)
 
     def _wait_ms(self) -> int:
@@ -111,22 +112,19 @@ class Loop:
             return
         self._notice(event)
 
-    def _turn(self) -> None:
+    def _turn(self, subscribed: bool) -> None:
+        """Tell everybody what there is to tell: subscribers first, the others can wait for a moment."""
         now = time.monotonic_ns()
         self._engine.tick(now)
+        for frames in self._snapshots.due(now):
+            self._public.send_multipart(frames, copy=True)
         for command in self._engine.take_commands():
             if not send(self._commands, encode(command)):
                 self._unsent += 1  # Nobody is there: whoever comes is told everything.
-        self._save(now)
-        while True:
-            try:
-                subscription = self._public.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            for frames in self._snapshots.subscription(subscription, now):
-                self._public.send_multipart(frames, copy=True)
-        for frames in self._snapshots.due(now):
-            self._public.send_multipart(frames, copy=True)
+        if subscribed:
+            self._subscriptions(now)
+        if self._engine.saving.due(now):
+            self._save(now)
         if not self._engine.started and time.monotonic() >= self._load_at:
             self._load()
         if len(self._engine.dropped) > len(self._dropped):
@@ -135,10 +133,19 @@ class Loop:
             self._figures_at = time.monotonic() + FIGURES_S
             self._tell_figures()
 
+    def _subscriptions(self, now: int) -> None:
+        """Take who wants what, and give them what they need to begin with."""
+        while True:
+            try:
+                subscription = self._public.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            for frames in self._snapshots.subscription(subscription, now):
+                self._public.send_multipart(frames, copy=True)
+
     def _save(self, now: int, last: bool = False) -> None:
-        if not last and not self._store.poll(0, zmq.POLLOUT):
-            # Nobody is there: to make a batch costs more than all the turn's trades, and who comes says so.
-            self._engine.saving.wait(now)
+        if not self._store.poll(0, zmq.POLLOUT):
+            self._engine.saving.nobody_there(now)
             return
         batch = self._engine.take_batch(now, last)
         if batch is not None and not send(self._store, encode(batch)):
@@ -178,6 +185,7 @@ class Loop:
         while time.monotonic() < deadline and not self._drain(TURN_MESSAGES_MAX):
             self._engine.tick(time.monotonic_ns())
         poller.unregister(self._stop.fd)
+        poller.unregister(self._public)
         while time.monotonic() < deadline:
             self._save(time.monotonic_ns(), last=True)
             if not self._engine.saving.under_way and not self._engine.saving.unsaved_rows:

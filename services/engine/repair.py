@@ -127,13 +127,12 @@ class Repair:
             del self._klines[symbol, interval]
         self._book.symbols[symbol]["mark_changed"] = 1
 
-    def lacking(self, symbol: int) -> list[tuple[str, int, int]]:
-        """Return which klines of a symbol are wanted of the exchange: interval, first and last open time."""
-        return [
-            (name, start_time, end_time)
-            for interval, name in enumerate(INTERVAL_NAMES)
-            for start_time, end_time in self._klines.get((symbol, interval), ())
-        ]
+    def lacking(self) -> dict[int, list[tuple[str, int, int]]]:
+        """Return which klines of which symbols are wanted of the exchange: interval, first and last open time."""
+        wanted: dict[int, list[tuple[str, int, int]]] = {}
+        for (symbol, interval), ranges in sorted(self._klines.items()):
+            wanted.setdefault(symbol, []).extend((INTERVAL_NAMES[interval], start, end) for start, end in ranges)
+        return wanted
 
     def due_at(self) -> int | None:
         """Return when there is something to ask, monotonic ns."""

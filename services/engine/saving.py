@@ -17,11 +17,13 @@ from shared.interval import INTERVALS
 from shared.kline import PLACED_KLINE
 from shared.wire import DirtyBatch, Rows, SymbolMark
 
-BATCH_ROWS_MAX = 50_000
-"""Rows a batch, about: 7 MB, and under a second of PostgreSQL's time."""
+BATCH_ROWS_MAX = 5_000
+"""Rows a batch, about: to make it takes some 3 ms, in which no trade is applied."""
 REST = 4
 """So many times as long as a batch took nothing is saved for the number of rows alone: a busy market changes the same
 rows again and again, and saving them must not take the machine from the trades."""
+AWAY_MS = 50
+"""How soon to look again for a store that is not there."""
 PASSING_MAX = 200_000
 """Rows older than the window that wait for the store; further answers are dropped and counted."""
 
@@ -37,15 +39,15 @@ class Saving:
         book: Book,
         unsaved: DirtyTracker,
         symbols: list[str],
-        mark_of: Callable[[int], SymbolMark],
+        marks_of: Callable[[NDArray[np.int64]], list[SymbolMark]],
     ) -> None:
-        """`symbols` are the engine's, by the book's index; `mark_of` returns what the store keeps of one."""
+        """`symbols` are the engine's, by the book's index; `marks_of` returns what the store keeps of some."""
         self._config = config
         self._session = session
         self._book = book
         self._unsaved = unsaved
         self._symbols = symbols
-        self._mark_of = mark_of
+        self._marks_of = marks_of
         self._at = 0
         """When the next batch is due, ns."""
         self._sent_at = 0
@@ -77,6 +79,10 @@ class Saving:
         """The next batch is due after the configured interval."""
         self._at = now_ns + self._config.save_interval_ms * 1_000_000
 
+    def nobody_there(self, now_ns: int) -> None:
+        """There is no store: to make a batch costs more than all of a turn's trades, and would be for nothing."""
+        self._at = self._rest_until = now_ns + AWAY_MS * 1_000_000
+
     def hurry(self) -> None:
         """The next batch is due at once."""
         self._at = 0
@@ -95,14 +101,17 @@ class Saving:
             if waiting == symbol:
                 rescale(rows)
 
-    def take(self, now_ns: int, exchange_time: int, last: bool) -> DirtyBatch | None:
-        """Return the next batch if one is due, or with `last` whatever is unsaved."""
+    def due(self, now_ns: int) -> bool:
+        """Say whether it is time to save what is unsaved, if anything is."""
         if self._under_way is not None:
-            return None
+            return False
         # What is gathered and not settled will be a row an interval, at the most.
         waiting = len(self._unsaved) + int(self._book.unsettled.marked[0]) * len(INTERVALS)
-        many = waiting >= self._config.save_rows and now_ns >= self._rest_until
-        if not last and not many and now_ns < self._at:
+        return now_ns >= self._at or (waiting >= self._config.save_rows and now_ns >= self._rest_until)
+
+    def take(self, now_ns: int, exchange_time: int, last: bool) -> DirtyBatch | None:
+        """Return the next batch if one is due, or with `last` whatever is unsaved."""
+        if self._under_way is not None or not (last or self.due(now_ns)):
             return None
         settle(self._book, False)
         self.wait(now_ns)
@@ -136,8 +145,8 @@ class Saving:
         parts = [_placed(places[symbols], numbers // window % intervals, self._book.rows.reshape(-1)[numbers])]
         for symbol, interval, rows in self._passing_under_way:
             parts.append(_placed(places[symbol], interval, rows))
-        marks = [self._mark_of(symbol) for symbol in spoken.tolist()]
-        return DirtyBatch(self._session, self.batch, exchange_time, marks, np.concatenate(parts).tobytes())
+        placed = np.concatenate(parts).tobytes()
+        return DirtyBatch(self._session, self.batch, exchange_time, self._marks_of(spoken), placed)
 
     def acknowledge(self, session: int, batch: int, now_ns: int) -> bool:
         """The store has a batch. Return False if it is not the one under way."""

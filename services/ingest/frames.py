@@ -27,6 +27,7 @@ from services.ingest.exact import trade_rows
 from services.ingest.instruments import Instruments
 from services.ingest.scan import FOREIGN, LEFT, TAKEN, key_table, scan, set_of
 from services.ingest.symbols import Decimals
+from shared.compiled import fixed
 from shared.kline import TRADE
 from shared.wire import NOT_DECODED, Trades
 
@@ -59,6 +60,9 @@ class FrameReader:
         keys, needed = trade_keys(kind)
         self._keys, self._needed = key_table(keys), set_of(needed)
         self._make_room(ROWS)
+        known = self._instruments
+        names, its = (known.spelled, known.slots, known.decimals), (self._rows, self._outcomes)
+        self._scan = fixed(scan, b"", self._keys, self._needed, *names, *its, 0)
         self.decoded = 0
         """Frames that were not plain: messages of other kinds, unexpected symbols, and whatever is odd."""
         self.foreign = 0
@@ -75,7 +79,7 @@ class FrameReader:
             self._make_room(2 * count)
         known = self._instruments
         known.renew()
-        found, others, event_time = scan(
+        found, others, event_time = self._scan(
             b"\n".join([*frames, b""]),
             self._keys,
             self._needed,

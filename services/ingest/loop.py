@@ -247,8 +247,8 @@ class Ingest:
         read = self._reader.read(frames)
         if read.trades is not None:
             self._trades += len(read.trades.rows) // TRADE.itemsize
-            self._recent.add(read.trades)
             self._outbox.send(read.trades)
+            self._recent.add(read.trades)
         for reply in read.replies:
             self._recent.begins(self._symbols_of(connection.replied(reply)))
         if read.shutdown:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.compiled import compiled
+from shared.compiled import compiled, fixed
 from shared.kline import TRADE
 from shared.wire import Covered, FetchTrades, Instrument, Trades, instruments_of, pack_instruments, trade_rows
 
@@ -47,6 +47,8 @@ class Recent:
         self._added = np.zeros(1, np.int64)
         """How many rows there were, ever."""
         self._begin()
+        memory = self._rows, self._before, self._added
+        self._add = fixed(_add, np.zeros(0, TRADE), self._spoken, self._newest, self._highest, *memory)
 
     def _begin(self) -> None:
         self._instruments: list[Instrument] = []
@@ -66,7 +68,7 @@ class Recent:
         if trades.instruments != self._packed:
             self._learn(trades)
         memory = self._rows, self._before, self._added
-        _add(trade_rows(trades.rows), self._spoken, self._newest, self._highest, *memory)
+        self._add(trade_rows(trades.rows), self._spoken, self._newest, self._highest, *memory)
 
     def _learn(self, trades: Trades) -> None:
         """Know what the rows of a batch speak of: the next batches, as a rule, speak of the same."""

@@ -167,7 +167,7 @@ class Desk:
         data = b'{"e":"serverShutdown","E":%d}' % self._simulator.clock.now()
         for connection in list(self._simulator.connections):
             connection.session.delivered.add(SHUTDOWN_STREAM)
-            connection.write([Chunk(SHUTDOWN_STREAM, [data])])
+            connection.write(connection.frames([Chunk(SHUTDOWN_STREAM, [data])]))
             asyncio.get_running_loop().call_later(after_s, connection.abort)
 
     def _mute(self, symbol: str) -> None:

@@ -28,6 +28,7 @@ from services.simulator.exchange import (
     read_address,
 )
 from services.simulator.faults import Faults
+from services.simulator.frames import Frames
 from services.simulator.generated import GeneratedMarket
 from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
@@ -126,10 +127,13 @@ class Connection:
         self.transport = transport
         self.heard_at = time.monotonic()
 
-    def write(self, chunks: Sequence[Leaving]) -> None:
-        """Write what is subscribed of the chunks, in one go."""
+    def frames(self, chunks: Sequence[Leaving]) -> list[Frames]:
+        """Return what is subscribed of the chunks, as blocks of frames."""
         wanted, combined = self.session.delivered, self.session.combined
-        blocks = [block for chunk in chunks if (block := chunk.frames(wanted, combined))]
+        return [block for chunk in chunks if (block := chunk.frames(wanted, combined))]
+
+    def write(self, blocks: list[Frames]) -> None:
+        """Write blocks of frames, in one go."""
         if blocks and not self.transport.is_closing():
             self.transport.writelines(blocks)
 
@@ -260,9 +264,10 @@ class Simulator:
             chunks = self.faults.distort(apart, time.monotonic())
         if not chunks:
             return
+        leaving = [(connection, connection.frames(chunks)) for connection in self.connections]
         self.tap.note(chunks, time.monotonic_ns())
-        for connection in list(self.connections):
-            connection.write(chunks)
+        for connection, blocks in leaving:
+            connection.write(blocks)
             if connection.behind > QUEUE_MAX:
                 self.refused["slow readers"] += 1
                 log.warning("a reader is %d MB behind: connection broken", connection.behind >> 20)

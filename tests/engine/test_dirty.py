@@ -37,6 +37,19 @@ def test_a_limited_take_keeps_neighbours_together(marked: list[int], limit: int,
     assert rounds <= max(1, len(set(marked)))
 
 
+def test_rows_that_change_all_the_time_keep_no_others_waiting() -> None:
+    tracker = DirtyTracker(50)
+    tracker.mark(np.arange(50))
+    taken: list[int] = []
+    for _ in range(7):
+        part = tracker.take(8, 2)
+        assert len(part) <= 8
+        tracker.release(part)
+        tracker.mark(part)
+        taken += part.tolist()
+    assert set(taken) == set(range(50))
+
+
 def test_a_row_that_changes_under_way_is_marked_again() -> None:
     tracker = DirtyTracker(5)
     mark(tracker.marks, 3)

@@ -8,13 +8,16 @@ import time
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.engine.book import settle
+from services.engine.book import lay_out, set_calendars, settle
 from services.engine.engine import KlineEngine
+from services.engine.kernel import apply_trades
+from shared.compiled import fixed
 from shared.config import Engine as EngineConfig
 from shared.interval import MINUTE_MS
 from shared.kline import TRADE
-from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades, pack_instruments
+from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades, pack_instruments, trade_rows
 
 NOW = 1_790_000_000_000 // MINUTE_MS * MINUTE_MS
 TRADES = 200_000
@@ -51,6 +54,43 @@ def cost_of(symbols: int, batches: list[Trades], watched: bool) -> float:
     applied = int(engine.book.counters[0]["applied"])
     if applied != TRADES:
         raise RuntimeError(f"{applied} of {TRADES} trades were applied")
+    return elapsed / TRADES
+
+
+def growth(intervals: int, symbols: int, watched: bool) -> dict[str, float]:
+    """Return ns a trade of the kernel alone, in batches of 1,000, for so many intervals and symbols."""
+    batches = batches_of(symbols, 1_000)
+    costs = sorted(_kernel_cost(intervals, symbols, batches, watched) for _ in range(RUNS))
+    return {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])}
+
+
+def _kernel_cost(intervals: int, symbols: int, batches: list[Trades], watched: bool) -> float:
+    """Return ns a trade, once every symbol has its rows."""
+    book, _ = lay_out(symbols, EngineConfig().window, intervals)
+    book.symbols["active"], book.symbols["last_id"] = 1, -1
+    set_calendars(book, NOW + MINUTE_MS // 2)
+    places, factors = np.arange(symbols), np.ones(symbols, np.int64)
+    first = np.zeros(symbols, TRADE)
+    first["symbol"], first["time"], first["price"], first["quantity"], first["trade_count"] = places, NOW + 1, 1, 1, 1
+    rows = [trade_rows(batch.rows).copy() for batch in batches]
+    apply = fixed(apply_trades, book, first, 0, places, factors, factors, 0)
+
+    def fold(trades: NDArray[np.void]) -> None:
+        apply(book, trades, 0, places, factors, factors, NOW + MINUTE_MS)
+        if watched:
+            settle(book, False)
+
+    fold(first)
+    settle(book, False)
+    for each in rows:
+        each["id"] += 1
+    begin = time.perf_counter_ns()
+    for each in rows:
+        fold(each)
+    settle(book, False)
+    elapsed = time.perf_counter_ns() - begin
+    if book.rows["trade_count"].sum() != (TRADES + symbols) * intervals:
+        raise RuntimeError("not all trades are in all rows")
     return elapsed / TRADES
 
 

@@ -14,6 +14,8 @@ from shared.config import Config, ConfigError, load
 from shared.sockets import PortTaken
 
 PR_SET_PDEATHSIG = 1
+GIVE_WAY = 10
+"""Steps of niceness: a tenth of the machine is left to whoever is so patient, even when all others want it."""
 RETRY_S = 5.0
 """How long a process that cannot run stays before it ends under supervisord, which starts it again at once."""
 
@@ -61,6 +63,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def give_way() -> None:
+    """Let the other rooms go first, where there is more to do than there are cores: a trade must not wait for a save.
+
+    Not to be called by a room that trades go through.
+    """
+    os.nice(GIVE_WAY)
 
 
 def _unheard() -> bool:

@@ -97,7 +97,8 @@ class Book(NamedTuple):
     calendars: Rows
     """CALENDAR[GRIDS, intervals]"""
     rows: Rows
-    """KLINE[symbols, intervals, window]"""
+    """KLINE[symbols, intervals, window]. In memory all symbols' rows of one place lie side by side, and so do those in
+    use."""
     gathered: Rows
     """KLINE[symbols]"""
     unsettled: Marks
@@ -140,7 +141,7 @@ def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS))
         np.zeros(symbols_max, SYMBOL),
         np.zeros((symbols_max, GAPS_MAX), GAP),
         calendars,
-        np.zeros((symbols_max, interval_count, window), KLINE),
+        np.zeros((interval_count, window, symbols_max), KLINE).transpose(2, 0, 1),
         np.zeros(symbols_max, KLINE),
         DirtyTracker(symbols_max).marks,
         trackers.gapped.marks,

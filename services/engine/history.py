@@ -3,7 +3,7 @@
 Decides how rows of different origins and times become whole again; knows no messages, no ids and no clock.
 """
 
-from services.engine.book import blank, open_row, touch
+from services.engine.book import PRODUCT_MAX, blank, open_row, touch
 from shared.compiled import compiled
 from shared.interval import CHILD_INDEX, bucket_of, bucket_start
 from shared.kline import CLOSED, EXCHANGE, merge
@@ -23,7 +23,7 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
     """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
     window = book.rows.shape[2]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
-    book.symbols[symbol].room = 0
+    state = book.symbols[symbol]
     outside = 0
     for n in range(len(klines)):
         open_time = klines[n].open_time
@@ -36,6 +36,7 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
             outside += 1
             continue
         book.rows[symbol, interval, bucket % window] = klines[n]
+        state.room = min(state.room, PRODUCT_MAX - klines[n].quote_volume)
         if changed:
             touch(book, symbol, interval, bucket % window)
     return outside
@@ -129,6 +130,7 @@ def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
             if missing == bucket:
                 row.flags |= flags
                 book.rows[symbol, interval, place] = row
+                book.symbols[symbol].room = min(book.symbols[symbol].room, PRODUCT_MAX - row.quote_volume)
                 price = row.close
                 touch(book, symbol, interval, place)
             else:

@@ -52,7 +52,8 @@ class Roster:
         symbol = self.index.get(name, len(self.names))
         if symbol == len(self._book.symbols):
             return -1
-        if symbol == len(self.names):
+        is_new = symbol == len(self.names)
+        if is_new:
             self.names.append(name)
             self.streams.append(stream)
             self.grids.append(grid_3d)
@@ -60,7 +61,8 @@ class Roster:
         self.streams[symbol], self.grids[symbol] = stream, grid_3d
         state = self._book.symbols[symbol]
         state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
-        state["newest_time"] = state["final_at"] = state["room"] = 0
+        state["newest_time"] = state["final_at"] = 0
+        state["room"] = PRODUCT_MAX if is_new else 0
         state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
         self._forget_tables()
         return symbol
@@ -78,11 +80,12 @@ class Roster:
         if not price and not quantity:
             return True
         settle(self._book, False)
-        rows = self._book.rows[symbol].reshape(-1)
+        rows = self._book.rows[symbol].flatten()
         largest = max(int(rows["quote_volume"].max()) * 10 ** (price + quantity), int(rows["high"].max()) * 10**price)
         if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
             return False
         rescale(rows, 10**price, 10**quantity)
+        self._book.rows[symbol] = rows.reshape(self._book.rows.shape[1:])
         self._saving.rescale_passing(symbol, lambda passing: rescale(passing, 10**price, 10**quantity))
         self.set_decimals(symbol, int(state["price_decimals"]) + price, int(state["quantity_decimals"]) + quantity)
         state["mark_changed"], state["room"] = 1, 0

@@ -139,10 +139,11 @@ class Saving:
         places[spoken] = np.arange(len(spoken))
         self._book.symbols["mark_changed"][spoken] = 0
         self._spoken = spoken
+        its_interval = numbers // window % intervals
+        klines = self._book.rows[symbols, its_interval, numbers % window]
         # A row that was forgotten while it was unsaved is no row.
-        there = self._book.rows.reshape(-1)["open_time"][numbers] > 0
-        numbers, symbols = numbers[there], symbols[there]
-        parts = [_placed(places[symbols], numbers // window % intervals, self._book.rows.reshape(-1)[numbers])]
+        there = klines["open_time"] > 0
+        parts = [_placed(places[symbols[there]], its_interval[there], klines[there])]
         for symbol, interval, rows in self._passing_under_way:
             parts.append(_placed(places[symbol], interval, rows))
         placed = np.concatenate(parts).tobytes()

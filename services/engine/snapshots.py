@@ -123,8 +123,11 @@ class Snapshots:
 
     def _in_time(self, numbers: NDArray[np.int64]) -> list[int]:
         """Return the rows that are there, topic by topic, ascending by time."""
-        open_times = self._engine.book.rows.reshape(-1)["open_time"][numbers]
         window = self._engine.book.rows.shape[2]
+        topics = numbers // window
+        open_times = self._engine.book.rows["open_time"][
+            topics // len(INTERVALS), topics % len(INTERVALS), numbers % window
+        ]
         order = np.lexsort((open_times, numbers // window))
         return [number for number, there in zip(numbers[order].tolist(), open_times[order], strict=True) if there]
 
@@ -132,7 +135,7 @@ class Snapshots:
         engine, window = self._engine, self._engine.book.rows.shape[2]
         topic = number // window
         symbol, interval = divmod(topic, len(INTERVALS))
-        state, row = engine.book.symbols[symbol], engine.book.rows.reshape(-1)[number]
+        state, row = engine.book.symbols[symbol], engine.book.rows[symbol, interval, number % window]
         price, quantity = int(state["price_decimals"]), int(state["quantity_decimals"])
         (
             open_time,

@@ -19,7 +19,7 @@ from services.persist import store
 from services.persist.copying import warm_up
 from shared.config import Config
 from shared.postgres import database_url
-from shared.process import StopSignal
+from shared.process import StopSignal, give_way
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
     AppEvent,
@@ -52,6 +52,7 @@ class Stopped(Exception):
 
 
 def main(config: Config) -> int:
+    give_way()
     stop = StopSignal()
     lock = lock_room(config.run_path, "persist")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -16,7 +16,7 @@ import psycopg
 from services.postgres.server import Become, Installation, installation, make_cluster, other_server, start, user_for
 from shared.config import Config
 from shared.postgres import NAME, database_url, embedded_url, socket_folder
-from shared.process import StopSignal, Unavailable
+from shared.process import StopSignal, Unavailable, give_way
 from shared.sockets import lock_room
 
 STOP_STEPS = ((signal.SIGTERM, 3.0), (signal.SIGINT, 3.0), (signal.SIGQUIT, 2.0))
@@ -36,6 +36,7 @@ def main(config: Config) -> int:
     if config.database.url:
         log.info("not needed: the database is another one (database.url)")
         return 0
+    give_way()
     stop = StopSignal()
     lock = lock_room(config.run_path, "postgres")
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from bench import growth, ingest, kernel, latency, persist, starts, sustained
 
 Results = dict[str, Any]
+ROWS_MADE = {False: "rows made at the end", True: "rows made after each batch"}
 
 
 def main() -> None:
@@ -34,13 +35,20 @@ def _kernel(_seconds: float, _runs: int) -> Results:
     sizes = (1, 10, 100, 1_000, 10_000)
     print("\nEngine, 15 intervals, ns a trade by batch size (median of 5 runs)")
     print(f"{'symbols':>10}" + "".join(f"{size:>10,}" for size in sizes))
-    results = {}
+    results: Results = {}
     for watched in (False, True):
-        print("rows made after each batch" if watched else "rows made at the end")
-        for symbols in (100, 500, 1_000):
+        print(ROWS_MADE[watched])
+        for symbols in (100, 500, 2_000, 5_000):
             costs = {size: kernel.run(symbols, size, watched) for size in sizes}
             print(f"{symbols:>10,}" + "".join(f"{costs[size]['median']:>10,.0f}" for size in sizes))
             results[f"{symbols} symbols, watched {watched}"] = {str(size): cost for size, cost in costs.items()}
+    print("\nKernel alone, batches of 1,000, ns a trade (median of 5 runs, least and most)")
+    for watched in (False, True):
+        print(ROWS_MADE[watched])
+        for intervals, symbols in ((1, 500), (6, 500), (15, 500), (15, 100), (15, 2_000), (15, 5_000)):
+            name = f"{intervals} intervals, {symbols:,} symbols"
+            results[f"{name}, watched {watched}"] = cost = kernel.growth(intervals, symbols, watched)
+            print(f"  {name:30}{cost['median']:>8,} ({cost['least']:,} to {cost['most']:,})")
     return results
 
 

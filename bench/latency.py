@@ -78,7 +78,8 @@ def run(rate: int, seconds: float, everything: bool = False, burst: bool = False
         listen(time.monotonic() + 1.0)
         socket.close(linger=0)
         after = system.health()
-        written = _written(system, "")
+        # What is written from here on, nobody has listened for.
+        written = [note for note in _written(system, "") if note[2] < ended_ns]
         late = latencies(written, seen)
         first = {
             symbol: min(each.at_ns for each in seen if each.symbol == symbol) for symbol in {s.symbol for s in seen}

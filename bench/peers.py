@@ -3,9 +3,9 @@
     make bench-peers
 
 Each contender gets batches of trades as columns of numbers and makes klines of them, all fields, for 1, 6 and 15
-intervals. klagg keeps its rows, checks ids and marks what has changed while it is at it; batch tools only group what
-they are given, and would have to merge their results afterwards. Contenders that are not installed are named.
-Weeks and months are 7 and 30 days for everybody else: their calendars would cost them more.
+intervals. klagg keeps its rows, checks ids and marks what has changed while it is at it, always for 15 intervals;
+batch tools only group what they are given, and would have to merge their results afterwards. Contenders that are not
+installed are named. Weeks and months are 7 and 30 days for everybody else: their calendars would cost them more.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,6 +256,7 @@ ONE_BY_ONE: dict[str, Fold] = {
     "cryptofeed": fold_cryptofeed,
     "mdp-outbox core": fold_mdp_outbox,
 }
+KLAGG = ("klagg, 15 intervals, rows made after each batch", "klagg, 15 intervals, rows made at the end")
 MODULES = {"mdp-outbox core": "mdp"}
 """Where a package's name is not its module's."""
 COUNTS = {"mdp-outbox core": (1, 4)}
@@ -270,8 +271,23 @@ QUOTED = {
 """What is told of a contender that cannot be measured in full."""
 
 
-def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> float:
-    """Return trades/s, the median of the runs; the first one warms up and does not count."""
+class Rate(NamedTuple):
+    """Trades/s: the median of the runs and their extremes. The first run warms up and does not count."""
+
+    median: float
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.median / 1e3:,.0f} ({self.least / 1e3:,.0f} to {self.most / 1e3:,.0f})"
+
+
+def _rate(runs: list[float]) -> Rate:
+    return Rate(round(median(runs[1:])), round(min(runs[1:])), round(max(runs[1:])))
+
+
+def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> Rate:
+    """Measure a contender. Raises RuntimeError if it loses trades."""
     rates = []
     for _ in range(RUNS + 1):
         begin = time.perf_counter_ns()
@@ -280,12 +296,12 @@ def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> float:
         if taken != sum(len(batch["time"]) for batch in batches):
             raise RuntimeError(f"{fold.__name__} took {taken} trades")
         rates.append(taken / elapsed * 1e9)
-    return median(rates[1:])
+    return _rate(rates)
 
 
-def rate_of_klagg(symbols: int, batches: list[Trades]) -> float:
-    """Return the engine's trades/s, the median of the runs, with all rows made after each batch: its worst case."""
-    return 1e9 / median([cost_of(symbols, batches, True) for _ in range(RUNS + 1)][1:])
+def rate_of_klagg(symbols: int, batches: list[Trades], watched: bool) -> Rate:
+    """Measure the engine; `watched`: with all rows made after each batch, its worst case."""
+    return _rate([1e9 / cost_of(symbols, batches, watched) for _ in range(RUNS + 1)])
 
 
 def _quote(name: str, told: dict[str, Any]) -> None:
@@ -304,14 +320,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("bench-peers.json"))
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{machine}; {arguments.symbols} symbols, trades/s in thousands (klagg is so many times as fast)")
+    print(f"{machine}; {arguments.symbols} symbols; trades/s in thousands, median, least and most; klagg in multiples")
     results: dict[str, Any] = {"machine": machine, "symbols": arguments.symbols}
     for size in (1_000, 10_000):
         batches = batches_of(arguments.symbols, size)
-        ours = rate_of_klagg(arguments.symbols, batches)
         columns = [columns_of(batch) for batch in batches]
-        print(f"\nBatches of {size:,}: klagg, 15 intervals: {ours / 1e3:,.0f}")
-        results[f"batches of {size}"] = told = {"klagg, 15 intervals": round(ours)}
+        print(f"\nBatches of {size:,}")
+        results[f"batches of {size}"] = told = {}
+        ours = [rate_of_klagg(arguments.symbols, batches, watched) for watched in (True, False)]
+        for name, rate in zip(KLAGG, ours, strict=True):
+            told[name] = rate._asdict()
+            print(f"{name:52}{rate}")
         for name, fold in (BATCHED | ONE_BY_ONE).items():
             if name in ONE_BY_ONE and size != 1_000:
                 continue
@@ -320,10 +339,11 @@ def main() -> None:
                 _quote(name, told)
                 continue
             given = columns if name in BATCHED else columns[: SLOW_TRADES // size]
-            rates = {count: rate_of(fold, given, lengths_of(count)) for count in COUNTS.get(name, (1, 6, 15))}
-            told |= {f"{name}, {count} intervals": round(rate) for count, rate in rates.items()}
-            figures = "".join(f"{count:>4} intervals {rate / 1e3:>9,.0f}" for count, rate in rates.items())
-            print(f"{name:16}{figures}   ({ours / rates[max(rates)]:.1f}×)")
+            for count in COUNTS.get(name, (1, 6, 15)):
+                rate = rate_of(fold, given, lengths_of(count))
+                told[f"{name}, {count} intervals"] = rate._asdict()
+                times = " to ".join(f"{our.median / rate.median:.1f}" for our in ours)
+                print(f"{name:16}{count:>3} intervals{'':>23}{rate!s:28} ({times}×)")
             _quote(name, told)
     arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.json}")

@@ -265,7 +265,7 @@ class Simulator:
         if not chunks:
             return
         leaving = [(connection, connection.frames(chunks)) for connection in self.connections]
-        self.tap.note(chunks, time.monotonic_ns())
+        self.tap.note(chunks, self._wanted, time.monotonic_ns())
         for connection, blocks in leaving:
             connection.write(blocks)
             if connection.behind > QUEUE_MAX:

@@ -28,9 +28,10 @@ class Tap:
         self._streams = streams
         return notes
 
-    def note(self, chunks: Sequence[Leaving], now_ns: int) -> None:
-        """Take note of what is written at `now_ns`."""
-        if self._streams:
+    def note(self, chunks: Sequence[Leaving], delivered: set[str], now_ns: int) -> None:
+        """Take note of what is written at `now_ns`: of these streams, nobody has the others."""
+        streams = self._streams & delivered if self._streams else None
+        if streams:
             for chunk in chunks:
                 if isinstance(chunk, AggChunk):
-                    self._notes += [(name, last, now_ns) for name, last in chunk.last_ids() if name in self._streams]
+                    self._notes += [(name, last, now_ns) for name, last in chunk.last_ids() if name in streams]

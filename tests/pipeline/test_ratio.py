@@ -15,4 +15,6 @@ AT_LEAST = 2.0
 def test_the_engine_is_a_multiple_of_polars() -> None:
     batches = batches_of(SYMBOLS, 1_000)
     columns = [columns_of(batch) for batch in batches[:50]]
-    assert rate_of_klagg(SYMBOLS, batches) / rate_of(fold_polars, columns, lengths_of(15)) > AT_LEAST
+    assert (
+        rate_of_klagg(SYMBOLS, batches, True).median / rate_of(fold_polars, columns, lengths_of(15)).median > AT_LEAST
+    )

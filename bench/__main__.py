@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import growth, ingest, kernel, latency, persist, starts, sustained
+from bench import floor, growth, ingest, kernel, latency, persist, starts, sustained
 
 Results = dict[str, Any]
 ROWS_MADE = {False: "rows made at the end", True: "rows made after each batch"}
@@ -111,7 +111,8 @@ def _tell_level(level: Results) -> None:
 
 def _latency(seconds: float, _runs: int) -> Results:
     print("\nFrame written to snapshot received, 500 symbols × 15 intervals, persistence on, ms", flush=True)
-    results = {}
+    results: Results = {"sockets alone": latency.percentiles(floor.run())}
+    _line("sockets alone, idle machine", results["sockets alone"])
     measured: dict[str, Callable[[], Results]] = {
         f"{rate:,}/s": lambda rate=rate: latency.run(rate, seconds)  # type: ignore[misc]
         for rate in latency.RATES

@@ -141,7 +141,8 @@ def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS))
         np.zeros(symbols_max, SYMBOL),
         np.zeros((symbols_max, GAPS_MAX), GAP),
         calendars,
-        np.zeros((interval_count, window, symbols_max), KLINE).transpose(2, 0, 1),
+        # One more than there are: the rows of a single symbol would be of another type, for which nothing is compiled.
+        np.zeros((interval_count, window, symbols_max + 1), KLINE).transpose(2, 0, 1)[:symbols_max],
         np.zeros(symbols_max, KLINE),
         DirtyTracker(symbols_max).marks,
         trackers.gapped.marks,

@@ -1,7 +1,8 @@
-"""What subscribers get: who wants which topic, and how a row looks outside of klagg.
+"""What subscribers get: who wants which topic, and what of it.
 
-Decides which topics are encoded, numbers their messages, and turns integers into decimals. Knows no socket and no
-trade. A topic is wanted if any subscribed prefix begins it: ZeroMQ subscriptions are prefixes.
+Decides which rows are published and when, and gives each topic its number. How they look outside of klagg is
+encoding.py's. Knows no socket and no trade. A topic is wanted if any subscribed prefix begins it: ZeroMQ subscriptions
+are prefixes.
 """
 
 from collections.abc import Iterator
@@ -10,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import settle
+from services.engine.encoding import DAY, Encoder
 from services.engine.engine import KlineEngine
-from shared.compiled import compiled
-from shared.decimals import text_of
-from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
-from shared.kline import CLOSED, EXCHANGE, FINAL
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
+from shared.compiled import compiled, fixed
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, bucket_of
+from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, encode, kline_topic
 
 Message = tuple[bytes, bytes]
 """Topic and body: the two frames of a message."""
@@ -36,11 +36,13 @@ class Snapshots:
         self._prefixes: set[bytes] = set()
         self._topics: list[bytes] = []
         """By symbol * intervals + interval."""
-        self._sequences: dict[bytes, int] = {}
+        self._encoder = Encoder(engine.book, session)
+        self._settle = fixed(settle, engine.book, True)
+        self._in_order = fixed(in_order, engine.book, np.zeros(0, np.int64))
         self._publish_at = 0
         self._figures_at = 0
         self._health_at = 0
-        self._day = np.zeros((engine.book.rows.shape[0], 6), np.int64)
+        self._days = np.zeros(len(engine.book.symbols), DAY)
         self.published = 0
 
     def subscription(self, message: bytes, now_ns: int) -> list[Message]:
@@ -48,7 +50,7 @@ class Snapshots:
 
         They are the topic's rows that are not saved yet and its newest, ascending: with the database's, all there is.
         """
-        settle(self._engine.book, False)
+        self._settle(self._engine.book, False)
         self._know_symbols()
         prefix = message[1:]
         if message[:1] == b"\x01":
@@ -56,7 +58,7 @@ class Snapshots:
                 self._prefixes.add(prefix)
             matched = self._matching(prefix)
             self._engine.book.watched.reshape(-1)[matched] = 1
-            return [self._row(number, now_ns) for number in self._unsaved_and_newest(matched)]
+            return list(self._messages(self._unsaved_and_newest(matched), now_ns))
         if message[:1] == b"\x00":
             self._prefixes.discard(prefix)
             for topic in self._matching(prefix).tolist():
@@ -66,17 +68,16 @@ class Snapshots:
     def due(self, now_ns: int) -> Iterator[Message]:
         """Yield what is to be published at the end of a turn."""
         self._know_symbols()
-        settle(self._engine.book, True)
+        self._settle(self._engine.book, True)
         if len(self._engine.changed) and now_ns >= self._publish_at:
             self._publish_at = now_ns + self._interval_ns
             numbers = self._engine.changed.take()
             self._engine.changed.release(numbers)
-            for number in self._in_time(numbers):
-                yield self._row(number, now_ns)
+            yield from self._messages(self._in_order(self._engine.book, numbers), now_ns)
         if now_ns >= self._figures_at:
             self._figures_at = now_ns + FIGURES_NS
             if self._engine.started and self._wanted(TICKERS_TOPIC.encode()):
-                yield TICKERS_TOPIC.encode(), encode(self._tickers(now_ns))
+                yield TICKERS_TOPIC.encode(), self._tickers(now_ns)
         if now_ns >= self._health_at:
             self._health_at = now_ns + HEALTH_NS
             if self._wanted(HEALTH_TOPIC.encode()):
@@ -92,16 +93,17 @@ class Snapshots:
 
     def _know_symbols(self) -> None:
         """Learn the topics of symbols that were added."""
-        known = len(self._topics) // len(INTERVALS)
-        for symbol in self._engine.symbols[known:]:
-            for interval in INTERVAL_NAMES:
-                topic = kline_topic(symbol, interval).encode()
-                if self._wanted(topic):
-                    # Rows that were marked before this were not marked as changed: the newest will do.
-                    self._engine.book.watched.reshape(-1)[len(self._topics)] = 1
-                    number = np.array([len(self._topics)], np.int64)
-                    self._engine.changed.mark(np.array(self._unsaved_and_newest(number), np.int64))
-                self._topics.append(topic)
+        first = len(self._topics)
+        added = self._engine.symbols[first // len(INTERVALS) :]
+        if not added:
+            return
+        self._encoder.know(self._engine.symbols)
+        self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
+        wanted = [place for place in range(first, len(self._topics)) if self._wanted(self._topics[place])]
+        if wanted:
+            # Rows that were marked before this were not marked as changed: those of now will do.
+            self._engine.book.watched.reshape(-1)[wanted] = 1
+            self._engine.changed.mark(self._unsaved_and_newest(np.array(wanted, np.int64)))
 
     def _matching(self, prefix: bytes) -> NDArray[np.int64]:
         return np.array([place for place, topic in enumerate(self._topics) if topic.startswith(prefix)], np.int64)
@@ -111,148 +113,76 @@ class Snapshots:
             return any(topic[:length] in self._prefixes for length in range(len(topic) + 1))
         return any(topic.startswith(prefix) for prefix in self._prefixes)
 
-    def _unsaved_and_newest(self, topics: NDArray[np.int64]) -> list[int]:
-        """Return the numbers of the rows that a new subscriber needs."""
+    def _unsaved_and_newest(self, topics: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the rows that a new subscriber needs, in order."""
         book, window = self._engine.book, self._engine.book.rows.shape[2]
         symbols, intervals = topics // len(INTERVALS), topics % len(INTERVALS)
         needed = book.unsaved.states.reshape(-1, window)[topics] != 0
         places = book.calendars["place"][book.symbols["grid"][symbols], intervals]
         needed[np.arange(len(topics)), places] = True
         which, place = np.nonzero(needed)
-        return self._in_time(topics[which] * window + place)
+        numbers: NDArray[np.int64] = self._in_order(book, topics[which] * window + place)
+        return numbers
 
-    def _in_time(self, numbers: NDArray[np.int64]) -> list[int]:
-        """Return the rows that are there, topic by topic, ascending by time."""
-        window = self._engine.book.rows.shape[2]
-        topics = numbers // window
-        open_times = self._engine.book.rows["open_time"][
-            topics // len(INTERVALS), topics % len(INTERVALS), numbers % window
-        ]
-        order = np.lexsort((open_times, numbers // window))
-        return [number for number, there in zip(numbers[order].tolist(), open_times[order], strict=True) if there]
+    def _messages(self, numbers: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
+        """Yield rows as messages, numbered on."""
+        window, topics = self._engine.book.rows.shape[2], self._topics
+        self.published += len(numbers)
+        bodies = self._encoder.snapshots(numbers, self._engine.clock.now(now_ns))
+        for number, body in zip(numbers.tolist(), bodies, strict=True):
+            yield topics[number // window], body
 
-    def _row(self, number: int, now_ns: int) -> Message:
-        engine, window = self._engine, self._engine.book.rows.shape[2]
-        topic = number // window
-        symbol, interval = divmod(topic, len(INTERVALS))
-        state, row = engine.book.symbols[symbol], engine.book.rows[symbol, interval, number % window]
-        price, quantity = int(state["price_decimals"]), int(state["quantity_decimals"])
-        (
-            open_time,
-            open_,
-            high,
-            low,
-            close,
-            volume,
-            quote_volume,
-            trade_count,
-            taker_buy_volume,
-            taker_buy_quote_volume,
-            first_id,
-            last_id,
-            id_count,
-            _,
-            _,
-            flags,
-            revision,
-        ) = row.item()
-        name = INTERVAL_NAMES[interval]
-        end_time = next_open_time(name, open_time)
-        gaps = engine.book.gaps[symbol, : state["gap_count"]]
-        self.published += 1
-        return self._topics[topic], encode(
-            Snapshot(
-                symbol=engine.symbols[symbol],
-                interval=name,
-                sequence=self._next(self._topics[topic]),
-                session=self._session,
-                exchange_time=engine.clock.now(now_ns),
-                open_time=open_time,
-                close_time=end_time - 1,
-                open=text_of(open_, price),
-                high=text_of(high, price),
-                low=text_of(low, price),
-                close=text_of(close, price),
-                volume=text_of(volume, quantity),
-                quote_volume=text_of(quote_volume, price + quantity),
-                trade_count=trade_count,
-                taker_buy_volume=text_of(taker_buy_volume, quantity),
-                taker_buy_quote_volume=text_of(taker_buy_quote_volume, price + quantity),
-                first_id=first_id,
-                last_id=last_id,
-                id_count=id_count,
-                closed=bool(flags & CLOSED),
-                final=bool(flags & FINAL),
-                gap=any(gap["from_time"] < end_time and gap["to_time"] >= open_time for gap in gaps),
-                source=source_of(flags, id_count),
-                revision=revision,
-            )
-        )
-
-    def _tickers(self, now_ns: int) -> Tickers:
-        engine = self._engine
-        settle(engine.book, False)
-        count = len(engine.symbols)
-        now = engine.clock.now(now_ns)
-        day_figures(engine.book.rows[:, DAY_INTERVAL], now - DAY_MS, now, self._day)
-        symbols = engine.book.symbols[:count]
-        prices, quantities = symbols["price_decimals"].tolist(), symbols["quantity_decimals"].tolist()
-        known = [place for place in range(count) if self._day[place, 0]]
-        columns: list[list[str]] = [[], [], [], [], [], []]
-        for place in known:
-            price, quantity = prices[place], quantities[place]
-            figures = self._day[place].tolist()
-            for column, value, decimals in zip(
-                columns, figures, (price, price, price, price, quantity, price + quantity), strict=True
-            ):
-                column.append(text_of(value, decimals))
-        last, open_24h, high_24h, low_24h, volume_24h, quote_volume_24h = columns
-        return Tickers(
-            sequence=self._next(TICKERS_TOPIC.encode()),
-            session=self._session,
-            exchange_time=now,
-            symbols=[engine.symbols[place] for place in known],
-            last=last,
-            open_24h=open_24h,
-            high_24h=high_24h,
-            low_24h=low_24h,
-            volume_24h=volume_24h,
-            quote_volume_24h=quote_volume_24h,
-            active=[bool(symbols[place]["active"]) for place in known],
-        )
-
-    def _next(self, topic: bytes) -> int:
-        sequence = self._sequences[topic] = self._sequences.get(topic, 0) + 1
-        return sequence
-
-
-def source_of(flags: int, id_count: int) -> str:
-    """Return where a row's figures come from, in words."""
-    if not flags & EXCHANGE:
-        return "trades"
-    return "both" if id_count else "exchange"
+    def _tickers(self, now_ns: int) -> bytes:
+        book, now = self._engine.book, self._engine.clock.now(now_ns)
+        self._settle(book, False)
+        days = self._days[: len(self._engine.symbols)]
+        sum_up(book, now - DAY_MS, now, days)
+        return self._encoder.tickers(days, now)
 
 
 @compiled
-def day_figures(rows, begin, end, figures):  # type: ignore[no-untyped-def]
-    """Write last, open, high, low, volume and quote volume of [begin, end] into int64[symbols, 6]; last 0: unknown.
+def in_order(book, numbers):  # type: ignore[no-untyped-def]
+    """Return those of the rows that are there, topic by topic, ascending by time.
 
-    rows: KLINE[symbols, window] of one interval.
+    numbers: int64[n], ascending; they are used up.
     """
-    for symbol in range(rows.shape[0]):
-        first_time, last_time = end + 1, 0
-        figures[symbol, :] = 0
-        for place in range(rows.shape[1]):
-            row = rows[symbol, place]
+    intervals, window = book.rows.shape[1], book.rows.shape[2]
+    count = 0
+    for number in numbers:
+        topic = number // window
+        rows = book.rows[topic // intervals, topic % intervals]
+        open_time = rows[number % window].open_time
+        if open_time == 0:
+            continue
+        # A topic's few rows are a part of a ring, so that the newer may stand before the older.
+        to = count
+        while to > 0 and numbers[to - 1] // window == topic and rows[numbers[to - 1] % window].open_time > open_time:
+            numbers[to] = numbers[to - 1]
+            to -= 1
+        numbers[to] = number
+        count += 1
+    return numbers[:count]
+
+
+@compiled
+def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
+    """Write what the klines that open in [begin, end] come to into DAY[symbols]."""
+    window, calendar = book.rows.shape[2], book.calendars[0, DAY_INTERVAL]
+    newest = bucket_of(calendar.length, calendar.anchor, end)
+    oldest = max(bucket_of(calendar.length, calendar.anchor, begin), newest - window + 1)
+    for symbol in range(len(days)):
+        day = days[symbol]
+        day.last = day.open = day.high = day.low = day.volume = day.quote_volume = 0
+        known = False
+        for bucket in range(oldest, newest + 1):
+            row = book.rows[symbol, DAY_INTERVAL, bucket % window]
             if row.open_time < begin or row.open_time > end:
                 continue
-            if row.open_time < first_time:
-                first_time = row.open_time
-                figures[symbol, 1] = row.open
-            if row.open_time > last_time:
-                last_time = row.open_time
-                figures[symbol, 0] = row.close
-            figures[symbol, 2] = max(figures[symbol, 2], row.high)
-            figures[symbol, 3] = min(figures[symbol, 3], row.low) if figures[symbol, 3] else row.low
-            figures[symbol, 4] += row.volume
-            figures[symbol, 5] += row.quote_volume
+            if not known:
+                day.open = row.open
+                known = True
+            day.last = row.close
+            day.high = max(day.high, row.high)
+            day.low = min(day.low, row.low) if day.low else row.low
+            day.volume += row.volume
+            day.quote_volume += row.quote_volume

@@ -5,6 +5,7 @@ from typing import Any
 import msgpack
 
 from services.engine.snapshots import Snapshots
+from shared.interval import INTERVAL_NAMES
 from shared.wire import RemoveSymbol, decode_snapshot, decode_tickers
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
 
@@ -45,6 +46,29 @@ def test_a_subscription_brings_the_current_row_and_those_that_are_not_saved() ->
     played.until(START + 2 * MINUTE)
     times = [row.open_time for row in subscriber.subscribe("kline.BTCUSDT.1m")]
     assert times == [START, START + MINUTE, START + 2 * MINUTE]
+
+
+def test_rows_come_topic_by_topic_and_ascending_however_they_lie_in_memory() -> None:
+    played = PlayedEngine()
+    for symbol in ("ETHUSDT", "BTCUSDT"):
+        played.add(symbol)
+        played.apply(batch([Trade(0, START, 100, 7)], symbol=symbol))
+    subscriber = Subscriber(played)
+    subscriber.subscribe("kline.BTC")
+    minutes = played.engine.book.rows.shape[2] + 10
+    played.until(START + minutes * MINUTE)
+    places = [(row.symbol, row.interval) for row in subscriber.subscribe("kline.")]
+    order = [(symbol, interval) for symbol in ("ETHUSDT", "BTCUSDT") for interval in INTERVAL_NAMES]
+    assert places == sorted(places, key=order.index)
+    assert set(places) == set(order)
+    for published in (
+        subscriber.subscribe("kline.BTCUSDT.1m"),
+        [decode_snapshot(body) for topic, body in subscriber.snapshots.due(0) if topic == b"kline.BTCUSDT.1m"],
+    ):
+        first = START + (minutes - len(published) + 1) * MINUTE
+        assert [row.open_time for row in published] == list(range(first, START + (minutes + 1) * MINUTE, MINUTE))
+        assert len(published) == minutes - 10
+        assert [row.sequence for row in published] == list(range(published[0].sequence, published[-1].sequence + 1))
 
 
 def test_only_topics_with_a_subscriber_are_encoded_and_each_is_numbered() -> None:

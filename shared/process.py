@@ -1,6 +1,7 @@
 """What every klagg process does around its own work: say what it does, end when asked, and never outlive its parent."""
 
 import ctypes
+import gc
 import logging
 import os
 import select
@@ -71,6 +72,12 @@ def give_way() -> None:
     Not to be called by a room that trades go through.
     """
     os.nice(GIVE_WAY)
+
+
+def spare_garbage_collection() -> None:
+    """Take all that has been made so far for permanent. With numba loaded, to look through it takes 64 to 150 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def _unheard() -> bool:

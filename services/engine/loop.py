@@ -10,14 +10,15 @@ rows are saved before the process ends; if the store is not there for it, they t
 
 import logging
 import time
+from collections.abc import Iterable
 
 import zmq
 
 from services.engine.engine import KlineEngine
-from services.engine.snapshots import Snapshots
+from services.engine.snapshots import Message, Snapshots
 from services.engine.warm import warm_up
 from shared.config import Config
-from shared.process import StopSignal
+from shared.process import StopSignal, spare_garbage_collection
 from shared.sockets import bind, ipc, lock_room, send
 from shared.wire import AppEvent, FeedState, Finished, Load, Restored, StoreState, WireError, decode_event, encode
 
@@ -28,6 +29,7 @@ LAST_BATCH_S = 3.0
 LOAD_AGAIN_S = 5.0
 """The store says when it comes up; this is for a question that was lost with it, and none that is being answered."""
 FIGURES_S = 60.0
+MORE = zmq.SNDMORE | zmq.NOBLOCK
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Loop:
         self._public.setsockopt(zmq.XPUB_VERBOSE, 1)
         started_at = time.monotonic()
         warm_up()
+        spare_garbage_collection()
         self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session, config.audit)
         self._snapshots = Snapshots(self._engine, session, config.engine.publish_interval_ms)
         self._window = config.engine.window
@@ -116,8 +119,7 @@ class Loop:
         """Tell everybody what there is to tell: subscribers first, the others can wait for a moment."""
         now = time.monotonic_ns()
         self._engine.tick(now)
-        for frames in self._snapshots.due(now):
-            self._public.send_multipart(frames, copy=True)
+        self._publish(self._snapshots.due(now))
         for command in self._engine.take_commands():
             if not send(self._commands, encode(command)):
                 self._unsent += 1  # Nobody is there: whoever comes is told everything.
@@ -140,8 +142,13 @@ class Loop:
                 subscription = self._public.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            for frames in self._snapshots.subscription(subscription, now):
-                self._public.send_multipart(frames, copy=True)
+            self._publish(self._snapshots.subscription(subscription, now))
+
+    def _publish(self, messages: Iterable[Message]) -> None:
+        # Not send_multipart, which takes three times as long to look at what it is given.
+        for topic, body in messages:
+            self._public.send(topic, MORE)
+            self._public.send(body, zmq.NOBLOCK)
 
     def _save(self, now: int, last: bool = False) -> None:
         if not self._store.poll(0, zmq.POLLOUT):

@@ -43,6 +43,7 @@ from services.ingest.venue import TICKER_ROUTE, venue_of
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.kline import TRADE
+from shared.process import spare_garbage_collection
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
     Command,
@@ -74,6 +75,7 @@ def main(config: Config) -> int:
         exact.warm_up()
         frames.warm_up(config.exchange.stream)
         recent.warm_up()
+        spare_garbage_collection()
         return uvloop.run(_run(config))
     finally:
         lock.close()

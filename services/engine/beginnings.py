@@ -12,13 +12,13 @@ from services.engine.audit import Audit
 from services.engine.book import PRODUCT_MAX, Book, rescale
 from services.engine.continuity import GAPS_MAX
 from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
+from services.engine.needs import CHILDREN, PARTS_MAX
 from services.engine.repair import Repair
 from services.engine.roster import Roster
 from shared.interval import (
     DAY_MS,
     INTERVAL_INDEX,
     INTERVAL_NAMES,
-    INTERVALS,
     MINUTE_MS,
     next_open_time,
     open_time_of,
@@ -26,9 +26,6 @@ from shared.interval import (
 from shared.kline import KLINE
 from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 
-CHILDREN = {interval.child for interval in INTERVALS}
-PARTS_MAX = 31
-"""Children of a kline, at the most."""
 NO_ROWS = np.zeros(0, KLINE)
 
 

@@ -14,6 +14,7 @@ import time
 import zmq
 
 from services.engine.engine import KlineEngine
+from services.engine.needs import rows_to_load
 from services.engine.snapshots import Snapshots
 from services.engine.warm import warm_up
 from shared.config import Config
@@ -57,7 +58,7 @@ class Loop:
         warm_up()
         self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session, config.audit)
         self._snapshots = Snapshots(self._engine, session, config.engine.publish_interval_ms)
-        self._window = config.engine.window
+        self._rows = rows_to_load(config.engine.window)
         self._load_at = 0.0
         self._figures_at = time.monotonic() + FIGURES_S
         self._undecoded = 0
@@ -145,7 +146,7 @@ class Loop:
             self._engine.saving.lost(now)
 
     def _load(self) -> None:
-        if send(self._store, encode(Load(self._engine.session, self._window))):
+        if send(self._store, encode(Load(self._engine.session, self._rows))):
             self._load_at = time.monotonic() + LOAD_AGAIN_S
 
     def _notice(self, event: AppEvent) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
+from services.engine.needs import DAY_INTERVAL
 from shared.compiled import compiled
 from shared.decimals import text_of
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
@@ -20,8 +21,6 @@ from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, 
 Message = tuple[bytes, bytes]
 """Topic and body: the two frames of a message."""
 
-DAY_INTERVAL = INTERVAL_INDEX["15m"]
-"""The 24 h figures are made of these: fine enough, and a day of them is in every window."""
 FIGURES_NS = 500_000_000
 HEALTH_NS = 1_000_000_000
 PREFIXES_MAX = 100_000
@@ -191,7 +190,7 @@ class Snapshots:
         settle(engine.book, False)
         count = len(engine.symbols)
         now = engine.clock.now(now_ns)
-        day_figures(engine.book.rows[:, DAY_INTERVAL], now - DAY_MS, now, self._day)
+        day_figures(engine.book.rows[:, INTERVAL_INDEX[DAY_INTERVAL]], now - DAY_MS, now, self._day)
         symbols = engine.book.symbols[:count]
         prices, quantities = symbols["price_decimals"].tolist(), symbols["quantity_decimals"].tolist()
         known = [place for place in range(count) if self._day[place, 0]]

@@ -141,7 +141,7 @@ class Loop:
     def _tell_all(self, connection: store.Connection, request: Load) -> tuple[int, int]:
         # A database that goes away in the middle makes us begin again: the engine takes the same rows twice.
         symbols = size = 0
-        for part in store.load(connection, request.session, request.window):
+        for part in store.load(connection, request.session, request.rows):
             symbols += len(part.marks)
             size += len(part.rows)
             self._say(part)

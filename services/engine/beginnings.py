@@ -15,14 +15,8 @@ from services.engine.history import build_open_rows, catch_up, forget_rows, put_
 from services.engine.needs import CHILDREN, PARTS_MAX
 from services.engine.repair import Repair
 from services.engine.roster import Roster
-from shared.interval import (
-    DAY_MS,
-    INTERVAL_INDEX,
-    INTERVAL_NAMES,
-    MINUTE_MS,
-    next_open_time,
-    open_time_of,
-)
+from shared.calendar import next_open_time, open_time_of
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, MINUTE_MS
 from shared.kline import KLINE
 from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 

@@ -4,9 +4,11 @@ Decides how rows of different origins and times become whole again; knows no mes
 """
 
 from services.engine.book import blank, open_row, touch
+from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
-from shared.interval import CHILD_INDEX, bucket_of, bucket_start
-from shared.kline import CLOSED, EXCHANGE, merge
+from shared.interval import CHILD_INDEX
+from shared.kline import CLOSED, EXCHANGE
+from shared.merging import merge
 
 
 @compiled

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from services.engine.needs import DAY_INTERVAL
+from shared.calendar import next_open_time
 from shared.compiled import compiled
 from shared.decimals import text_of
-from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
 

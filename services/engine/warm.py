@@ -9,8 +9,9 @@ import numpy as np
 
 from services.engine.engine import KlineEngine
 from services.engine.snapshots import Snapshots
+from shared.calendar import open_time_of
 from shared.config import Engine as EngineConfig
-from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS, open_time_of
+from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, TRADE
 from shared.wire import (
     AddSymbol,

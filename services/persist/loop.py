@@ -89,8 +89,9 @@ class Loop:
         # Not before the database is there: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)
-        requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
+        # Before questions can come: an engine that hears it after its question asks again.
         self._say(StoreState(self._session))
+        requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
         poller = zmq.Poller()
         poller.register(requests, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
-from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
+from shared.calendar import next_open_time, open_time_of
+from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, PLACED_KLINE
 from shared.process import Unavailable
 from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows

@@ -20,8 +20,9 @@ import psycopg
 from bench.processes import cpu_seconds
 from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, VOLUMES, close_times, warm_up
+from shared.calendar import open_time_of
 from shared.config import load
-from shared.interval import DAY_MS, INTERVAL_NAMES, INTERVALS, open_time_of
+from shared.interval import DAY_MS, INTERVAL_NAMES, INTERVALS
 from shared.kline import CLOSED, FINAL, PLACED_KLINE
 from shared.postgres import database_url
 from shared.wire import AuditMark, DirtyBatch, SymbolMark, placed_rows

@@ -65,8 +65,9 @@ def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) ->
 def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
     """Return a socket that connects now or whenever the other side appears."""
     socket = _socket(context, kind)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    # Who starts again is found at once: to look for a local socket that is not there costs nothing.
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
     socket.connect(endpoint)
     return socket
 

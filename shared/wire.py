@@ -232,12 +232,13 @@ Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Ask the store for every symbol's mark and its newest `window` rows an interval."""
+    """Ask the store for every symbol's mark and its newest rows."""
 
     session: int
     """Of the engine. From here on the store takes the batches of this session alone: one that a former engine left in
     the queue would put rows into the database that this engine does not know of."""
-    window: int
+    rows: list[int]
+    """How many of each interval; all of them are at least 1."""
 
 
 class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):

@@ -4,35 +4,25 @@ Decides what of a symbol's past goes into the book, what of it must be asked for
 When a symbol begins, and that its minute is open, is the engine's. Knows no clock.
 """
 
-from itertools import pairwise
-
 import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.book import PRODUCT_MAX, Book, rescale
 from services.engine.continuity import GAPS_MAX, missing_ids, proven_times
-from services.engine.history import build_open_rows, catch_up, forget_rows, put_rows
+from services.engine.history import build_open_rows, forget_rows, put_rows, restore_rows
+from services.engine.needs import CHILDREN, PARTS_MAX
 from services.engine.repair import Repair
 from services.engine.roster import Roster
-from shared.interval import (
-    DAY_MS,
-    INTERVAL_INDEX,
-    INTERVAL_NAMES,
-    INTERVALS,
-    MINUTE_MS,
-    next_open_time,
-    open_time_of,
-)
+from shared.calendar import next_open_time, open_time_of
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.kline import KLINE
 from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 
-CHILDREN = {interval.child for interval in INTERVALS}
-PARTS_MAX = 31
-"""Children of a kline, at the most."""
 KEPT = ["price_decimals", "quantity_decimals", "active", "seam_time", "last_id", "gap_count"]
 """Of a symbol's state, what is stored as it is."""
 NO_ROWS = np.zeros(0, KLINE)
+LENGTHS = np.array([interval.length_ms for interval in INTERVALS], np.int64)
 
 
 class Beginnings:
@@ -43,11 +33,12 @@ class Beginnings:
         self._audit = audit
 
     def resume(self, symbol: int, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
-        """Go on with what the store has of a symbol: PLACED_KLINE[n], ascending by open time within an interval."""
+        """Go on with what the store has of a symbol: PLACED_KLINE[n], ascending by interval and open time."""
         state = self._book.symbols[symbol]
         self._roster.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
-        minutes = rows["kline"][(rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)]
+        intervals, klines = rows["interval"].copy(), rows["kline"].copy()
+        minutes = klines[(intervals == 0) & (klines["id_count"] > 0)]
         proven = max(mark.proven_time, mark.seam_time - 1)
         state["newest_time"] = minutes["open_time"].max(initial=proven)
         gaps = mark.gaps[-GAPS_MAX:]
@@ -61,14 +52,11 @@ class Beginnings:
         self._repair.note(np.array([symbol]), now_ns)
         if mark.last_id < 0:
             self._repair.begins(symbol, now_ns)
-        for interval, name in enumerate(INTERVAL_NAMES):
-            klines = rows["kline"][rows["interval"] == interval]
-            put_rows(self._book, symbol, interval, klines, False)
-            for begin, end in _holes(name, klines["open_time"].tolist()):
-                self._repair.want_klines(symbol, interval, begin, end)
+        restore_rows(self._book, symbol, intervals, klines)
+        for interval, begin, end in _holes(intervals, klines["open_time"]):
+            self._repair.want_klines(symbol, interval, begin, end)
         self._want_lacking(symbol, mark)
         self._audit.restore(symbol, mark.audit)
-        catch_up(self._book, symbol)
 
     def marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
         """Return what the store keeps of each of these symbols, to resume with."""
@@ -172,10 +160,17 @@ def grid_3d_of(event: AddSymbol, klines: dict[str, Rows]) -> int:
     return int(days[0]["open_time"]) if len(days) else (event.klines_until or event.event_time) // DAY_MS * DAY_MS
 
 
-def _holes(interval: str, open_times: list[int]) -> list[tuple[int, int]]:
-    """Return what is missing between ascending open times: (the first that is missing, the last ms of the hole)."""
-    return [
-        (next_open_time(interval, before), behind - 1)
-        for before, behind in pairwise(open_times)
-        if behind != next_open_time(interval, before)
-    ]
+def _holes(intervals: NDArray[np.int32], open_times: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Return what is missing between open times: (interval, the first that is missing, the last ms of the hole).
+
+    Both ascend, the open times within an interval.
+    """
+    holes = []
+    # Months have no length, so that each of them is looked at.
+    irregular = (np.diff(intervals) == 0) & (np.diff(open_times) != LENGTHS[intervals[1:]])
+    for place in np.flatnonzero(irregular).tolist():
+        interval, before, behind = int(intervals[place]), int(open_times[place]), int(open_times[place + 1])
+        missing = next_open_time(INTERVAL_NAMES[interval], before)
+        if behind != missing:
+            holes.append((interval, missing, behind - 1))
+    return holes

@@ -22,16 +22,11 @@ from numpy.typing import NDArray
 
 from services.engine.continuity import GAP, GAPS_MAX, proven_time
 from services.engine.dirty import DirtyTracker, Marks, mark
+from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
-from shared.interval import (
-    DAY_MS,
-    GRID_3D_MS,
-    INTERVALS,
-    anchor_of,
-    bucket_of,
-    bucket_start,
-)
-from shared.kline import CLOSED, FINAL, KLINE, merge
+from shared.interval import DAY_MS, GRID_3D_MS, INTERVALS
+from shared.kline import CLOSED, FINAL, KLINE
+from shared.merging import merge
 from shared.wire import Rows
 
 GRIDS = GRID_3D_MS // DAY_MS

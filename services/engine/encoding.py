@@ -14,8 +14,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from services.engine.book import Book
+from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
-from shared.interval import INTERVAL_NAMES, bucket_of, bucket_start
+from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import Rows, Snapshot, Tickers, encode
 

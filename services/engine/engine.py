@@ -287,7 +287,7 @@ class KlineEngine:
             set_calendars(self.book, stored_time if self._resumes else now)
         for part in parts:
             rows = placed_rows(part.rows)
-            rows = rows[np.argsort(rows["symbol"], kind="stable")]
+            rows = rows[np.lexsort((rows["interval"], rows["symbol"]))]
             ends = np.searchsorted(rows["symbol"], np.arange(len(part.marks)), "right")
             begin = 0
             for mark, end in zip(part.marks, ends.tolist(), strict=True):

@@ -4,9 +4,11 @@ Decides how rows of different origins and times become whole again; knows no mes
 """
 
 from services.engine.book import PRODUCT_MAX, blank, open_row, touch
+from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
-from shared.interval import CHILD_INDEX, bucket_of, bucket_start
-from shared.kline import CLOSED, EXCHANGE, merge
+from shared.interval import CHILD_INDEX
+from shared.kline import CLOSED, EXCHANGE
+from shared.merging import merge
 
 
 @compiled
@@ -21,30 +23,48 @@ def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-d
 @compiled
 def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
     """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
-    window = book.rows.shape[2]
-    calendar = book.calendars[book.symbols[symbol].grid, interval]
-    state = book.symbols[symbol]
     outside = 0
     for n in range(len(klines)):
-        open_time = klines[n].open_time
-        bucket = bucket_of(calendar.length, calendar.anchor, open_time)
-        if (
-            bucket > calendar.bucket
-            or calendar.bucket - bucket >= window
-            or bucket_start(calendar.length, calendar.anchor, bucket) != open_time
-        ):
+        place = _put_row(book, symbol, interval, klines[n])
+        if place < 0:
             outside += 1
-            continue
-        book.rows[symbol, interval, bucket % window] = klines[n]
-        state.room = min(state.room, PRODUCT_MAX - klines[n].quote_volume)
-        if changed:
-            touch(book, symbol, interval, bucket % window)
+        elif changed:
+            touch(book, symbol, interval, place)
     return outside
 
 
 @compiled
-def catch_up(book, symbol):  # type: ignore[no-untyped-def]
-    """Bring restored rows, of whichever minute they were saved in, to the time of the calendars."""
+def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-def]
+    """Put what the store has of a symbol into its places, and bring it to the time of the calendars.
+
+    intervals: int32[n], of each of KLINE[n]. Those that lie outside the window are left out.
+    """
+    for n in range(len(klines)):
+        _put_row(book, symbol, intervals[n], klines[n])
+    _catch_up(book, symbol)
+
+
+@compiled
+def _put_row(book, symbol, interval, kline):  # type: ignore[no-untyped-def]
+    """Put a row into its place and return that; -1 if it lies outside the window or off the calendar."""
+    window = book.rows.shape[2]
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    bucket = bucket_of(calendar.length, calendar.anchor, kline.open_time)
+    if (
+        bucket > calendar.bucket
+        or calendar.bucket - bucket >= window
+        or bucket_start(calendar.length, calendar.anchor, bucket) != kline.open_time
+    ):
+        return -1
+    book.rows[symbol, interval, bucket % window] = kline
+    state = book.symbols[symbol]
+    state.room = min(state.room, PRODUCT_MAX - kline.quote_volume)
+    return bucket % window
+
+
+@compiled
+def _catch_up(book, symbol):  # type: ignore[no-untyped-def]
+    """Bring rows, of whichever minute they were saved in, to the time of the calendars."""
     window = book.rows.shape[2]
     for interval in range(book.rows.shape[1]):
         calendar = book.calendars[book.symbols[symbol].grid, interval]

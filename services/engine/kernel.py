@@ -11,7 +11,7 @@ from services.engine.book import add_to_rows, blank, mark_final, measure_room, r
 from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
 from services.engine.dirty import mark
 from shared.compiled import compiled
-from shared.kline import kline_of, merge
+from shared.merging import kline_of, merge
 
 
 @compiled

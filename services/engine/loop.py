@@ -1,8 +1,7 @@
 """The room's loop: poll, feed, tick, drain, send. No rule of the domain stands here.
 
-All sockets are bound here, so that every neighbour may come and go. Each turn drains what is there, up to a bound, then
-lets the clock tick, sends what the engine wishes, and publishes. A busy engine's turns get longer and carry more: that
-is all there is to load.
+The sockets are start.py's. Each turn drains what is there, up to a bound, then lets the clock tick, sends what the
+engine wishes, and publishes. A busy engine's turns get longer and carry more: that is all there is to load.
 
 A crash at any step costs what is not yet in the database; the next engine asks for it by id. On SIGTERM the last dirty
 rows are saved before the process ends; if the store is not there for it, they too are fetched by id next time.
@@ -16,11 +15,12 @@ import zmq
 
 from services.engine.engine import KlineEngine
 from services.engine.snapshots import Message, Snapshots
+from services.engine.start import Doors
 from services.engine.warm import warm_up
 from shared.config import Config
 from shared.process import StopSignal, spare_garbage_collection
-from shared.sockets import bind, ipc, lock_room, send
-from shared.wire import AppEvent, FeedState, Finished, Load, Restored, StoreState, WireError, decode_event, encode
+from shared.sockets import send
+from shared.wire import AppEvent, FeedState, Finished, Restored, StoreState, WireError, decode_event, encode
 
 TURN_MESSAGES_MAX = 1_000
 """Events a turn, so that a flood cannot keep the clock from ticking or subscribers from hearing."""
@@ -34,34 +34,19 @@ MORE = zmq.SNDMORE | zmq.NOBLOCK
 log = logging.getLogger(__name__)
 
 
-def main(config: Config) -> int:
-    stop = StopSignal()
-    lock = lock_room(config.run_path, "engine")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    try:
-        Loop(config, context, stop).run()
-    finally:
-        context.destroy(linger=1_000)
-        lock.close()
-    return 0
-
-
 class Loop:
-    def __init__(self, config: Config, context: "zmq.Context[zmq.Socket[bytes]]", stop: StopSignal) -> None:
-        session = time.time_ns() // 1_000
+    def __init__(self, config: Config, doors: Doors, stop: StopSignal, asked: bool) -> None:
+        """`asked`: the store has been asked for its rows."""
         self._stop = stop
-        self._events = bind(context, zmq.PULL, ipc(config.run_path, "events"))
-        self._commands = bind(context, zmq.PUSH, ipc(config.run_path, "commands"))
-        self._store = bind(context, zmq.PUSH, ipc(config.run_path, "store"))
-        self._public = bind(context, zmq.XPUB, config.engine.snapshots)
-        self._public.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._doors = doors
+        self._events, self._commands = doors.events, doors.commands
+        self._store, self._public = doors.store, doors.public
         started_at = time.monotonic()
         warm_up()
         spare_garbage_collection()
-        self._engine = KlineEngine(config.engine, config.exchange.clock_speed, session, config.audit)
-        self._snapshots = Snapshots(self._engine, session, config.engine.publish_interval_ms)
-        self._window = config.engine.window
-        self._load_at = 0.0
+        self._engine = KlineEngine(config.engine, config.exchange.clock_speed, doors.session, config.audit)
+        self._snapshots = Snapshots(self._engine, doors.session, config.engine.publish_interval_ms)
+        self._load_at = time.monotonic() + LOAD_AGAIN_S if asked else 0.0
         self._figures_at = time.monotonic() + FIGURES_S
         self._undecoded = 0
         self._dropped: set[str] = set()
@@ -159,7 +144,7 @@ class Loop:
             self._engine.saving.lost(now)
 
     def _load(self) -> None:
-        if send(self._store, encode(Load(self._engine.session, self._window))):
+        if self._doors.ask_store():
             self._load_at = time.monotonic() + LOAD_AGAIN_S
 
     def _notice(self, event: AppEvent) -> None:

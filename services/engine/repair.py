@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from services.engine.book import Book
 from services.engine.continuity import missing_ids, proven_time
+from shared.calendar import next_open_time
 from shared.config import Engine as EngineConfig
-from shared.interval import INTERVAL_NAMES, MINUTE_MS, next_open_time
+from shared.interval import INTERVAL_NAMES, MINUTE_MS
 from shared.wire import Command, FetchKlines, FetchTrades
 
 ASK_AGAIN_MS = 1_000

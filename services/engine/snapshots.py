@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from services.engine.book import settle
 from services.engine.encoding import DAY, Encoder
 from services.engine.engine import KlineEngine
+from services.engine.needs import DAY_INTERVAL
+from shared.calendar import bucket_of
 from shared.compiled import compiled, fixed
-from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, bucket_of
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, encode, kline_topic
 
 Message = tuple[bytes, bytes]
 """Topic and body: the two frames of a message."""
 
-DAY_INTERVAL = INTERVAL_INDEX["15m"]
-"""The 24 h figures are made of these: fine enough, and a day of them is in every window."""
+DAY_PARTS = INTERVAL_INDEX[DAY_INTERVAL]
 FIGURES_NS = 500_000_000
 HEALTH_NS = 1_000_000_000
 PREFIXES_MAX = 100_000
@@ -167,7 +168,7 @@ def in_order(book, numbers):  # type: ignore[no-untyped-def]
 @compiled
 def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
     """Write what the klines that open in [begin, end] come to into DAY[symbols]."""
-    window, calendar = book.rows.shape[2], book.calendars[0, DAY_INTERVAL]
+    window, calendar = book.rows.shape[2], book.calendars[0, DAY_PARTS]
     newest = bucket_of(calendar.length, calendar.anchor, end)
     oldest = max(bucket_of(calendar.length, calendar.anchor, begin), newest - window + 1)
     for symbol in range(len(days)):
@@ -175,7 +176,7 @@ def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
         day.last = day.open = day.high = day.low = day.volume = day.quote_volume = 0
         known = False
         for bucket in range(oldest, newest + 1):
-            row = book.rows[symbol, DAY_INTERVAL, bucket % window]
+            row = book.rows[symbol, DAY_PARTS, bucket % window]
             if row.open_time < begin or row.open_time > end:
                 continue
             if not known:

@@ -9,8 +9,9 @@ import numpy as np
 
 from services.engine.engine import KlineEngine
 from services.engine.snapshots import Snapshots
+from shared.calendar import open_time_of
 from shared.config import Engine as EngineConfig
-from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS, open_time_of
+from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, TRADE
 from shared.wire import (
     AddSymbol,
@@ -29,9 +30,10 @@ from shared.wire import (
 
 
 def warm_up() -> None:
-    """Play the life of one symbol through an engine of its own."""
+    """Play the life of one symbol through an engine of its own, and through the next one."""
     begin = 20_000 * DAY_MS
-    engine = KlineEngine(EngineConfig(max_symbols=1, window=100))
+    config = EngineConfig(max_symbols=1, window=100)
+    engine = KlineEngine(config)
     klines = []
     for name in INTERVAL_NAMES:
         row = np.zeros(1, KLINE)
@@ -40,7 +42,7 @@ def warm_up() -> None:
         row["flags"] = CLOSED | FINAL | EXCHANGE
         klines.append(IntervalKlines(name, row.tobytes()))
     trades = np.zeros(4, TRADE)
-    trades["id"] = [7, 9, 8, 9]
+    trades["id"] = [7, 9, 8, 12]
     trades["time"] = [begin + 1, begin + MINUTE_MS, begin + 2, begin + 3]
     trades["price"] = trades["quantity"] = trades["trade_count"] = 1
     events: list[AppEvent] = [
@@ -50,10 +52,20 @@ def warm_up() -> None:
         Trades(pack_instruments([Instrument("X", 1, 1)]), trades.tobytes(), begin, [Covered(0, 0, 6)]),
         Klines("X", 1, 1, "1m", klines[0].rows),
     ]
-    for event in events:
-        engine.apply(decode_event(encode(event)), 0)
-        engine.tick(0)
+    _play(engine, events)
     snapshots = Snapshots(engine, 0, 0)
     snapshots.subscription(b"\x01", 0)
     list(snapshots.due(0))
-    engine.take_batch(0, last=True)
+    batch = engine.take_batch(0, last=True)
+    assert batch is not None
+    events = [
+        FeedState(1, True, 0, begin + 3 * MINUTE_MS, 0),
+        Restored(0, batch.marks, batch.rows, True, batch.exchange_time),
+    ]
+    _play(KlineEngine(config), events)
+
+
+def _play(engine: KlineEngine, events: list[AppEvent]) -> None:
+    for event in events:
+        engine.apply(decode_event(encode(event)), 0)
+        engine.tick(0)

@@ -30,7 +30,8 @@ from services.ingest.recent import Recent
 from services.ingest.rest import Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
-from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS, next_open_time
+from shared.calendar import next_open_time
+from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.kline import TRADE
 from shared.wire import (
     AddSymbol,

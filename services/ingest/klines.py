@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from services.ingest.exact import DECIMALS_MAX, Integers, Rows, numbers
+from shared.calendar import anchor_of, next_open_time, open_time_of
 from shared.decimals import INT64_MAX
-from shared.interval import INTERVAL_INDEX, INTERVALS, anchor_of, next_open_time, open_time_of
+from shared.interval import INTERVAL_INDEX, INTERVALS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 
 HEADROOM = 16

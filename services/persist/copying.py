@@ -12,8 +12,9 @@ are left out, because the server takes each digit by a call.
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.calendar import next_open_time
 from shared.compiled import compiled
-from shared.interval import INTERVAL_NAMES, INTERVALS, next_open_time
+from shared.interval import INTERVAL_NAMES, INTERVALS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE
 from shared.wire import Rows, SymbolMark, WireError
 

@@ -90,8 +90,9 @@ class Loop:
         # Not before the database is there: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)
-        requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
+        # Before questions can come: an engine that hears it after its question asks again.
         self._say(StoreState(self._session))
+        requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
         poller = zmq.Poller()
         poller.register(requests, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)
@@ -142,7 +143,7 @@ class Loop:
     def _tell_all(self, connection: store.Connection, request: Load) -> tuple[int, int]:
         # A database that goes away in the middle makes us begin again: the engine takes the same rows twice.
         symbols = size = 0
-        for part in store.load(connection, request.session, request.window):
+        for part in store.load(connection, request.session, request.rows):
             symbols += len(part.marks)
             size += len(part.rows)
             self._say(part)

@@ -116,24 +116,20 @@ there, and where the batch itself brought a row that its mark proves: those symb
 """
 
 
-def _newest() -> str:
-    return f"""
+_NEWEST = f"""
     COPY (
         SELECT (of_part.number - 1) * {len(INTERVAL_NAMES)} + i.number - 1, newest.klines
         FROM unnest(%s::text[]) WITH ORDINALITY AS of_part (name, number)
-        CROSS JOIN unnest({_array(INTERVAL_NAMES)}) WITH ORDINALITY AS i (name, number)
+        CROSS JOIN unnest({_array(INTERVAL_NAMES)}, %s::int[]) WITH ORDINALITY AS i (name, rows, number)
         CROSS JOIN LATERAL (
             SELECT string_agg(record_send(k), '') AS klines FROM (
                 SELECT {", ".join(READ)} FROM klines WHERE symbol = of_part.name AND interval = i.name
-                ORDER BY open_time DESC LIMIT %s
+                ORDER BY open_time DESC LIMIT i.rows
             ) AS k
         ) AS newest
         WHERE newest.klines IS NOT NULL
     ) TO STDOUT (FORMAT BINARY)
-    """
-
-
-_NEWEST = _newest()
+"""
 
 
 def connect(url: str) -> Connection:
@@ -193,12 +189,12 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
     return len(rows)
 
 
-def load(connection: Connection, session: int, window: int) -> Iterator[Restored]:
-    """Yield every symbol's mark and its newest `window` rows an interval, as one consistent cut.
+def load(connection: Connection, session: int, wanted: list[int]) -> Iterator[Restored]:
+    """Yield every symbol's mark and its newest rows, `wanted` of each interval, as one consistent cut.
 
     Raises psycopg.OperationalError if the database goes away.
     """
-    symbols = max(1, PART_ROWS_MAX // (len(INTERVAL_NAMES) * window))
+    symbols = max(1, PART_ROWS_MAX // sum(wanted))
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         state = connection.execute("SELECT exchange_time FROM engine_state").fetchone()
@@ -207,7 +203,7 @@ def load(connection: Connection, session: int, window: int) -> Iterator[Restored
         for begin in range(0, len(marks), symbols):
             part = marks[begin : begin + symbols]
             # Parameters of COPY are not bound by the server: they are written into its text.
-            with psycopg.ClientCursor(connection).copy(_NEWEST, [_names(part), window]) as copy:
+            with psycopg.ClientCursor(connection).copy(_NEWEST, [_names(part), wanted]) as copy:
                 rows, unfit = unstaged(b"".join(copy), part)
             if unfit:
                 log.warning("%d klines of %s and others have numbers beyond 64 bits", unfit, part[0].symbol)

@@ -10,6 +10,7 @@ import numpy as np
 
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
+from services.engine.needs import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
@@ -130,6 +131,7 @@ class PlayedEngine:
     def __init__(self, time: int = START, restored: list[Restored] | None = None, **config: Any) -> None:
         config = {"max_symbols": 4, "window": 100} | config
         self.speed = config.pop("clock_speed", 1.0)
+        self.window = config["window"]
         audit = config.pop("audit", AuditConfig(every_minutes=0))
         self.engine = KlineEngine(EngineConfig(**config), self.speed, SESSION, audit)
         self.now_ns = 0
@@ -198,7 +200,9 @@ class PlayedEngine:
         """Return what the store would answer to `Load`, a part a symbol."""
         parts = []
         for name, mark in self.marks.items():
-            keys = sorted(key for key in self.stored if key[0] == name)
+            keys = []
+            for interval, count in zip(INTERVAL_NAMES, rows_to_load(self.window), strict=True):
+                keys += sorted(key for key in self.stored if key[:2] == (name, interval))[-count:]
             rows = np.zeros(len(keys), PLACED_KLINE)
             for place, key in enumerate(keys):
                 rows[place]["interval"] = INTERVAL_NAMES.index(key[1])

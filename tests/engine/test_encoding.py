@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from services.engine.book import Book, lay_out
 from services.engine.encoding import DAY, ROWS_MAX, Encoder
+from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
-from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, next_open_time, open_time_of
+from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
 from tests.engine.played import MINUTE, START

@@ -86,7 +86,8 @@ class Neighbours:
         """Bring the engine to life with an empty store and one symbol without history."""
         (load,) = self.wait("the question for the store's rows", lambda: self.of(Load))
         self.say(StoreState(5), Restored(load.session, [], b"", True, 0), self.feed())
-        self.wait("the first words to ingest", lambda: self.of(Subscribe))
+        # The first engine of a version compiles, after it has asked.
+        self.wait("the first words to ingest", lambda: self.of(Subscribe), timeout=60.0)
         assert self.of(Subscribe)[0] == Subscribe([], complete=True, engine=load.session)
         self.say(AddSymbol("BTCUSDT", 2, 3, "btcusdt@aggTrade", [], BEGIN, NOW))
         self.wait("the subscription", lambda: self.of(FetchTrades))

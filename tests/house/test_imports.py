@@ -11,7 +11,7 @@ from tests.support import ROOT
 ROOMS = sorted(folder.name for folder in (ROOT / "services").iterdir() if (folder / "__main__.py").exists())
 STARTERS = {"services/cli.py", "services/replay.py"}
 """The command line is no room: it starts them, and may use what they offer."""
-JUDGED = {"shared.kline", "shared.interval", "shared.decimals"}
+JUDGED = {"shared.kline", "shared.merging", "shared.interval", "shared.calendar", "shared.decimals"}
 """What computes klines. The simulator computes its own, or its mistakes would agree with ours."""
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import zmq
 from aiohttp import WSMsgType, web
 
+from shared.calendar import next_open_time, open_time_of
 from shared.config import load
-from shared.interval import next_open_time, open_time_of
 from shared.sockets import bind, ipc, send
 from shared.wire import (
     AppEvent,

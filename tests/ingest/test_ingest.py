@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.interval import INTERVAL_NAMES, next_open_time
+from shared.calendar import next_open_time
+from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import (
     AddSymbol,

@@ -19,6 +19,7 @@ from tests.persist.test_store import NOW, batch, mark, rows
 from tests.support import Room, free_port, wait_for, write_config
 
 SESSION = 5
+WANTED = [100] * 15
 
 
 class Engine:
@@ -76,14 +77,14 @@ def test_batches_are_saved_acknowledged_and_loaded_again(tmp_path: Path) -> None
         at.start("postgres")
         at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
-        at.engine.say(Load(SESSION, 100))
+        at.engine.say(Load(SESSION, WANTED))
         wait_for("an empty answer", lambda: at.engine.of(Restored))
         assert at.engine.of(Restored) == [Restored(SESSION, [], b"", True, 0)]
         for number in range(3):
             at.engine.say(_of(SESSION, number, close=number))
         wait_for("acknowledgements", lambda: at.engine.acknowledged() == [0, 1, 2])
         assert at.query("SELECT close::text FROM klines") == [("0.02",)]
-        at.engine.say(Load(SESSION + 1, 100))
+        at.engine.say(Load(SESSION + 1, WANTED))
         first = wait_for("the rows", lambda: at.engine.of(Restored)[1:])[0]
         assert (first.session, first.marks[0].symbol, first.exchange_time) == (SESSION + 1, "BTCUSDT", NOW)
 
@@ -93,7 +94,7 @@ def test_a_batch_of_an_engine_that_is_gone_is_left_out(tmp_path: Path) -> None:
         at.start("postgres")
         at.start("persist")
         at.engine.say(_of(SESSION, 1, close=1))
-        at.engine.say(Load(SESSION + 1, 100))
+        at.engine.say(Load(SESSION + 1, WANTED))
         at.engine.say(_of(SESSION, 2, close=2))
         at.engine.say(_of(SESSION + 1, 1, close=3))
         wait_for("the newer engine's batch", lambda: len(at.engine.of(Persisted)) == 2)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
-from shared.interval import INTERVAL_NAMES, next_open_time, open_time_of
+from shared.calendar import next_open_time, open_time_of
+from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, PLACED_KLINE
 from shared.process import Unavailable
 from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows
@@ -24,6 +25,7 @@ from tests.support import write_config
 
 NOW = 1_790_000_000_000
 VALUES = DECIMALS + COUNTS
+WANTED = [100] * len(INTERVAL_NAMES)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -70,7 +72,7 @@ def batch(placed: np.ndarray, marks: list[SymbolMark] | None = None, number: int
 
 
 def loaded(connection: store.Connection, window: int = 1_000) -> tuple[list[SymbolMark], np.ndarray]:
-    parts = list(store.load(connection, 9, window))
+    parts = list(store.load(connection, 9, [window] * len(INTERVAL_NAMES)))
     assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
     assert {part.session for part in parts} == {9}
     marks: list[SymbolMark] = []
@@ -230,7 +232,7 @@ def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connec
         placed = np.concatenate([rows(3, interval=interval, close=number) for interval in INTERVAL_NAMES])
         store.save(connection, batch(placed, [mark(name, price=number % 5)]))
     store.save(connection, batch(rows(window + 50, begin=NOW - 7_000_000, close=0), [mark(names[0])]))
-    parts = list(store.load(connection, 1, window))
+    parts = list(store.load(connection, 1, [window] * len(INTERVAL_NAMES)))
     assert [len(part.marks) for part in parts] == [each_part, each_part, each_part, 1, 0]
     marks, found = loaded(connection, window)
     assert [each.symbol for each in marks] == names
@@ -243,14 +245,26 @@ def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connec
     assert len(found) == (len(names) * len(INTERVAL_NAMES) - 1) * 3 + window
 
 
+def test_as_many_rows_of_an_interval_are_loaded_as_are_wanted(connection: store.Connection) -> None:
+    placed = np.concatenate([rows(20, interval=interval) for interval in INTERVAL_NAMES])
+    store.save(connection, batch(placed))
+    wanted = list(range(1, len(INTERVAL_NAMES) + 1))
+    part, _ = store.load(connection, 1, wanted)
+    found = placed_rows(part.rows)
+    assert np.bincount(found["interval"]).tolist() == wanted
+    for interval in range(len(wanted)):
+        newest = placed[placed["interval"] == interval][-wanted[interval] :]
+        assert found[found["interval"] == interval].tobytes() == newest.tobytes()
+
+
 def test_an_empty_store_says_so(connection: store.Connection) -> None:
-    (only,) = store.load(connection, 1, 100)
+    (only,) = store.load(connection, 1, WANTED)
     assert (only.last, only.marks, only.rows, only.exchange_time) == (True, [], b"", 0)
 
 
 def test_the_exchanges_time_is_kept(connection: store.Connection) -> None:
     store.save(connection, batch(rows()[:0], []))
-    (only,) = store.load(connection, 1, 100)
+    (only,) = store.load(connection, 1, WANTED)
     assert only.exchange_time == NOW
 
 

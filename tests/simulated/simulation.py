@@ -6,6 +6,7 @@ import numpy as np
 
 from services.engine.audit import MISMATCHED
 from services.engine.engine import KlineEngine
+from services.engine.needs import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
@@ -88,7 +89,7 @@ class Simulation:
             now_ns = world.now * MS
             if not self.loaded and world.now >= self.store.away_until:
                 self.loaded = True
-                for part in self.store.load(Load(self.engine.session, WINDOW)):
+                for part in self.store.load(Load(self.engine.session, rows_to_load(WINDOW))):
                     self.engine.apply(part, now_ns)
             if self.store_known != self.store.session:
                 self.store_known = self.store.session

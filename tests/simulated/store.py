@@ -42,9 +42,9 @@ class Store:
             open_times[name, interval].append(open_time)
         for name, mark in self.marks.items():
             keys = []
-            for interval in INTERVAL_NAMES:
+            for interval, count in zip(INTERVAL_NAMES, request.rows, strict=True):
                 times = sorted(open_times[name, interval])
-                keys += [(name, interval, time) for time in times[-request.window :]]
+                keys += [(name, interval, time) for time in times[-count:]]
             rows = np.zeros(len(keys), PLACED_KLINE)
             for place, key in enumerate(keys):
                 rows[place]["interval"] = INTERVAL_NAMES.index(key[1])

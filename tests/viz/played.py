@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import zmq
 
+from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
-from shared.interval import next_open_time, open_time_of
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
 
 NOW = 1_790_000_000_000

@@ -151,7 +151,7 @@ def test_health_is_told_more_often_while_trades_are_missing() -> None:
     def told(begin: int, end: int) -> int:
         count = 0
         for time in range(begin, end, 50):
-            played.until(START + time)
+            played.until(START + 10 * MINUTE + time)
             count += "engine.health" in subscriber.due()
         return count
 

@@ -317,7 +317,7 @@ class Tickers(msgspec.Struct, frozen=True, kw_only=True):
 
 TICKERS_TOPIC = "tickers"
 HEALTH_TOPIC = "engine.health"
-"""A msgpack map of the engine's own figures, every second."""
+"""A msgpack map of the engine's own figures, every second, and more often while trades are missing."""
 
 
 def kline_topic(symbol: str, interval: str) -> str:

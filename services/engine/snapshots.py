@@ -25,6 +25,8 @@ Message = tuple[bytes, bytes]
 DAY_PARTS = INTERVAL_INDEX[DAY_INTERVAL]
 FIGURES_NS = 500_000_000
 HEALTH_NS = 1_000_000_000
+HEALTH_SOON_NS = 200_000_000
+"""While it is not whole: whoever waits for that learns it at once."""
 PREFIXES_MAX = 100_000
 """Subscriptions remembered; ZeroMQ remembers its own and does not say which are dropped."""
 
@@ -83,6 +85,8 @@ class Snapshots:
             self._health_at = now_ns + HEALTH_NS
             if self._wanted(HEALTH_TOPIC.encode()):
                 figures = self._engine.health(now_ns) | {"session": self._session, "published": self.published}
+                if not figures["started"] or figures["missing_ids"]:
+                    self._health_at = now_ns + HEALTH_SOON_NS
                 yield HEALTH_TOPIC.encode(), encode(figures)
 
     def wait_ms(self, now_ns: int) -> int:

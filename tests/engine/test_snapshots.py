@@ -164,3 +164,24 @@ def test_the_source_of_a_row_is_told() -> None:
     assert {row.source for row in subscriber.subscribe("kline.BTCUSDT.1m")} == {"exchange", "trades"}
     played.apply(batch([Trade(900, START + 10, 100, 7)]))
     assert decode_snapshot(b"" or subscriber.snapshots.subscription(b"\x01kline.BTCUSDT.1h", 0)[-1][1]).source == "both"
+
+
+def test_health_is_told_more_often_while_trades_are_missing() -> None:
+    played = PlayedEngine()
+    played.add()
+    subscriber = Subscriber(played)
+    subscriber.subscribe("engine.health")
+
+    def told(begin: int, end: int) -> int:
+        count = 0
+        for time in range(begin, end, 50):
+            played.until(START + 10 * MINUTE + time)
+            count += "engine.health" in subscriber.due()
+        return count
+
+    played.apply(batch([], covered=[(0, 4)]), batch([Trade(5, START, 100, 7)]))
+    assert told(0, 3_000) == 3
+    played.apply(batch([Trade(7, START, 100, 7)]))
+    assert told(3_000, 6_000) == 15
+    played.apply(batch([Trade(6, START, 100, 7)]))
+    assert told(6_000, 9_000) in (3, 4)

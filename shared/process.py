@@ -66,12 +66,12 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def give_way() -> None:
-    """Let the other rooms go first, where there is more to do than there are cores: a trade must not wait for a save.
+def give_way(pid: int) -> None:
+    """Let other processes go first, where there is more to do than there are cores: a trade must not wait for a save.
 
-    Not to be called by a room that trades go through.
+    Whatever the process starts from here on does the same.
     """
-    os.nice(GIVE_WAY)
+    os.setpriority(os.PRIO_PROCESS, pid, GIVE_WAY)
 
 
 def spare_garbage_collection() -> None:

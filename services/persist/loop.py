@@ -6,6 +6,7 @@ acknowledged is sent again and overwrites itself; one that was not committed is 
 """
 
 import logging
+import os
 import random
 import select
 import time
@@ -52,7 +53,6 @@ class Stopped(Exception):
 
 
 def main(config: Config) -> int:
-    give_way()
     stop = StopSignal()
     lock = lock_room(config.run_path, "persist")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -87,6 +87,7 @@ class Loop:
         """Serve until a signal, and then until the engine has finished or is gone. Raises Stopped, Unavailable."""
         warm_up()
         self._with_database(lambda _: None)
+        give_way(os.getpid())
         # Not before the database is there: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)

@@ -36,7 +36,6 @@ def main(config: Config) -> int:
     if config.database.url:
         log.info("not needed: the database is another one (database.url)")
         return 0
-    give_way()
     stop = StopSignal()
     lock = lock_room(config.run_path, "postgres")
     try:
@@ -90,6 +89,7 @@ def _start(
                 began = time.monotonic()
             time.sleep(LOOK_S)
         else:
+            give_way(server.pid)
             url = database_url(config)
             log.info('PostgreSQL %s is ready in %.1f s: psql "%s"', install.version, time.monotonic() - began, url)
             break

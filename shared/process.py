@@ -15,8 +15,6 @@ from shared.config import Config, ConfigError, load
 from shared.sockets import PortTaken
 
 PR_SET_PDEATHSIG = 1
-GIVE_WAY = 10
-"""Steps of niceness: a tenth of the machine is left to whoever is so patient, even when all others want it."""
 RETRY_S = 5.0
 """How long a process that cannot run stays before it ends under supervisord, which starts it again at once."""
 
@@ -64,14 +62,6 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def give_way(pid: int) -> None:
-    """Let other processes go first, where there is more to do than there are cores: a trade must not wait for a save.
-
-    Whatever the process starts from here on does the same.
-    """
-    os.setpriority(os.PRIO_PROCESS, pid, GIVE_WAY)
 
 
 def spare_garbage_collection() -> None:

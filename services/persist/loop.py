@@ -6,7 +6,6 @@ acknowledged is sent again and overwrites itself; one that was not committed is 
 """
 
 import logging
-import os
 import random
 import select
 import time
@@ -20,7 +19,7 @@ from services.persist import store
 from services.persist.copying import warm_up
 from shared.config import Config
 from shared.postgres import database_url
-from shared.process import StopSignal, give_way
+from shared.process import StopSignal
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
     AppEvent,
@@ -87,7 +86,6 @@ class Loop:
         """Serve until a signal, and then until the engine has finished or is gone. Raises Stopped, Unavailable."""
         warm_up()
         self._with_database(lambda _: None)
-        give_way(os.getpid())
         # Not before the database is there: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)

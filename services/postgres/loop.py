@@ -16,7 +16,7 @@ import psycopg
 from services.postgres.server import Become, Installation, installation, make_cluster, other_server, start, user_for
 from shared.config import Config
 from shared.postgres import NAME, database_url, embedded_url, socket_folder
-from shared.process import StopSignal, Unavailable, give_way
+from shared.process import StopSignal, Unavailable
 from shared.sockets import lock_room
 
 STOP_STEPS = ((signal.SIGTERM, 3.0), (signal.SIGINT, 3.0), (signal.SIGQUIT, 2.0))
@@ -89,7 +89,6 @@ def _start(
                 began = time.monotonic()
             time.sleep(LOOK_S)
         else:
-            give_way(server.pid)
             url = database_url(config)
             log.info('PostgreSQL %s is ready in %.1f s: psql "%s"', install.version, time.monotonic() - began, url)
             break

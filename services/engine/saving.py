@@ -19,7 +19,7 @@ from shared.wire import DirtyBatch, Rows, SymbolMark
 
 BATCH_ROWS_MAX = 5_000
 """Rows a batch, about: to make it takes some 3 ms, in which no trade is applied."""
-REST = 4
+REST = 19
 """So many times as long as a batch took nothing is saved for the number of rows alone: a busy market changes the same
 rows again and again, and saving them must not take the machine from the trades."""
 AWAY_MS = 50

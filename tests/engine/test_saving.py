@@ -31,15 +31,15 @@ def test_many_rows_wait_while_saving_rests_and_the_interval_does_not() -> None:
     assert first is not None
     played.now_ns = 100 * MS
     played.apply(Persisted(SESSION, first.batch), batch([Trade(1, START, 100, 7)]))
-    # The batch took 100 ms: rows alone make another one 400 ms later.
-    assert played.engine.take_batch(499 * MS) is None
-    second = played.engine.take_batch(500 * MS)
+    # The batch took 100 ms: rows alone make another one 1.9 s later.
+    assert played.engine.take_batch(1_999 * MS) is None
+    second = played.engine.take_batch(2_000 * MS)
     assert second is not None
     played.now_ns = 4_000 * MS
     played.apply(Persisted(SESSION, second.batch), batch([Trade(2, START, 100, 7)]))
-    # It took 3.5 s, which would be a rest of 14 s: the interval is over before.
-    assert played.engine.take_batch(5_499 * MS) is None
-    assert played.engine.take_batch(5_500 * MS) is not None
+    # It took 2 s, which would be a rest of 38 s: the interval is over before.
+    assert played.engine.take_batch(6_999 * MS) is None
+    assert played.engine.take_batch(7_000 * MS) is not None
 
 
 def test_there_is_one_batch_at_a_time() -> None:

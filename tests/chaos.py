@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
@@ -145,7 +146,13 @@ def torment(house: House, source: random.Random) -> str:
         fault = source.choice(FAULTS)
         if fault["kind"] == "decimals":
             fault = fault | {"symbol": source.choice(REFINED)}
-        ask(house.config, "fault", "POST", **fault)
+        try:
+            ask(house.config, "fault", "POST", **fault)
+        except urllib.error.HTTPError as error:
+            # The market's own numbers have no room for more decimals.
+            if fault["kind"] != "decimals" or error.code != 400:
+                raise
+            return "exchange: no more decimals"
         return f"exchange: {fault['kind']}"
     if source.random() < POWER_CUT_SHARE:
         for room in house.rooms.values():

@@ -21,6 +21,8 @@ from services.simulator.venue import Leaving, TooOld
 from services.simulator.writing import AggChunk, AggWriter
 from shared.compiled import compiled
 
+QUOTE_MAX = 2**61
+"""A quarter of an int64: months differ."""
 LOOK_BACK_MS = 2 * DAY_MS
 """How old trades may be that REST gives out by id or time (protocol §3.4)."""
 OLD_TRADES_MS = 31 * DAY_MS
@@ -93,8 +95,14 @@ class GeneratedMarket:
     # What may be done to it.
 
     def refine(self, symbol: str) -> None:
-        """Write a coin's numbers with one decimal more from here on; they stay what they are. Raises KeyError."""
+        """Write a coin's numbers with one decimal more from here on; they stay what they are.
+
+        Raises KeyError, and ValueError if a month's would not fit an int64 any more.
+        """
         coin = self._coins[symbol]
+        months = self.klines(coin.instrument, "1M", self.now - 62 * DAY_MS, self.now)
+        if int(months["quote_volume"].max(initial=0)) * 100 > QUOTE_MAX:
+            raise ValueError(f"a month of {symbol} with more decimals does not fit an int64")
         instrument = replace(
             coin.instrument,
             price_decimals=coin.instrument.price_decimals + 1,

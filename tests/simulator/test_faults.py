@@ -103,6 +103,26 @@ def test_a_symbol_s_decimals_grow_and_its_numbers_stay() -> None:
     assert not (rows["price"] % 10).any()
 
 
+def test_decimals_grow_no_further_than_a_month_of_numbers_fits() -> None:
+    """A market that wraps around would be no truth to compare with."""
+    market = made()
+    market.advance(NOON + 55_000, set())
+
+    def refine() -> None:
+        for _ in range(9):
+            market.refine("DOGEUSDT")
+
+    with pytest.raises(ValueError, match="DOGEUSDT"):
+        refine()
+    coin = market.find("DOGEUSDT")
+    assert coin is not None
+    for interval in ("1m", "1d", "1w", "1M"):
+        rows = market.klines(coin, interval, NOON - 62 * 86_400_000, market.now)
+        assert len(rows)
+        assert (rows["quote_volume"] >= rows["taker_buy_quote_volume"]).all()
+        assert (rows["taker_buy_quote_volume"] >= 0).all()
+
+
 def test_a_coin_is_listed_at_once_and_another_one_ends_with_its_minute() -> None:
     market = made(trades_per_second=3_000.0)
     symbol = market.list_coin()

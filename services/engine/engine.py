@@ -215,9 +215,7 @@ class KlineEngine:
             if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
                 apply_covered(self.book, symbols[part.instrument], part.first_id, part.last_id)
         if len(self._gapped):
-            gapped = self._gapped.take()
-            self._gapped.release(gapped)
-            self.repair.note(gapped, now_ns)
+            self.repair.note(self._gapped.take_all(), now_ns)
         if not batch.event_time:
             known = symbols[symbols >= 0]
             covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}

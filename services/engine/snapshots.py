@@ -74,9 +74,8 @@ class Snapshots:
         self._settle(self._engine.book, True)
         if len(self._engine.changed) and now_ns >= self._publish_at:
             self._publish_at = now_ns + self._interval_ns
-            numbers = self._engine.changed.take()
-            self._engine.changed.release(numbers)
-            yield from self._messages(self._in_order(self._engine.book, numbers), now_ns)
+            numbers = self._in_order(self._engine.book, self._engine.changed.take_all())
+            yield from self._messages(numbers, now_ns)
         if now_ns >= self._figures_at:
             self._figures_at = now_ns + FIGURES_NS
             if self._engine.started and self._wanted(TICKERS_TOPIC.encode()):

@@ -16,9 +16,10 @@ def test_marking_twice_is_marking_once_and_taking_takes_all(one_by_one: list[int
         mark(tracker.marks, number)
     tracker.mark(np.array(at_once, np.int64))
     assert len(tracker) == len({*one_by_one, *at_once})
-    assert tracker.take().tolist() == sorted({*one_by_one, *at_once})
+    assert tracker.take_all().tolist() == sorted({*one_by_one, *at_once})
     assert len(tracker) == 0
-    assert tracker.take().tolist() == []
+    assert tracker.take_all().tolist() == []
+    assert not tracker.marks.states.any()
 
 
 @given(numbers, st.integers(1, 60), st.integers(1, 20))
@@ -53,10 +54,10 @@ def test_rows_that_change_all_the_time_keep_no_others_waiting() -> None:
 def test_a_row_that_changes_under_way_is_marked_again() -> None:
     tracker = DirtyTracker(5)
     mark(tracker.marks, 3)
-    taken = tracker.take()
+    taken = tracker.take(5)
     assert tracker.marks.states[3] == UNDER_WAY
     mark(tracker.marks, 3)
     assert tracker.marks.states[3] == UNDER_WAY | MARKED
     tracker.release(taken)
     assert tracker.marks.states[3] == MARKED
-    assert tracker.take().tolist() == [3]
+    assert tracker.take(5).tolist() == [3]

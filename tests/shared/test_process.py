@@ -1,0 +1,50 @@
+"""What a process asks of the kernel, asked back."""
+
+import platform
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from shared.process import SHORT_TURN_NS
+
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275, "riscv64": 275}
+RELEASE = tuple(int(part) for part in platform.release().split(".")[:2]) if sys.platform == "linux" else (0, 0)
+
+ASK = """
+import ctypes, threading
+from shared.process import take_short_turns
+
+def turn():
+    its = ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall({number}, 0, its, 48, 0) == 0
+    told.append(its.raw.hex())
+
+told = []
+turn()
+assert take_short_turns()
+turn()
+thread = threading.Thread(target=turn)
+thread.start()
+thread.join()
+print(*told)
+"""
+
+
+@pytest.mark.skipif(RELEASE < (6, 12), reason="the kernel heeds it from Linux 6.12 on")
+def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else() -> None:
+    number = SCHED_GETATTR.get(platform.machine())
+    if number is None:
+        pytest.skip("a machine whose system calls are not known here")
+    done = subprocess.run(
+        ["nice", "-n", "3", sys.executable, "-c", ASK.format(number=number)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after, thread = (struct.unpack("=IIQiIQQQ", bytes.fromhex(told)) for told in done.stdout.split())
+    assert after[5] == thread[5] == SHORT_TURN_NS < before[5]
+    for attributes in (after, thread):
+        assert attributes[1:5] == before[1:5]
+    assert before[3] == 3, "nice"

@@ -122,6 +122,7 @@ def _latency(seconds: float, _runs: int) -> Results:
     for name, measure in measured.items():
         results[name] = figures = measure()
         _line(name, figures["measured"])
+        _line(f"  of {latency.PARTS} parts", figures["spread"])
         _line("  first second", figures["first second"])
         _line("  system", {key: figures[key] for key in ("applied/s", "snapshots/s", "unanswered", "cores")})
     return results

@@ -7,6 +7,7 @@ is told apart, others being still announced in it. Rates are about: minutes diff
 """
 
 import time
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgpack
@@ -22,6 +23,8 @@ RANKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
 """Whose snapshots are measured; every twelfth symbol from the ninth on hardly trades, so none of those."""
 WARM_UP_S = 5.0
 BURST_RATE, BURST_TRADES = 5_000, 50_000
+PARTS = 5
+"""Of the time that is measured: what differs between them is the spread."""
 BURST_TAIL_S = 2.0
 """What a burst leaves behind still counts as its own."""
 
@@ -88,6 +91,7 @@ def run(rate: int, seconds: float, everything: bool = False, burst: bool = False
         at, ms = np.array([at_ns for _, (at_ns, _) in late]), np.array([ms for _, (_, ms) in late])
         return {
             "measured": percentiles(ms[(at >= began_ns) & (at < ended_ns)]),
+            "spread": spread(at, ms, began_ns, ended_ns),
             "first second": percentiles(ms[(at >= starts) & (at < starts + 1_000_000_000)]),
             "unanswered": len(written) - len(late),
             "applied/s": round((after["applied"] - before["applied"]) / (elapsed + 1.0)),
@@ -116,6 +120,18 @@ def percentiles(ms: NDArray[np.float64]) -> dict[str, float]:
         return {"blocks": 0}
     shown = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
     return {"blocks": len(ms)} | {name: round(float(np.percentile(ms, share)), 2) for name, share in shown.items()}
+
+
+def spread(at: NDArray[np.int64], ms: NDArray[np.float64], began_ns: int, ended_ns: int) -> dict[str, float]:
+    """Return the least and the most of the percentiles of `PARTS` equal parts of the time between two moments."""
+    ends = np.linspace(began_ns, ended_ns, PARTS + 1)
+    parts = [percentiles(ms[(at >= begin) & (at < end)]) for begin, end in pairwise(ends.tolist())]
+    found: dict[str, float] = {}
+    for name in ("p50", "p99"):
+        values = [part[name] for part in parts if name in part]
+        if values:
+            found |= {f"{name} least": min(values), f"{name} most": max(values)}
+    return found
 
 
 def _sample(system: Whole) -> list[str]:

@@ -2,13 +2,15 @@
 
 One system is started with a slow market, whose pace is then raised. A level is sustained if
 the market kept its pace, no reader fell far behind, and what was under way at the end was applied within
-`DRAIN_MAX_S` of the market's standing still: what grows without end would take longer. The highest level is then held
-for as long as is asked, and must end with every id applied, and saved where persistence is on. A market that is too
-fast for the machine waits, and minutes differ, so what counts is what was sent and applied in real seconds.
+`DRAIN_MAX_S` of the market's standing still: what grows without end would take longer. What a level has cost is mended
+before the next: a connection that broke leaves millions of trades to be asked for. The highest level is then held
+`HOLDS` times for as long as is asked, and must end with every id applied, and saved where persistence is on. A market
+that is too fast for the machine waits, and minutes differ, so what counts is what was sent and applied in real seconds.
 """
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from bench.whole import BUSY_MS, ROOMS, SAVING_NEVER, SINGLE_TRADES, Whole, shares, whole
@@ -21,18 +23,18 @@ START_PACE = 0.01
 """The first minute goes by slowly until all is live. Time is the trades' (`clock_speed = 0`), or rooms would expect it
 to end as ours do."""
 LOWEST = 40_000
-STEP = 1.25
-LEVELS_MAX = 16
+STEP = 1.2
+LEVELS_MAX = 18
 LEVEL_S = 5.0
-HOLDS_MAX = 2
-"""How often it is tried to hold one rate: somebody else may use the machine for a moment."""
+HOLDS = 5
 SETTLE_S = 1.0
 DRAIN_MAX_S = 1.0
 KEPT_PACE = 0.95
 """A market that lost more of its pace than this had to wait."""
-BEHIND_MAX = 16 * 2**20
-"""Bytes in front of a reader at which a level is given up: at four times as many, its connection would break."""
-LOOK_S = 0.2
+BEHIND_MAX = 48 * 2**20
+"""Bytes in front of a reader at which a level is given up, before its connection breaks. The first moments of a minute
+are twice as busy as the others, and may take longer."""
+LOOK_S = 0.05
 LAST_MAX_S = 60.0
 
 
@@ -55,29 +57,29 @@ def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) ->
             levels.append(level)
             told(level)
             if not level["sustained"]:
+                _mend(system)
                 break
             best, rate = rate, rate * STEP
-        held: dict[str, Any] = {"sustained": False}
-        for rate in [rate for rate in _falling(best) for _ in range(HOLDS_MAX)]:
-            held = _level(system, rate, seconds)
-            if held["sustained"]:
-                break
-            levels.append(held)
+        holds: list[dict[str, Any]] = []
+        while len(holds) < HOLDS and best >= LOWEST:
+            held = _level(system, best, seconds)
             told(held)
-        return held | {"nothing lost": _nothing_lost(system, before, saving), "levels": levels}
+            holds.append(held)
+            if not held["sustained"]:
+                _mend(system)
+                levels += holds
+                best, holds = best / STEP, []
+        return _summed_up(holds) | {"nothing lost": _nothing_lost(system, before, saving), "levels": levels}
 
 
 def _level(system: Whole, rate: float, seconds: float) -> dict[str, Any]:
     """Let the market run at a rate and then stand still; return how that went."""
     ask(system.config, "resume", "POST")
     system.pace(rate / FULL)
-    time.sleep(SETTLE_S)
+    behind = _watch(system, SETTLE_S)
     cpu, batches = system.cpu(), _batches(system)
     first, began = ask(system.config, "status"), time.monotonic()
-    behind, deadline = 0, began + seconds
-    while time.monotonic() < deadline and behind <= BEHIND_MAX:
-        time.sleep(LOOK_S)
-        behind = ask(system.config, "speed")["behind"]
+    behind = max(behind, _watch(system, seconds if behind <= BEHIND_MAX else LOOK_S))
     ask(system.config, "pause", "POST")
     paused = time.monotonic()
     last = ask(system.config, "status")
@@ -101,9 +103,40 @@ def _level(system: Whole, rate: float, seconds: float) -> dict[str, Any]:
     }
 
 
-def _falling(best: float) -> list[float]:
-    """Return the rates that are to be held, one after the other until one is."""
-    return [best / STEP**steps for steps in range(LEVELS_MAX) if best / STEP**steps >= LOWEST / STEP]
+def _watch(system: Whole, seconds: float) -> int:
+    """Return the bytes in front of a reader after so many seconds, or as soon as they are too many."""
+    deadline = time.monotonic() + seconds
+    while True:
+        time.sleep(LOOK_S)
+        behind = int(ask(system.config, "speed")["behind"])
+        if behind > BEHIND_MAX or time.monotonic() >= deadline:
+            return behind
+
+
+def _mend(system: Whole) -> None:
+    """Let the market run slowly until nothing is missing: who begins anew waits for the exchange's time to go on."""
+    system.pace(LOWEST / FULL)
+    ask(system.config, "resume", "POST")
+    time.sleep(SETTLE_S)
+    system.forget()
+    system.wait_live()
+    ask(system.config, "pause", "POST")
+
+
+def _summed_up(holds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of several times the same: the median, the least and the most of each."""
+    if not holds:
+        return {"sustained": False}
+    told: dict[str, Any] = {"asked for/s": holds[0]["asked for/s"], "times held": len(holds)}
+    for name in ("sent and applied/s", "seconds", "drained after s", "socket behind, KiB", "saved batches"):
+        told[name] = _spread([hold[name] for hold in holds])
+    for name in ("cores", "CPU s a million"):
+        told |= {f"{name}, {room}": _spread([hold[name][room] for hold in holds]) for room in holds[0][name]}
+    return {"sustained": True} | told
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "least": min(values), "most": max(values)}
 
 
 def _batches(system: Whole) -> int:

@@ -1,7 +1,7 @@
 """One route to the exchange, kept open for ever, over one websocket after another.
 
 Decides when a websocket is dead, when its successor takes over from it, how long to wait for the next, and when which
-stream names are sent. Knows nothing of what data frames say: all frames of one TCP read are handed over at once, and
+stream names are sent. Knows nothing of what data frames say: the frames of one TCP read are handed over together, and
 whoever reads them hands back the exchange's replies.
 
 A websocket that is about to end, because it is old or the exchange says so, goes only when its successor delivers

@@ -1,4 +1,4 @@
-"""The frames of one TCP read become one batch of trades.
+"""Frames that arrived together become one batch of trades.
 
 Decides which frames are taken. Plain trades are scanned, all in one call (scan.py). What is left is decoded one by one:
 other kinds of messages, unexpected symbols, numbers that need more decimals than there are, and whatever is wrong.
@@ -36,7 +36,7 @@ ROWS = 1_024
 
 
 class Read(msgspec.Struct):
-    """What one TCP read said."""
+    """What they said."""
 
     trades: Trades | None = None
     event_time: int = 0

@@ -246,7 +246,7 @@ class Ingest:
         self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
 
     def _received(self, connection: Connection, frames: list[bytes]) -> None:
-        """Take the frames of one TCP read."""
+        """Take frames that arrived together."""
         read = self._reader.read(frames)
         if read.trades is not None:
             self._trades += len(read.trades.rows) // TRADE.itemsize

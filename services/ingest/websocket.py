@@ -1,7 +1,7 @@
 """One websocket: what arrives on it, and when it is dead.
 
-picows parses frames in C; all messages of one read are handed over at once. Decides nothing about streams, and knows
-nothing of what a message says.
+picows parses frames in C; the messages of one read are handed over together, or a thousand at a time. Decides nothing
+about streams, and knows nothing of what a message says.
 """
 
 import asyncio
@@ -18,10 +18,28 @@ MESSAGE_MAX = 4 * 2**20
 CONTROL_MAX = 125
 """Bytes of a control frame, by the protocol (RFC 6455, 5.5)."""
 
+MESSAGES_MAX = 1_000
+"""Handed over at once: what has just been copied is still in the processor's cache. A read under flood has ten times as
+many."""
+
 logging.getLogger("picows").setLevel(logging.CRITICAL)  # What ends a connection is told by whoever opened it.
 
 
 class Websocket(WSListener):
+    # Each frame looks at some of them: a dictionary would make that a tenth of all that ingest does.
+    __slots__ = (
+        "_loop",
+        "_messages",
+        "_parts",
+        "_received",
+        "_said",
+        "_steady",
+        "_transport",
+        "_url",
+        "closed",
+        "heard_at",
+    )
+
     def __init__(self, url: str, steady: bool, received: Callable[[list[bytes]], None]) -> None:
         """Be ready to connect. `steady`: only messages count as a sign of life, not pongs."""
         self._loop = asyncio.get_running_loop()
@@ -63,7 +81,7 @@ class Websocket(WSListener):
             self._messages.append(frame.get_payload_as_bytes())
         else:
             self._take(transport, frame)
-        if frame.last_in_buffer:
+        if frame.last_in_buffer or len(self._messages) >= MESSAGES_MAX:
             messages, self._messages = self._messages, []
             if messages or not self._steady:
                 self.heard_at = self._loop.time()

@@ -252,6 +252,23 @@ def test_frames_that_arrive_together_are_handed_over_together() -> None:
         assert len(client.reads) < 20
 
 
+def test_a_flood_is_handed_over_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.websocket.MESSAGES_MAX", 70)
+    frames = [agg_frame("BTCUSDT", Fill(number, START)) for number in range(300)]
+    with Exchange() as exchange:
+        client = Client(url(exchange))
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.changes)
+            exchange.say(*frames)
+            await client.until(lambda: len(client.frames) == 300)
+
+        client.play(story)
+        assert client.frames == [frame.encode() for frame in frames]
+        assert max(map(len, client.reads)) == 70
+        assert all(client.reads)
+
+
 def test_a_server_that_refuses_the_handshake_is_tried_again_ever_less_often() -> None:
     with Exchange() as exchange:
         client = Client(f"ws://127.0.0.1:{exchange.port}/nowhere")

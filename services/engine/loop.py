@@ -30,6 +30,7 @@ LOAD_AGAIN_S = 5.0
 """The store says when it comes up; this is for a question that was lost with it, and none that is being answered."""
 FIGURES_S = 60.0
 MORE = zmq.SNDMORE | zmq.NOBLOCK
+THERE = int(zmq.POLLIN)  # A plain number: the flag's own `&` takes longer than to ask the socket.
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Loop:
         """Apply the events that are there. Return whether there was none."""
         for number in range(messages_max):
             # Not receiving until it fails: to make an exception takes as long as to apply a small batch.
-            if not int(self._events.get(zmq.EVENTS)) & zmq.POLLIN:
+            if not int(self._events.get(zmq.EVENTS)) & THERE:
                 return number == 0
             self._apply(self._events.recv(zmq.NOBLOCK))
         return False

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.continuity import GAP, GAPS_MAX, proven_time
-from services.engine.dirty import DirtyTracker, Marks, mark
+from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, note, soil
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import DAY_MS, GRID_3D_MS, INTERVALS
@@ -96,12 +96,12 @@ class Book(NamedTuple):
     use."""
     gathered: Rows
     """KLINE[symbols]"""
-    unsettled: Marks
+    unsettled: Changes
     """Of symbols: those that have something gathered."""
-    gapped: Marks
+    gapped: Changes
     """Of symbols: those that have a new gap."""
-    unsaved: Marks
-    changed: Marks
+    unsaved: Dirty
+    changed: Changes
     watched: NDArray[np.uint8]
     """[symbols, intervals]: whether the topic has a subscriber."""
     counters: Rows
@@ -117,16 +117,16 @@ class Book(NamedTuple):
 class Trackers(NamedTuple):
     """Who takes what the book marks."""
 
-    unsaved: DirtyTracker
-    changed: DirtyTracker
-    gapped: DirtyTracker
+    unsaved: DirtyRows
+    changed: ChangeList
+    gapped: ChangeList
 
 
 def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS)) -> tuple[Book, Trackers]:
     """Return an empty book of the first intervals, and its trackers. Pages are used up as they are written."""
     intervals = INTERVALS[:interval_count]
-    rows = symbols_max * interval_count * window
-    trackers = Trackers(DirtyTracker(rows), DirtyTracker(rows), DirtyTracker(symbols_max))
+    size = interval_count * window
+    trackers = Trackers(DirtyRows(symbols_max, size), ChangeList(symbols_max * size), ChangeList(symbols_max))
     calendars = np.zeros((GRIDS, interval_count), CALENDAR)
     for grid in range(GRIDS):
         for index, interval in enumerate(intervals):
@@ -139,10 +139,10 @@ def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS))
         # One more than there are: the rows of a single symbol would be of another type, for which nothing is compiled.
         np.zeros((interval_count, window, symbols_max + 1), KLINE).transpose(2, 0, 1)[:symbols_max],
         np.zeros(symbols_max, KLINE),
-        DirtyTracker(symbols_max).marks,
-        trackers.gapped.marks,
-        trackers.unsaved.marks,
-        trackers.changed.marks,
+        ChangeList(symbols_max).changes,
+        trackers.gapped.changes,
+        trackers.unsaved.dirty,
+        trackers.changed.changes,
         np.zeros((symbols_max, interval_count), np.uint8),
         np.zeros(1, COUNTERS),
         np.zeros((symbols_max, interval_count), LOST),
@@ -207,9 +207,9 @@ def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
 def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
     """Mark a row as changed."""
     number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
-    mark(book.unsaved, number)
+    soil(book.unsaved, number)
     if book.watched[symbol, interval]:
-        mark(book.changed, number)
+        note(book.changed, number)
 
 
 @compiled
@@ -350,18 +350,18 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
 @compiled
 def settle(book, only_watched):  # type: ignore[no-untyped-def]
     """Bring what was gathered into the rows: of all symbols, or of those with a topic that somebody watches."""
-    marks = book.unsettled
+    unsettled = book.unsettled
     left = 0
-    for n in range(marks.marked[0]):
-        symbol = marks.rows[n]
+    for n in range(unsettled.total[0]):
+        symbol = unsettled.numbers[n]
         if only_watched and not book.watched[symbol].any():
-            marks.rows[left] = symbol
+            unsettled.numbers[left] = symbol
             left += 1
             continue
-        marks.states[symbol] = 0
+        unsettled.marked[symbol] = 0
         add_to_rows(book, symbol, book.calendars[0, 0].open_time, book.gathered[symbol])
         blank(book.gathered[symbol], 0, 0, 0)
-    marks.marked[0] = left
+    unsettled.total[0] = left
 
 
 @compiled

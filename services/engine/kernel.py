@@ -9,7 +9,7 @@ when somebody looks. Trades of older minutes, which are few, go into the rows di
 
 from services.engine.book import add_to_rows, blank, mark_final, measure_room, rescale, settle, touch_between
 from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
-from services.engine.dirty import mark
+from services.engine.dirty import note
 from shared.compiled import compiled
 from shared.merging import kline_of, merge
 
@@ -67,7 +67,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if outcome == NEW_GAP:
             gap = book.gaps[symbol, state.gap_count - 1]
             touch_between(book, symbol, gap.from_time, gap.to_time)
-            mark(book.gapped, symbol)
+            note(book.gapped, symbol)
         if not counts:
             counters.before_seam += 1
             continue
@@ -77,7 +77,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         state.room -= kline.quote_volume
         if trade.time >= minute_begin:
             merge(book.gathered[symbol], kline)
-            mark(book.unsettled, symbol)
+            note(book.unsettled, symbol)
         else:
             add_to_rows(book, symbol, trade.time, kline)
         applied += 1

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book, settle
-from services.engine.dirty import DirtyTracker
+from services.engine.dirty import DirtyRows
+from shared.compiled import compiled
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVALS
 from shared.kline import PLACED_KLINE
@@ -37,7 +38,7 @@ class Saving:
         config: EngineConfig,
         session: int,
         book: Book,
-        unsaved: DirtyTracker,
+        unsaved: DirtyRows,
         symbols: list[str],
         marks_of: Callable[[NDArray[np.int64]], list[SymbolMark]],
     ) -> None:
@@ -106,7 +107,7 @@ class Saving:
         if self._under_way is not None:
             return False
         # What is gathered and not settled will be a row an interval, at the most.
-        waiting = len(self._unsaved) + int(self._book.unsettled.marked[0]) * len(INTERVALS)
+        waiting = len(self._unsaved) + int(self._book.unsettled.total[0]) * len(INTERVALS)
         return now_ns >= self._at or (waiting >= self._config.save_rows and now_ns >= self._rest_until)
 
     def take(self, now_ns: int, exchange_time: int, last: bool) -> DirtyBatch | None:
@@ -118,7 +119,7 @@ class Saving:
         marks_changed = self._book.symbols["mark_changed"][: len(self._symbols)]
         if not len(self._unsaved) and not self._passing and not marks_changed.any():
             return None
-        numbers = self._unsaved.take(BATCH_ROWS_MAX, len(INTERVALS) * self._config.window)
+        numbers = self._unsaved.take(BATCH_ROWS_MAX)
         self._under_way, self._sent_at = numbers, now_ns
         self._passing, self._passing_under_way = [], self._passing
         self.batch += 1
@@ -127,11 +128,8 @@ class Saving:
     def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
         window, intervals = self._config.window, len(INTERVALS)
         symbols = numbers // (intervals * window)
-        whole = np.ones(len(self._symbols), bool)
-        if len(self._unsaved):
-            # The rows of these symbols are in a later batch, and their frontiers must not come before them.
-            left = self._unsaved.marks.rows[: len(self._unsaved)] // (intervals * window)
-            whole[left] = False
+        # What is left of a symbol is in a later batch, and its frontier must not come before that.
+        whole = ~self._unsaved.groups()[: len(self._symbols)]
         changed = np.flatnonzero(self._book.symbols["mark_changed"][: len(self._symbols)].astype(bool) & whole)
         passed = np.array([symbol for symbol, _, _ in self._passing_under_way], int)
         spoken = np.unique(np.concatenate([symbols, changed, passed]))
@@ -139,14 +137,13 @@ class Saving:
         places[spoken] = np.arange(len(spoken))
         self._book.symbols["mark_changed"][spoken] = 0
         self._spoken = spoken
-        its_interval = numbers // window % intervals
-        klines = self._book.rows[symbols, its_interval, numbers % window]
-        # A row that was forgotten while it was unsaved is no row.
-        there = klines["open_time"] > 0
-        parts = [_placed(places[symbols[there]], its_interval[there], klines[there])]
-        for symbol, interval, rows in self._passing_under_way:
-            parts.append(_placed(places[symbol], interval, rows))
-        placed = np.concatenate(parts).tobytes()
+        rows = np.empty(len(numbers), PLACED_KLINE)
+        parts = [rows[: place_rows(self._book, numbers, places, rows)]]
+        for symbol, interval, klines in self._passing_under_way:
+            passing = np.zeros(len(klines), PLACED_KLINE)
+            passing["symbol"], passing["interval"], passing["kline"] = places[symbol], interval, klines
+            parts.append(passing)
+        placed = b"".join(part.tobytes() for part in parts)
         return DirtyBatch(self._session, self.batch, exchange_time, self._marks_of(spoken), placed)
 
     def acknowledge(self, session: int, batch: int, now_ns: int) -> bool:
@@ -176,7 +173,21 @@ def _count(passing: Passing) -> int:
     return sum(len(rows) for _, _, rows in passing)
 
 
-def _placed(symbols: "NDArray[np.int32] | np.int32", intervals: "NDArray[np.int64] | int", klines: Rows) -> Rows:
-    placed = np.zeros(len(klines), PLACED_KLINE)
-    placed["symbol"], placed["interval"], placed["kline"] = symbols, intervals, klines
-    return placed
+@compiled
+def place_rows(book, numbers, places, placed):  # type: ignore[no-untyped-def]
+    """Write the rows of these numbers into PLACED_KLINE[n], and return how many there are.
+
+    places: int32[symbols], what the batch calls each symbol. A row that was forgotten while it was unsaved is no row.
+    """
+    intervals, window = book.rows.shape[1], book.rows.shape[2]
+    count = 0
+    for number in numbers:
+        topic = number // window
+        symbol, interval = topic // intervals, topic % intervals
+        row = book.rows[symbol, interval, number % window]
+        if row.open_time > 0:
+            placed[count].symbol = places[symbol]
+            placed[count].interval = interval
+            placed[count].kline = row
+            count += 1
+    return count

@@ -1,63 +1,82 @@
-"""Marks: once each, taken at once, and back again when a batch is lost."""
+"""Marks: once each, taken at once or in parts, and back again when a batch is lost."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.dirty import MARKED, UNDER_WAY, DirtyTracker, mark
+from services.engine.dirty import MARKED, UNDER_WAY, ChangeList, DirtyRows, note, soil
 
-numbers = st.lists(st.integers(0, 49), max_size=60)
+GROUPS, GROUP = 10, 5
+numbers = st.lists(st.integers(0, GROUPS * GROUP - 1), max_size=60)
 
 
+@settings(deadline=None)
 @given(numbers, numbers)
 def test_marking_twice_is_marking_once_and_taking_takes_all(one_by_one: list[int], at_once: list[int]) -> None:
-    tracker = DirtyTracker(50)
+    changes = ChangeList(GROUPS * GROUP)
     for number in one_by_one:
-        mark(tracker.marks, number)
-    tracker.mark(np.array(at_once, np.int64))
-    assert len(tracker) == len({*one_by_one, *at_once})
-    assert tracker.take_all().tolist() == sorted({*one_by_one, *at_once})
-    assert len(tracker) == 0
-    assert tracker.take_all().tolist() == []
-    assert not tracker.marks.states.any()
+        note(changes.changes, number)
+    changes.mark(np.array(at_once, np.int64))
+    assert len(changes) == len({*one_by_one, *at_once})
+    assert changes.take_all().tolist() == sorted({*one_by_one, *at_once})
+    assert len(changes) == 0
+    assert changes.take_all().tolist() == []
+    assert not changes.changes.marked.any()
 
 
-@given(numbers, st.integers(1, 60), st.integers(1, 20))
-def test_a_limited_take_keeps_neighbours_together(marked: list[int], limit: int, together: int) -> None:
-    tracker = DirtyTracker(50)
-    tracker.mark(np.array(marked, np.int64))
-    taken, rounds = [], 0
-    while len(tracker):
-        part = tracker.take(limit, together).tolist()
+@settings(deadline=None)
+@given(numbers, numbers, st.integers(1, 60))
+def test_parts_are_of_whole_groups_and_bring_everything_once(
+    one_by_one: list[int], at_once: list[int], limit: int
+) -> None:
+    rows = DirtyRows(GROUPS, GROUP)
+    for number in one_by_one:
+        soil(rows.dirty, number)
+    rows.mark(np.array(at_once, np.int64))
+    left = {*one_by_one, *at_once}
+    while left:
+        assert len(rows) == len(left)
+        assert np.flatnonzero(rows.groups()).tolist() == sorted({number // GROUP for number in left})
+        part = rows.take(limit).tolist()
+        assert part == sorted(part)
+        assert left.issuperset(part)
+        left -= set(part)
+        taken = {number // GROUP for number in part}
         assert part
-        left = tracker.marks.rows[: len(tracker)].tolist()
-        assert not {number // together for number in part} & {number // together for number in left}
-        taken += part
-        rounds += 1
-    assert taken == sorted(set(marked))
-    assert rounds <= max(1, len(set(marked)))
+        assert len(part) <= limit or len(taken) == 1
+        assert not taken & {number // GROUP for number in left}
+    assert len(rows) == 0
+    assert rows.take(limit).tolist() == []
+    assert not rows.groups().any()
+
+
+def test_a_part_is_as_large_as_it_may_be() -> None:
+    rows = DirtyRows(GROUPS, GROUP)
+    rows.mark(np.arange(GROUPS * GROUP))
+    assert [len(rows.take(12)) for _ in range(5)] == [10] * 5
+    rows.mark(np.array([3, 11, 12, 49]))
+    assert rows.take(12).tolist() == [3, 11, 12, 49]
 
 
 def test_rows_that_change_all_the_time_keep_no_others_waiting() -> None:
-    tracker = DirtyTracker(50)
-    tracker.mark(np.arange(50))
+    rows = DirtyRows(GROUPS, GROUP)
+    rows.mark(np.arange(GROUPS * GROUP))
     taken: list[int] = []
-    for _ in range(7):
-        part = tracker.take(8, 2)
-        assert len(part) <= 8
-        tracker.release(part)
-        tracker.mark(part)
+    for _ in range(GROUPS // 2):
+        part = rows.take(2 * GROUP)
+        rows.release(part)
+        rows.mark(part)
         taken += part.tolist()
-    assert set(taken) == set(range(50))
+    assert sorted(taken) == list(range(GROUPS * GROUP))
 
 
 def test_a_row_that_changes_under_way_is_marked_again() -> None:
-    tracker = DirtyTracker(5)
-    mark(tracker.marks, 3)
-    taken = tracker.take(5)
-    assert tracker.marks.states[3] == UNDER_WAY
-    mark(tracker.marks, 3)
-    assert tracker.marks.states[3] == UNDER_WAY | MARKED
-    tracker.release(taken)
-    assert tracker.marks.states[3] == MARKED
-    assert tracker.take(5).tolist() == [3]
+    rows = DirtyRows(1, 5)
+    soil(rows.dirty, 3)
+    taken = rows.take(5)
+    assert rows.dirty.states[3] == UNDER_WAY
+    soil(rows.dirty, 3)
+    assert rows.dirty.states[3] == UNDER_WAY | MARKED
+    rows.release(taken)
+    assert rows.dirty.states[3] == MARKED
+    assert rows.take(5).tolist() == [3]

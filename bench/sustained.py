@@ -25,6 +25,8 @@ to end as ours do."""
 LOWEST = 40_000
 STEP = 1.2
 LEVELS_MAX = 18
+FAILED_MAX = 2
+"""In a row: a level that begins with a minute has twice the trades of the others, and says little."""
 LEVEL_S = 5.0
 HOLDS = 5
 SETTLE_S = 1.0
@@ -51,15 +53,19 @@ def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) ->
         system.wait_live()
         before = system.last_ids()
         levels = []
-        rate, best = float(LOWEST), 0.0
+        rate, best, failed = float(LOWEST), 0.0, 0
         for _ in range(LEVELS_MAX):
             level = _level(system, rate, LEVEL_S)
             levels.append(level)
             told(level)
-            if not level["sustained"]:
+            if level["sustained"]:
+                best, failed = rate, 0
+            else:
+                failed += 1
                 _mend(system)
+            if failed == FAILED_MAX:
                 break
-            best, rate = rate, rate * STEP
+            rate *= STEP
         holds: list[dict[str, Any]] = []
         while len(holds) < HOLDS and best >= LOWEST:
             held = _level(system, best, seconds)

@@ -104,7 +104,7 @@ def _sustained(seconds: float, _runs: int) -> Results:
 def _tell_level(level: Results) -> None:
     shown = {
         key: level[key]
-        for key in ("sent and applied/s", "pace kept", "socket behind, KiB", "drained after s", "busiest")
+        for key in ("sent and applied/s", "rate kept", "socket behind, KiB", "drained after s", "busiest")
     }
     _line("level that held" if level["sustained"] else "level that did not", shown | {"cores": level["cores"]["all"]})
 

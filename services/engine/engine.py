@@ -95,6 +95,8 @@ class KlineEngine:
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
+        self.lag_ms = 0
+        """How old the feed's newest trades were when they came, by the exchange's clock: the load that is too much."""
         self.started = False
         self.begun_anew = 0
         """Symbols whose gaps were filled with the exchange's own klines."""
@@ -182,8 +184,10 @@ class KlineEngine:
         if not self.started:
             self._drop("trades before the start", len(trade_rows(batch.rows)))
             return
-        if self.clock.speed == 0 and batch.event_time:
-            self.clock.at_least(batch.event_time, now_ns)
+        if batch.event_time:
+            if self.clock.speed == 0:
+                self.clock.at_least(batch.event_time, now_ns)
+            self.lag_ms = max(0, self.clock.now(now_ns) - batch.event_time)
         if self._held:
             self._held.append(batch)
             return
@@ -456,6 +460,7 @@ class KlineEngine:
             "symbols": int(symbols["active"].sum()),
             "symbols_with_gaps": len(gapped),
             "missing_ids": missing,
+            "lag_ms": self.lag_ms,
             "rows_unsaved": len(self.unsaved),
             "saving": self.saving.under_way,
             "batches": self.saving.batch,

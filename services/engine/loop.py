@@ -29,6 +29,8 @@ LAST_BATCH_S = 3.0
 LOAD_AGAIN_S = 5.0
 """The store says when it comes up; this is for a question that was lost with it, and none that is being answered."""
 FIGURES_S = 60.0
+LAG_MS = 2_000
+"""Trades that are older when they come are worth a word; half of it is over."""
 MORE = zmq.SNDMORE | zmq.NOBLOCK
 THERE = int(zmq.POLLIN)  # A plain number: the flag's own `&` takes longer than to ask the socket.
 
@@ -53,6 +55,7 @@ class Loop:
         self._dropped: set[str] = set()
         self._unsent = 0
         self._connected: bool | None = None
+        self._is_behind = False
         self._was_started = False
         log.info(
             "ready in %.1f s; snapshots on %s; waiting for the store and for the exchange's time",
@@ -116,6 +119,8 @@ class Loop:
             self._load()
         if len(self._engine.dropped) > len(self._dropped):
             self._tell_dropped()
+        if self._is_behind != (self._engine.lag_ms > (LAG_MS // 2 if self._is_behind else LAG_MS)):
+            self._tell_lag()
         if time.monotonic() >= self._figures_at:
             self._figures_at = time.monotonic() + FIGURES_S
             self._tell_figures()
@@ -164,6 +169,16 @@ class Loop:
         figures = self._engine.health(time.monotonic_ns())
         told = ("symbols", "applied", "duplicates", "late", "missing_ids", "rows_unsaved", "batches")
         log.info("since start: %s", ", ".join(f"{name} {figures[name]}" for name in told))
+
+    def _tell_lag(self) -> None:
+        self._is_behind = not self._is_behind
+        if self._is_behind:
+            log.warning(
+                "%.1f s behind the exchange: there is more to do than this machine can; nothing is lost",
+                self._engine.lag_ms / 1_000,
+            )
+        else:
+            log.info("up with the exchange again")
 
     def _tell_dropped(self) -> None:
         """Say what is not taken, once a kind: the rest is in the figures."""

@@ -30,6 +30,8 @@ LIVE_ROWS_MAX = 1_000
 VIEWERS_MAX = 500
 """Open pages; more than this at once is a mistake or an attack."""
 ENGINE_SILENT_S = 3.0
+LAG_MIN_S = 2
+"""An engine that is less behind the exchange is not called so."""
 """The engine speaks at least every second."""
 RESYNC_MIN_S = 5.0
 """A topic that loses messages again and again is asked for again no more often than this."""
@@ -326,6 +328,7 @@ class Hub:
             "engine": self.engine_state(now),
             "database": self.database,
             "feed": self.feed(),
+            "lag": self.lag(),
             "history": self.history(),
             "proof": self.proof(),
         }
@@ -341,6 +344,12 @@ class Hub:
         if not isinstance(connected, bool):
             return ""
         return "connected" if connected else "disconnected"
+
+    def lag(self) -> int:
+        """Return how many seconds the engine is behind the exchange, 0 for less than `LAG_MIN_S`."""
+        lag_ms = self.health.get("lag_ms")
+        seconds = lag_ms // 1_000 if isinstance(lag_ms, int) else 0
+        return seconds if seconds >= LAG_MIN_S else 0
 
     def history(self) -> list[int] | None:
         """Return how many symbols' history was fetched, of how many, and the minutes left; None when all is done."""

@@ -193,6 +193,18 @@ def test_messages_that_are_none_are_refused_once_in_words_and_change_nothing(tmp
         assert played.room.log.count("refused a message") == 1
 
 
+def test_trades_that_come_late_are_worth_a_word_until_they_do_not(tmp_path: Path) -> None:
+    with engine(tmp_path) as played:
+        played.start()
+        for number in range(3):
+            played.say(batch([trade(number)], event_time=NOW - 5_000))
+        # An exchange's time of event that is ahead of what was measured is no lag.
+        played.wait("the warning", lambda: "s behind the exchange" in played.room.log)
+        played.say(batch([trade(3)], event_time=NOW + 60_000))
+        played.wait("the all-clear", lambda: "up with the exchange again" in played.room.log)
+        assert played.room.log.count("behind the exchange") == 1
+
+
 def test_no_batch_is_made_while_nobody_is_there_to_take_it(tmp_path: Path) -> None:
     with engine(tmp_path, save_rows=10) as played:
         played.start()

@@ -295,7 +295,15 @@ def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> N
     hub.set_database("")
     hub.tick(1.0)
     assert watcher.take() == [
-        {"kind": "status", "engine": "live", "database": "", "feed": "disconnected", "history": None, "proof": None}
+        {
+            "kind": "status",
+            "engine": "live",
+            "database": "",
+            "feed": "disconnected",
+            "lag": 0,
+            "history": None,
+            "proof": None,
+        }
     ]
     hub.engine_health({"announced": 46, "to_announce": 204, "announce_ms": 61_000}, 1.1)
     hub.tick(1.1)
@@ -306,6 +314,10 @@ def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> N
     hub.engine_health({"missing_ids": 3, "audit": {"matched": 7, "burnt": 2, "straddled": 1, "mismatched": 4}}, 1.3)
     hub.tick(1.3)
     assert [message["proof"] for message in watcher.take()] == [[3, 7, 3, 4]]
+    for lag_ms, lag in ((1_999, 0), (3_200, 3), (0, 0)):
+        hub.engine_health({"lag_ms": lag_ms}, 1.4)
+        hub.tick(1.4)
+        assert [message["lag"] for message in watcher.take()] == [lag]
     hub.tick(10.0)
     assert watcher.take()[0]["engine"] == "silent"
     assert Watcher(hub).take()[0]["engine"] == "silent"

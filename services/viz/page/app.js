@@ -268,8 +268,9 @@ function showStates() {
   const status = open ? state.status : null;
   const engine = status?.engine ?? "unknown";
   light("page", open ? "good" : "bad", open ? "This page is connected" : "This page is not connected to klagg");
-  light("engine", { live: "good", silent: "bad", absent: "wait" }[engine] ?? "wait",
-    { live: "The engine is live", silent: "The engine has fallen silent", absent: "The engine was not seen yet" }[engine] ?? "Not known");
+  const lag = engine === "live" ? status.lag : 0;
+  light("engine", lag ? "wait" : { live: "good", silent: "bad", absent: "wait" }[engine] ?? "wait",
+    { live: lag ? `The engine is ${lag} s behind the exchange` : "The engine is live", silent: "The engine has fallen silent", absent: "The engine was not seen yet" }[engine] ?? "Not known");
   const feedState = engine === "live" ? status.feed : "";
   light("exchange", { connected: "good", disconnected: "bad" }[feedState] ?? (engine === "live" ? "good" : "wait"),
     { connected: "Trades are coming in", disconnected: "There is no connection to the exchange" }[feedState] ?? "Known by way of the engine");

@@ -128,7 +128,7 @@ def _mend(system: Whole) -> None:
     """Let the market run slowly until nothing is missing: who begins anew waits for the exchange's time to go on."""
     system.pace(LOWEST / FULL)
     ask(system.config, "resume", "POST")
-    time.sleep(SETTLE_S)
+    time.sleep(SETTLE_S)  # A connection that broke is noticed by then.
     system.forget()
     system.wait_live()
     ask(system.config, "pause", "POST")

@@ -12,6 +12,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from services.ingest.binance import (
 from services.ingest.complaints import Complaints
 from services.ingest.exact import trade_rows
 from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
-from services.ingest.recent import Recent
+from services.ingest.recent import TOGETHER_MAX, Recent
 from services.ingest.rest import Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
@@ -61,6 +62,17 @@ SHORTEST_MONTH_MS = 28 * DAY_MS
 ID_MAX = 2**62
 
 
+@dataclass(eq=False)
+class Fetch:
+    """A range of ids that is fetched from REST."""
+
+    first: int
+    """What comes next; 0: not known yet."""
+    last: int
+    begun: bool = False
+    """Its first page is here."""
+
+
 class History:
     def __init__(
         self,
@@ -89,6 +101,8 @@ class History:
         self._send = send
         self._unreachable: dict[FetchTrades, float] = {}
         self._asked: set[FetchTrades | FetchKlines] = set()
+        self._fetches: dict[str, list[Fetch]] = {}
+        """By symbol: the ranges of ids that are on their way."""
 
     async def announcement(self, symbol: str, rows: int) -> AddSymbol:
         """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
@@ -135,8 +149,9 @@ class History:
 
     def answer(self, ask: FetchTrades | FetchKlines, tasks: asyncio.TaskGroup) -> None:
         """Fetch what the engine asks for, once however often it asks."""
-        if ask in self._asked or len(self._asked) >= ASKED_MAX:
-            self._complaints.counts["repairs asked twice" if ask in self._asked else "repairs dropped"] += 1
+        is_under_way = ask in self._asked or (isinstance(ask, FetchTrades) and self._is_on_its_way(ask))
+        if is_under_way or len(self._asked) >= ASKED_MAX:
+            self._complaints.counts["repairs asked twice" if is_under_way else "repairs dropped"] += 1
             return
         self._asked.add(ask)
         work = self.fetch_trades(ask) if isinstance(ask, FetchTrades) else self.fetch_klines(ask)
@@ -180,14 +195,32 @@ class History:
         for rest in known.rest:
             if rest.last_id < 0:
                 await self._delivers(rest.symbol)
-            await self._fetch_from_rest(rest)
+            if not self._is_on_its_way(rest):
+                await self._fetch_from_rest(rest)
+
+    def _is_on_its_way(self, ask: FetchTrades) -> bool:
+        """Say whether ids, or the first of them, are being fetched. A page that is waited for takes along what it has.
+
+        Budgets are small; a large gap is asked for anew as it shrinks, and many small ones lie together.
+        """
+        for fetch in self._fetches.get(ask.symbol, ()):
+            if not fetch.begun and fetch.first <= ask.first_id <= ask.last_id < fetch.first + TOGETHER_MAX:
+                fetch.last = max(fetch.last, ask.last_id)
+                return True
+            if fetch.first <= ask.first_id <= min(fetch.last, ask.last_id):
+                return True
+        return False
 
     async def _fetch_from_rest(self, ask: FetchTrades) -> None:
         if self._unreachable.get(ask, 0.0) > time.monotonic():
             self._complaints.counts["trades unreachable"] += 1
             return
+        fetches = self._fetches.setdefault(ask.symbol, [])
+        fetch = Fetch(ask.first_id, ask.last_id if ask.last_id >= 0 else ID_MAX)
+        if ask.first_id and ask.last_id >= 0:
+            fetches.append(fetch)
         try:
-            await (self._agg_trades(ask) if self._kind == "aggTrade" else self._single_trades(ask))
+            await (self._agg_trades(ask, fetch) if self._kind == "aggTrade" else self._single_trades(ask, fetch))
         except Malformed as error:
             self._complaints.refuse("trades answer", str(error).encode())
             self._give_up(ask, str(error))
@@ -196,6 +229,9 @@ class History:
                 self._give_up(ask, str(error))
             else:
                 self._complaints.note("trades not answered", f"{ask.symbol} {ask.first_id} to {ask.last_id}: {error}")
+        finally:
+            if fetch in fetches:
+                fetches.remove(fetch)
 
     def _give_up(self, ask: FetchTrades, why: str) -> None:
         self._complaints.note("trades unreachable", f"{ask.symbol} {ask.first_id} to {ask.last_id}: {why}")
@@ -203,26 +239,25 @@ class History:
             self._unreachable.clear()
         self._unreachable[ask] = time.monotonic() + UNREACHABLE_S
 
-    async def _agg_trades(self, ask: FetchTrades) -> None:
-        end = ask.last_id if ask.last_id >= 0 else ID_MAX
-        first = ask.first_id
-        if first:
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), self._urgency(ask))
+    async def _agg_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
+        if fetch.first:
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         else:
             page, newest = await self._since(ask.symbol, ask.from_time)
             if newest is not None:
-                self._answer(ask.symbol, None, 0, min(newest, end))
+                self._answer(ask.symbol, None, 0, min(newest, fetch.last))
                 return
+        fetch.begun = True
         for _ in range(PAGES_MAX):
             if not page.ids:
                 break
-            reached = min(page.ids[-1], end)
-            self._answer(ask.symbol, page, first, reached)
-            if reached == end or len(page.ids) < PAGE_MAX:
+            reached = min(page.ids[-1], fetch.last)
+            self._answer(ask.symbol, page, fetch.first, reached)
+            if reached == fetch.last or len(page.ids) < PAGE_MAX:
                 return
-            first = reached + 1
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=first), self._urgency(ask))
-        if first == ask.first_id:
+            fetch.first = reached + 1
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+        if fetch.first == ask.first_id:
             self._answer(ask.symbol, None, 0, -1)
 
     async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int | None]:
@@ -245,13 +280,14 @@ class History:
     async def _agg_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
         return read_agg_trades((await self._rest.get(request, priority)).body)
 
-    async def _single_trades(self, ask: FetchTrades) -> None:
+    async def _single_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
         """The `trade` stream: recent trades need no key, older ones do, and void ids are in neither."""
         recent = await self._trade_page(self._venue.recent_trades(ask.symbol), self._urgency(ask))
+        fetch.begun = True
         if not recent.ids:
             self._answer(ask.symbol, None, 0, -1)
             return
-        end = min(ask.last_id, recent.ids[-1]) if ask.last_id >= 0 else recent.ids[-1]
+        end = min(fetch.last, recent.ids[-1])
         # Fewer than a page is the symbol's whole life: ids before the first do not exist.
         oldest = recent.ids[0] if len(recent.ids) >= PAGE_MAX else 0
         if ask.first_id:

@@ -30,9 +30,9 @@ LIVE_ROWS_MAX = 1_000
 VIEWERS_MAX = 500
 """Open pages; more than this at once is a mistake or an attack."""
 ENGINE_SILENT_S = 3.0
+"""The engine speaks at least every second."""
 LAG_MIN_S = 2
 """An engine that is less behind the exchange is not called so."""
-"""The engine speaks at least every second."""
 RESYNC_MIN_S = 5.0
 """A topic that loses messages again and again is asked for again no more often than this."""
 

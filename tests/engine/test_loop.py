@@ -198,8 +198,8 @@ def test_trades_that_come_late_are_worth_a_word_until_they_do_not(tmp_path: Path
         played.start()
         for number in range(3):
             played.say(batch([trade(number)], event_time=NOW - 5_000))
-        # An exchange's time of event that is ahead of what was measured is no lag.
         played.wait("the warning", lambda: "s behind the exchange" in played.room.log)
+        # An event that is ahead of the clock that we measured is no lag.
         played.say(batch([trade(3)], event_time=NOW + 60_000))
         played.wait("the all-clear", lambda: "up with the exchange again" in played.room.log)
         assert played.room.log.count("behind the exchange") == 1

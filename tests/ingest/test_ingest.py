@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tests.ingest.played import (
     Engine,
     Exchange,
     Fill,
+    Played,
     agg_frame,
     playing,
     ticker_frame,
@@ -222,6 +224,45 @@ def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_p
         # Up to the newest there is.
         played.engine.ask(FetchTrades("BTCUSDT", 2500, -1))
         wait_for("the newest", lambda: played.covered()[-1] == (2500, 2599))
+
+
+@contextmanager
+def rest_stands_still(exchange: Exchange, played: Played) -> Iterator[None]:
+    """Let what is asked in the block wait with a question that was asked before it."""
+    exchange.refusals.append(("aggTrades", 429, {"Retry-After": "2"}, {"code": -1003, "msg": "Too many requests"}))
+    played.engine.ask(FetchTrades("BTCUSDT", 100, 101))
+    wait_for("the refusal", lambda: not exchange.refusals)
+    exchange.asked.clear()
+    yield
+    time.sleep(0.3)
+    assert not exchange.asked
+
+
+def test_missing_trades_of_one_page_cost_one_request(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 2600)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        with rest_stands_still(exchange, played):
+            for first, last in ((105, 105), (400, 410), (1099, 1099), (1100, 1100), (90, 91)):
+                played.engine.ask(FetchTrades("BTCUSDT", first, last))
+        wait_for("all of them", lambda: len(played.covered()) == 3)
+        assert sorted(played.covered()) == [(90, 91), (100, 1099), (1100, 1100)]
+        assert sorted(asked["fromId"] for asked in exchange.requests("aggTrades")) == ["100", "1100", "90"]
+        # What has been answered takes nothing along any more.
+        played.engine.ask(FetchTrades("BTCUSDT", 105, 105))
+        wait_for("one more", lambda: played.covered()[3:] == [(105, 105)])
+
+
+def test_a_large_gap_is_fetched_once_however_its_beginning_moves(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 4000)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        with rest_stands_still(exchange, played):
+            for first in (1500, 1600, 2700, 3500, 1500):
+                played.engine.ask(FetchTrades("BTCUSDT", first, 3600))
+        wait_for("all of it", lambda: len(played.covered()) == 4)
+        assert sorted(played.covered()) == [(100, 101), (1500, 2499), (2500, 3499), (3500, 3600)]
+        assert sorted(row[1] for row in played.rows()) == [100, 101, *range(1500, 3601)]
 
 
 def test_what_the_stream_brought_is_answered_from_memory(exchange: Exchange, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from tests.chaos import Plan
 
 pytestmark = pytest.mark.pipeline
 
-AFTERNOON = 1_795_625_950_000
-"""2026-11-25 16:59:10 UTC. The market is the same whenever this runs, and what it loses fits the weight there is: three
-times as many trades a second, as some minutes have, do not."""
+AFTERNOON = 1_795_625_190_000
+"""2026-11-25 16:46:30 UTC: minutes in which the market is busy enough to lose hundreds of single trades to a fault, and
+tens of thousands in a row to another, with a request budget that is a real one's."""
 
 
 @pytest.mark.timeout(400)

@@ -3,10 +3,7 @@
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from services.ingest import ban
 from services.ingest.timekeeper import Timekeeper
@@ -17,13 +14,6 @@ from tests.support import Room, wait_for, write_config
 
 STREAM = "btcusdt@aggTrade"
 BAN_S = 4.0
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    with Exchange() as exchange:
-        exchange.add("BTCUSDT")
-        yield exchange
 
 
 def be_banned(folder: Path, exchange: Exchange, seconds: float) -> None:

@@ -2,11 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-
-import pytest
 
 from services.ingest import ban
 from shared.wire import FeedState
@@ -14,13 +11,6 @@ from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticke
 from tests.support import wait_for
 
 STREAM = "btcusdt@aggTrade"
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    with Exchange() as exchange:
-        exchange.add("BTCUSDT")
-        yield exchange
 
 
 def test_the_feed_stays_connected_while_one_websocket_follows_another(exchange: Exchange, tmp_path: Path) -> None:

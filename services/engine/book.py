@@ -93,7 +93,7 @@ class Book(NamedTuple):
     """CALENDAR[GRIDS, intervals]"""
     rows: Rows
     """KLINE[symbols, intervals, window]. In memory all symbols' rows of one place lie side by side, and so do those in
-    use."""
+    use. A row's number (`number_of`) counts them as they lie there, and so do marks."""
     gathered: Rows
     """KLINE[symbols]"""
     unsettled: Changes
@@ -191,22 +191,35 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
 @compiled
 def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
     """Say whether the next minute would take the place of a row that is not saved yet."""
-    window, intervals = book.rows.shape[2], book.rows.shape[1]
+    window = book.rows.shape[2]
     time_ms = book.calendars[0, 0].end_time
     for symbol in range(symbol_count):
         grid = book.symbols[symbol].grid
-        for interval in range(intervals):
+        for interval in range(book.rows.shape[1]):
             calendar = book.calendars[grid, interval]
-            place = (calendar.bucket + 1) % window
-            if calendar.end_time <= time_ms and book.unsaved.states[(symbol * intervals + interval) * window + place]:
+            number = number_of(book, symbol, interval, (calendar.bucket + 1) % window)
+            if calendar.end_time <= time_ms and book.unsaved.states[number]:
                 return True
     return False
 
 
 @compiled
+def number_of(book, symbol, interval, place):  # type: ignore[no-untyped-def]
+    """Return a row's number."""
+    return (interval * book.rows.shape[2] + place) * book.rows.shape[0] + symbol
+
+
+@compiled
+def numbered(book, number):  # type: ignore[no-untyped-def]
+    """Return the symbol, the interval and the place of the row that has this number."""
+    symbol, at = number % book.rows.shape[0], number // book.rows.shape[0]
+    return symbol, at // book.rows.shape[2], at % book.rows.shape[2]
+
+
+@compiled
 def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
     """Mark a row as changed."""
-    number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
+    number = number_of(book, symbol, interval, place)
     soil(book.unsaved, number)
     if book.watched[symbol, interval]:
         note(book.changed, number)
@@ -217,10 +230,8 @@ def open_row(book, symbol, interval, bucket, open_time, price, flags):  # type: 
     """Open a flat row and return it."""
     place = bucket % book.rows.shape[2]
     row = book.rows[symbol, interval, place]
-    if row.open_time != 0:
-        number = (symbol * book.rows.shape[1] + interval) * book.rows.shape[2] + place
-        if book.unsaved.states[number]:
-            _lose(book, symbol, interval, row.open_time)
+    if row.open_time != 0 and book.unsaved.states[number_of(book, symbol, interval, place)]:
+        _lose(book, symbol, interval, row.open_time)
     blank(row, open_time, price, flags)
     touch(book, symbol, interval, place)
     return row

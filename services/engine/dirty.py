@@ -3,7 +3,10 @@
 Decides nothing about what a change is for. A `ChangeList` is for who wants everything at once: things in the order of
 marking. `DirtyRows` are for the store, which gets them in parts, and which may lose one: a row that was taken counts as
 *under way* until it is released. Marking costs the same however often something changes, and taking costs what is
-taken, and for the store a look at a byte a row.
+taken.
+
+Rows are numbered as they lie in memory: the first members of all groups, then the second ones, and so on. Those in use
+are a few members of every group, whose marks lie side by side.
 """
 
 from typing import NamedTuple
@@ -11,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.compiled import compiled, fixed
+from shared.compiled import allocating, compiled, fixed
 
 MARKED = 1
 UNDER_WAY = 2
@@ -33,8 +36,12 @@ class Dirty(NamedTuple):
 
     states: NDArray[np.uint8]
     """MARKED | UNDER_WAY of every row."""
+    by_group: NDArray[np.int64]
+    """How many rows of each group are marked."""
+    by_member: NDArray[np.int64]
+    """How many groups have this member of theirs marked or under way."""
     total: NDArray[np.int64]
-    """int64[1]: how many are marked."""
+    """int64[1]: how many rows are marked."""
 
 
 @compiled
@@ -55,9 +62,20 @@ def note_all(changes, numbers):  # type: ignore[no-untyped-def]
 @compiled
 def soil(dirty, row):  # type: ignore[no-untyped-def]
     """Mark a row; marking it twice is marking it once."""
-    if not dirty.states[row] & MARKED:
-        dirty.states[row] |= MARKED
+    state = dirty.states[row]
+    if not state & MARKED:
+        groups = len(dirty.by_group)
+        dirty.states[row] = state | MARKED
+        dirty.by_group[row % groups] += 1
+        if not state:
+            dirty.by_member[row // groups] += 1
         dirty.total[0] += 1
+
+
+@compiled
+def soil_all(dirty, rows):  # type: ignore[no-untyped-def]
+    for row in rows:
+        soil(dirty, row)
 
 
 class ChangeList:
@@ -88,10 +106,19 @@ def forget(changes):  # type: ignore[no-untyped-def]
 
 
 class DirtyRows:
-    def __init__(self, groups: int, group_size: int) -> None:
-        """Track rows in groups of consecutive numbers, each of which is taken as a whole."""
-        self.dirty = Dirty(np.zeros(groups * group_size, np.uint8), np.zeros(1, np.int64))
-        self._group_size = group_size
+    def __init__(self, groups: int, members: int) -> None:
+        """Track rows in groups of so many members; row `member * groups + group`. A group is taken as a whole."""
+        self.dirty = Dirty(
+            np.zeros(members * groups, np.uint8),
+            np.zeros(groups, np.int64),
+            np.zeros(members, np.int64),
+            np.zeros(1, np.int64),
+        )
+        nothing = np.zeros(0, np.int64)
+        self._soil_all, self._release_all = (
+            fixed(soil_all, self.dirty, nothing),
+            fixed(release_all, self.dirty, nothing),
+        )
         self._turn = 0
         """The group that a part begins with: behind the part before."""
 
@@ -100,66 +127,63 @@ class DirtyRows:
 
     def mark(self, rows: NDArray[np.int64]) -> None:
         """Mark rows, some of which may be marked already."""
-        states, total = self.dirty
-        fresh = np.unique(rows[(states[rows] & MARKED) == 0])
-        states[fresh] |= MARKED
-        total[0] += len(fresh)
+        self._soil_all(self.dirty, rows)
 
     def take(self, limit: int) -> NDArray[np.int64]:
         """Return about `limit` marked rows, ascending, and leave them unmarked and under way, and the rest marked.
 
         More only if a single group has more. All groups have their turn, however often some are marked again.
         """
-        taken, self._turn = take_groups(self.dirty, self._group_size, self._turn, limit)
-        return np.sort(taken)
+        taken: NDArray[np.int64]
+        taken, self._turn = take_groups(self.dirty, self._turn, limit)
+        return taken
 
     def groups(self) -> NDArray[np.bool_]:
         """Return which groups have a marked row, bool[groups]."""
-        marked: NDArray[np.bool_] = marked_groups(self.dirty, self._group_size)
-        return marked
+        return self.dirty.by_group > 0
 
     def release(self, rows: NDArray[np.int64]) -> None:
         """The rows that were taken have arrived."""
-        self.dirty.states[rows] &= ~np.uint8(UNDER_WAY)
+        self._release_all(self.dirty, rows)
 
 
-@compiled
-def take_groups(dirty, size, turn, limit):  # type: ignore[no-untyped-def]
+@allocating
+def take_groups(dirty, turn, limit):  # type: ignore[no-untyped-def]
     """Take the marked rows of whole groups, from group `turn` on; return them, and the group to go on with."""
-    groups = len(dirty.states) // size
-    taken = np.empty(limit + size, np.int64)
-    count = 0
+    groups = len(dirty.by_group)
+    chosen = np.empty(groups, np.int64)
+    chosen_count = row_count = 0
+    next_turn = turn
     for n in range(groups):
-        if dirty.total[0] == 0:
-            break
         group = (turn + n) % groups
-        marked = _marked(dirty, size, group)
-        if marked == 0:
-            continue
-        if count > 0 and count + marked > limit:
-            return taken[:count], group
-        for row in range(group * size, (group + 1) * size):
-            if dirty.states[row] & MARKED:
-                dirty.states[row] = UNDER_WAY
-                taken[count] = row
-                count += 1
-        dirty.total[0] -= marked
-    return taken[:count], turn
+        marked = dirty.by_group[group]
+        if row_count > 0 and row_count + marked > limit:
+            next_turn = group
+            break
+        if marked > 0:
+            chosen[chosen_count] = group
+            chosen_count += 1
+            row_count += marked
+            dirty.by_group[group] = 0
+    chosen = np.sort(chosen[:chosen_count])
+    taken = np.empty(row_count, np.int64)
+    at = 0
+    for member in range(len(dirty.by_member)):
+        if dirty.by_member[member] > 0:
+            for group in chosen:
+                row = member * groups + group
+                if dirty.states[row] & MARKED:
+                    dirty.states[row] = UNDER_WAY
+                    taken[at] = row
+                    at += 1
+    dirty.total[0] -= row_count
+    return taken, next_turn
 
 
 @compiled
-def marked_groups(dirty, size):  # type: ignore[no-untyped-def]
-    groups = len(dirty.states) // size
-    marked = np.zeros(groups, np.bool_)
-    for group in range(groups if dirty.total[0] else 0):
-        marked[group] = _marked(dirty, size, group) > 0
-    return marked
-
-
-@compiled
-def _marked(dirty, size, group):  # type: ignore[no-untyped-def]
-    """Return how many rows of a group are marked."""
-    marked = 0
-    for row in range(group * size, (group + 1) * size):
-        marked += dirty.states[row] & MARKED
-    return marked
+def release_all(dirty, rows):  # type: ignore[no-untyped-def]
+    for row in rows:
+        state = dirty.states[row]
+        dirty.states[row] = state & MARKED
+        if state == UNDER_WAY:
+            dirty.by_member[row // len(dirty.by_group)] -= 1

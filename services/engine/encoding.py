@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from services.engine.book import Book
+from services.engine.book import Book, numbered
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
@@ -125,11 +125,10 @@ def write_snapshots(block, ends, book, numbers, names, sequences, session, excha
 
     numbers: int64[n], of rows that are there; sequences: int64[topics], counted on.
     """
-    intervals, window = book.rows.shape[1], book.rows.shape[2]
     at = 0
     for n in range(len(numbers)):
-        topic, place = numbers[n] // window, numbers[n] % window
-        symbol, interval = topic // intervals, topic % intervals
+        symbol, interval, place = numbered(book, numbers[n])
+        topic = symbol * book.rows.shape[1] + interval
         state, row = book.symbols[symbol], book.rows[symbol, interval, place]
         price, quantity = decimals_of(state)
         calendar = book.calendars[state.grid, interval]

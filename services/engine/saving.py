@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import Book, settle
+from services.engine.book import Book, numbered, settle
 from services.engine.dirty import DirtyRows
 from shared.compiled import compiled
 from shared.config import Engine as EngineConfig
@@ -126,8 +126,7 @@ class Saving:
         return self._batch_of(numbers, exchange_time)
 
     def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
-        window, intervals = self._config.window, len(INTERVALS)
-        symbols = numbers // (intervals * window)
+        symbols = numbers % len(self._book.symbols)
         # What is left of a symbol is in a later batch, and its frontier must not come before that.
         whole = ~self._unsaved.groups()[: len(self._symbols)]
         changed = np.flatnonzero(self._book.symbols["mark_changed"][: len(self._symbols)].astype(bool) & whole)
@@ -179,12 +178,10 @@ def place_rows(book, numbers, places, placed):  # type: ignore[no-untyped-def]
 
     places: int32[symbols], what the batch calls each symbol. A row that was forgotten while it was unsaved is no row.
     """
-    intervals, window = book.rows.shape[1], book.rows.shape[2]
     count = 0
     for number in numbers:
-        topic = number // window
-        symbol, interval = topic // intervals, topic % intervals
-        row = book.rows[symbol, interval, number % window]
+        symbol, interval, place = numbered(book, number)
+        row = book.rows[symbol, interval, place]
         if row.open_time > 0:
             placed[count].symbol = places[symbol]
             placed[count].interval = interval

@@ -5,17 +5,18 @@ encoding.py's. Knows no socket and no trade. A topic is wanted if any subscribed
 are prefixes.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import settle
+from services.engine.book import number_of, numbered, settle
 from services.engine.encoding import DAY, Encoder
 from services.engine.engine import KlineEngine
 from services.engine.needs import DAY_INTERVAL
 from shared.calendar import bucket_of
-from shared.compiled import compiled, fixed
+from shared.compiled import allocating, compiled, fixed
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, encode, kline_topic
 
@@ -27,6 +28,10 @@ FIGURES_NS = 500_000_000
 HEALTH_NS = 1_000_000_000
 HEALTH_SOON_NS = 200_000_000
 """While it is not whole: whoever waits for that learns it at once."""
+TIME_MAX = 1 << 43
+"""Behind every open time, ms: in the year 2248."""
+BEHIND_ALL = b"\xff"
+"""No topic has this byte, which is in no UTF-8."""
 PREFIXES_MAX = 100_000
 """Subscriptions remembered; ZeroMQ remembers its own and does not say which are dropped."""
 
@@ -39,6 +44,8 @@ class Snapshots:
         self._prefixes: set[bytes] = set()
         self._topics: list[bytes] = []
         """By symbol * intervals + interval."""
+        self._sorted: list[tuple[bytes, int]] = []
+        """The topics in alphabetical order, and their places."""
         self._encoder = Encoder(engine.book, session)
         self._settle = fixed(settle, engine.book, True)
         self._in_order = fixed(in_order, engine.book, np.zeros(0, np.int64))
@@ -61,7 +68,7 @@ class Snapshots:
                 self._prefixes.add(prefix)
             matched = self._matching(prefix)
             self._engine.book.watched.reshape(-1)[matched] = 1
-            return list(self._messages(self._unsaved_and_newest(matched), now_ns))
+            return list(self._messages(unsaved_and_newest(self._engine.book, matched), now_ns))
         if message[:1] == b"\x00":
             self._prefixes.discard(prefix)
             for topic in self._matching(prefix).tolist():
@@ -74,8 +81,7 @@ class Snapshots:
         self._settle(self._engine.book, True)
         if len(self._engine.changed) and now_ns >= self._publish_at:
             self._publish_at = now_ns + self._interval_ns
-            numbers = self._in_order(self._engine.book, self._engine.changed.take_all())
-            yield from self._messages(numbers, now_ns)
+            yield from self._messages(self._engine.changed.take_all(), now_ns)
         if now_ns >= self._figures_at:
             self._figures_at = now_ns + FIGURES_NS
             if self._engine.started and self._wanted(TICKERS_TOPIC.encode()):
@@ -103,38 +109,31 @@ class Snapshots:
             return
         self._encoder.know(self._engine.symbols)
         self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
+        self._sorted = sorted((topic, place) for place, topic in enumerate(self._topics))
         wanted = [place for place in range(first, len(self._topics)) if self._wanted(self._topics[place])]
         if wanted:
             # Rows that were marked before this were not marked as changed: those of now will do.
             self._engine.book.watched.reshape(-1)[wanted] = 1
-            self._engine.changed.mark(self._unsaved_and_newest(np.array(wanted, np.int64)))
+            self._engine.changed.mark(unsaved_and_newest(self._engine.book, np.array(wanted, np.int64)))
 
     def _matching(self, prefix: bytes) -> NDArray[np.int64]:
-        return np.array([place for place, topic in enumerate(self._topics) if topic.startswith(prefix)], np.int64)
+        """Return the places of the topics that begin so, ascending."""
+        begin = bisect_left(self._sorted, (prefix, -1))
+        end = bisect_left(self._sorted, (prefix + BEHIND_ALL, -1))
+        return np.array(sorted(place for _, place in self._sorted[begin:end]), np.int64)
 
     def _wanted(self, topic: bytes) -> bool:
         if len(self._prefixes) > len(topic):
             return any(topic[:length] in self._prefixes for length in range(len(topic) + 1))
         return any(topic.startswith(prefix) for prefix in self._prefixes)
 
-    def _unsaved_and_newest(self, topics: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of the rows that a new subscriber needs, in order."""
-        book, window = self._engine.book, self._engine.book.rows.shape[2]
-        symbols, intervals = topics // len(INTERVALS), topics % len(INTERVALS)
-        needed = book.unsaved.states.reshape(-1, window)[topics] != 0
-        places = book.calendars["place"][book.symbols["grid"][symbols], intervals]
-        needed[np.arange(len(topics)), places] = True
-        which, place = np.nonzero(needed)
-        numbers: NDArray[np.int64] = self._in_order(book, topics[which] * window + place)
-        return numbers
-
     def _messages(self, numbers: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
         """Yield rows as messages, numbered on."""
-        window, topics = self._engine.book.rows.shape[2], self._topics
+        numbers, places = self._in_order(self._engine.book, numbers)
         self.published += len(numbers)
         bodies = self._encoder.snapshots(numbers, self._engine.clock.now(now_ns))
-        for number, body in zip(numbers.tolist(), bodies, strict=True):
-            yield topics[number // window], body
+        for place, body in zip(places.tolist(), bodies, strict=True):
+            yield self._topics[place], body
 
     def _tickers(self, now_ns: int) -> bytes:
         book, now = self._engine.book, self._engine.clock.now(now_ns)
@@ -144,28 +143,45 @@ class Snapshots:
         return self._encoder.tickers(days, now)
 
 
-@compiled
-def in_order(book, numbers):  # type: ignore[no-untyped-def]
-    """Return those of the rows that are there, topic by topic, ascending by time.
+@allocating
+def unsaved_and_newest(book, topics):  # type: ignore[no-untyped-def]
+    """Return the numbers of the rows that a new subscriber of these topics needs.
 
-    numbers: int64[n], ascending; they are used up.
+    topics: int64[n], symbol * intervals + interval.
     """
     intervals, window = book.rows.shape[1], book.rows.shape[2]
+    numbers = np.empty(len(topics) + book.unsaved.by_member.sum(), np.int64)
+    count = 0
+    for topic in topics:
+        symbol, interval = topic // intervals, topic % intervals
+        newest = book.calendars[book.symbols[symbol].grid, interval].place
+        for place in range(window):
+            number = number_of(book, symbol, interval, place)
+            unsaved = book.unsaved.by_member[interval * window + place] > 0 and book.unsaved.states[number] != 0
+            if unsaved or place == newest:
+                numbers[count] = number
+                count += 1
+    return numbers[:count]
+
+
+@allocating
+def in_order(book, numbers):  # type: ignore[no-untyped-def]
+    """Return those of the rows that are there, topic by topic, ascending by time, and the topic of each.
+
+    numbers: int64[n].
+    """
+    kept, topics, keys = np.empty_like(numbers), np.empty_like(numbers), np.empty_like(numbers)
     count = 0
     for number in numbers:
-        topic = number // window
-        rows = book.rows[topic // intervals, topic % intervals]
-        open_time = rows[number % window].open_time
-        if open_time == 0:
-            continue
-        # A topic's few rows are a part of a ring, so that the newer may stand before the older.
-        to = count
-        while to > 0 and numbers[to - 1] // window == topic and rows[numbers[to - 1] % window].open_time > open_time:
-            numbers[to] = numbers[to - 1]
-            to -= 1
-        numbers[to] = number
-        count += 1
-    return numbers[:count]
+        symbol, interval, place = numbered(book, number)
+        open_time = book.rows[symbol, interval, place].open_time
+        if open_time > 0:
+            kept[count] = number
+            topics[count] = symbol * book.rows.shape[1] + interval
+            keys[count] = topics[count] * TIME_MAX + open_time
+            count += 1
+    order = np.argsort(keys[:count])
+    return kept[order], topics[order]
 
 
 @compiled

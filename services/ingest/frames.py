@@ -25,7 +25,7 @@ from services.ingest.binance import (
 )
 from services.ingest.exact import trade_rows
 from services.ingest.instruments import Instruments
-from services.ingest.scan import FOREIGN, LEFT, TAKEN, key_table, scan, set_of
+from services.ingest.scan import FOREIGN, LEFT, TAKEN, VALUES, key_table, scan, set_of
 from services.ingest.symbols import Decimals
 from shared.compiled import fixed
 from shared.kline import TRADE
@@ -59,9 +59,10 @@ class FrameReader:
         self._all: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[message])  # type: ignore[valid-type]
         keys, needed = trade_keys(kind)
         self._keys, self._needed = key_table(keys), set_of(needed)
+        self._values = np.zeros(VALUES, np.int64)
         self._make_room(ROWS)
         known = self._instruments
-        names, its = (known.spelled, known.slots, known.decimals), (self._rows, self._outcomes)
+        names, its = (known.spelled, known.slots, known.decimals), (self._values, self._rows, self._outcomes)
         self._scan = fixed(scan, b"", self._keys, self._needed, *names, *its, 0)
         self.decoded = 0
         """Frames that were not plain: messages of other kinds, unexpected symbols, and whatever is odd."""
@@ -86,6 +87,7 @@ class FrameReader:
             known.spelled,
             known.slots,
             known.decimals,
+            self._values,
             self._rows,
             self._outcomes,
             count,

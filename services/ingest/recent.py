@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.compiled import compiled, fixed
+from shared.compiled import allocating, compiled, fixed
 from shared.kline import TRADE
 from shared.wire import Covered, FetchTrades, Instrument, Trades, instruments_of, pack_instruments, trade_rows
 
@@ -187,7 +187,7 @@ def _add(trades, spoken, newest, highest, rows, before, added):  # type: ignore[
     added[0] = total
 
 
-@compiled
+@allocating
 def _find(row, rows, before, added, first_id, last_id):  # type: ignore[no-untyped-def]
     """Return the places of a symbol's rows with ids in [first_id, last_id], from its newest row back."""
     count = 0

@@ -62,7 +62,7 @@ _SYMBOL, _ID, _PRICE, _QUANTITY, _TIME, _EVENT_TIME, _BUYER_IS_MAKER, _KIND, _MA
         "last_fill",
     )
 )
-_SYMBOL_END, _PRICE_DECIMALS, _QUANTITY_DECIMALS, _VALUES = range(1 + len(TRADE_FIELDS), 5 + len(TRADE_FIELDS))
+_SYMBOL_END, _PRICE_DECIMALS, _QUANTITY_DECIMALS, VALUES = range(1 + len(TRADE_FIELDS), 5 + len(TRADE_FIELDS))
 
 _WHOLE = set_of(("id", "time", "event_time", "market", "first_fill", "last_fill"))
 
@@ -79,14 +79,14 @@ _ASCII = _NAME & (np.arange(256) < _DELETE)
 
 
 @compiled
-def scan(text, keys, needed, spelled, slots, decimals, rows, outcomes, count):  # type: ignore[no-untyped-def]
+def scan(text, keys, needed, spelled, slots, decimals, values, rows, outcomes, count):  # type: ignore[no-untyped-def]
     """Read `count` frames, each of which ends with a newline. Return (frames, those not taken, newest event time).
 
     `keys`, `needed`: what a frame may hold and what it must (`key_table`, `set_of`). `spelled`, `slots`, `decimals`:
-    of `Instruments`. Frame n becomes rows[n]: TRADE, if outcomes[n]: uint8 says so. There are more frames than `count`
-    if one of them has a newline in it; then reading stops, and the outcomes mean nothing.
+    of `Instruments`. `values`: int64[VALUES] to work with. Frame n becomes rows[n]: TRADE, if outcomes[n]: uint8 says
+    so. There are more frames than `count` if one of them has a newline in it; then reading stops, and the outcomes mean
+    nothing.
     """
-    values = np.zeros(_VALUES, np.int64)
     at = 0
     frames = 0
     others = 0

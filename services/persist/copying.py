@@ -77,7 +77,7 @@ def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
     texts = np.frombuffer(b"".join(names), np.uint8)
     # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
     columns = (placed[name].copy() for name in ("symbol", "interval", "kline"))
-    end = _write(*columns, ends, texts, name_ends, *_decimals(marks), into)
+    end = _write(*columns, ends, texts, name_ends, *_decimals(marks), np.empty(DIGITS, np.int64), into)
     into[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
     return into[: end + len(TRAILER)].tobytes()
 
@@ -126,10 +126,9 @@ def _decimals(marks: list[SymbolMark]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 @compiled
-def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, quantity_decimals, into):  # type: ignore[no-untyped-def]
-    """Write all rows into `into` behind the header; return the place behind them."""
+def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, quantity_decimals, digits, into):  # type: ignore[no-untyped-def]
+    """Write all rows into `into` behind the header; return the place behind them. `digits`: int64[DIGITS], for work."""
     at = len(HEADER)
-    digits = np.empty(DIGITS, np.int64)
     for number in range(len(symbols)):
         symbol = symbols[number]
         name = names[name_ends[symbol] : name_ends[symbol + 1]]
@@ -143,8 +142,10 @@ def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # 
     """Write the columns `STAGED` of a record of KLINE; return the place behind them."""
     at = _write_bytes(into, at, len(STAGED), 2)
     at = _write_bytes(into, at, len(name), 4)
-    into[at : at + len(name)] = name
-    at = _write_integer(into, at + len(name), interval, 4)
+    for byte in name:
+        into[at] = byte
+        at += 1
+    at = _write_integer(into, at, interval, 4)
     at = _write_integer(into, at, (row.open_time - EPOCH_2000_MS) * 1_000, 8)
     at = _write_integer(into, at, (end - EPOCH_2000_MS) * 1_000, 8)
     at = _write_numeric(into, at, row.open, price, digits)

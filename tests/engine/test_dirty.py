@@ -36,15 +36,15 @@ def test_parts_are_of_whole_groups_and_bring_everything_once(
     left = {*one_by_one, *at_once}
     while left:
         assert len(rows) == len(left)
-        assert np.flatnonzero(rows.groups()).tolist() == sorted({number // GROUP for number in left})
+        assert np.flatnonzero(rows.groups()).tolist() == sorted({number % GROUPS for number in left})
         part = rows.take(limit).tolist()
         assert part == sorted(part)
         assert left.issuperset(part)
         left -= set(part)
-        taken = {number // GROUP for number in part}
+        taken = {number % GROUPS for number in part}
         assert part
         assert len(part) <= limit or len(taken) == 1
-        assert not taken & {number // GROUP for number in left}
+        assert not taken & {number % GROUPS for number in left}
     assert len(rows) == 0
     assert rows.take(limit).tolist() == []
     assert not rows.groups().any()

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.book import Book, lay_out
+from services.engine.book import Book, lay_out, number_of
 from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
-from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
+from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
 from tests.engine.played import MINUTE, START
@@ -67,7 +67,7 @@ def put(symbol: int, price: int, quantity: int, row: dict[str, Any]) -> int:
     place = row["open_time"] // 60_000 % WINDOW
     for name in KLINE.names or ():
         book.rows[symbol, interval, place][name] = row.get(name, 0)
-    return (symbol * len(INTERVALS) + interval) * WINDOW + place
+    return int(number_of(book, symbol, interval, place))
 
 
 def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numbers: int) -> Snapshot:

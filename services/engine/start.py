@@ -11,7 +11,7 @@ import zmq
 
 from services.engine.needs import rows_to_load
 from shared.config import Config
-from shared.process import StopSignal, take_short_turns
+from shared.process import StopSignal, take_short_turns, take_small_pages
 from shared.sockets import bind, ipc, lock_room, send
 from shared.wire import Load, encode
 
@@ -39,6 +39,7 @@ class Doors:
 def main(config: Config) -> int:
     stop = StopSignal()
     take_short_turns()  # Before there are threads.
+    take_small_pages()
     lock = lock_room(config.run_path, "engine")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

@@ -43,7 +43,7 @@ from services.ingest.venue import TICKER_ROUTE, venue_of
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.kline import TRADE
-from shared.process import spare_garbage_collection, take_short_turns
+from shared.process import spare_garbage_collection, take_short_turns, take_small_pages
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
     Command,
@@ -71,6 +71,7 @@ log = logging.getLogger(__name__)
 
 def main(config: Config) -> int:
     take_short_turns()  # Before there are threads.
+    take_small_pages()
     lock = lock_room(config.run_path, "ingest")
     try:
         exact.warm_up()

@@ -48,3 +48,17 @@ def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else(
     for attributes in (after, thread):
         assert attributes[1:5] == before[1:5]
     assert before[3] == 3, "nice"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
+def test_memory_comes_in_small_pages() -> None:
+    program = """
+import numpy as np
+from shared.process import take_small_pages
+take_small_pages()
+np.zeros(1 << 25, np.uint8)[:] = 1
+told = [*open("/proc/self/status"), *open("/proc/self/smaps_rollup")]
+print(*(line.split()[1] for line in told if line.startswith(("THP_enabled", "AnonHugePages"))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0"]

@@ -31,7 +31,7 @@ IDS_MAX = 1_000_000
 of a symbol cost less than a thousand of its trades."""
 IDS_MIN = 2_000
 """A symbol's share of that, at the least."""
-ID_MAX = 2**62
+ID_MAX = NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
 KLINE_ASKS_MAX = 100
@@ -54,6 +54,8 @@ class Repair:
         self._symbols = symbols
         self._ask_at: dict[int, int] = {}
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
+        self._soonest = 0
+        """None of them is due before: a start has hundreds of them, and most turns none that is due."""
         self._unsure: dict[int, int] = {}
         """Symbols whose newest trades were asked for, and nobody has said what they are; their last ids then."""
         self._unchanged: dict[int, tuple[int, int]] = {}
@@ -71,7 +73,7 @@ class Repair:
     def note(self, symbols: NDArray[np.int64], now_ns: int) -> None:
         """These symbols have gaps that may be new."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
-            self._ask_at.setdefault(symbol, now_ns)
+            self._plan(symbol, self._ask_at.get(symbol, now_ns))
 
     def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
@@ -79,14 +81,14 @@ class Repair:
             if covered.get(symbol, ID_MAX) >= self._book.symbols[symbol]["last_id"]:
                 self._unsure.pop(symbol, None)
             if symbol in self._ask_at:
-                self._ask_at[symbol] = min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000)
+                self._plan(symbol, min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000))
 
     def begins(self, symbol: int, now_ns: int) -> None:
         """A symbol has begun, and its first trades were asked for."""
         self._unchanged.pop(symbol, None)
         self.hopeless.discard(symbol)
         self._unsure[symbol] = -1
-        self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+        self._plan(symbol, now_ns + self._config.gap_retry_ms * 1_000_000)
 
     def note_silence(self, now_ns: int) -> None:
         """The feed has come up: whoever stays silent from here on may have traded before."""
@@ -97,11 +99,12 @@ class Repair:
     def doubt(self, symbol: int, now_ns: int) -> None:
         """Somebody knows of trades of a symbol that we have not seen, and that no gap shows."""
         self._unsure[symbol] = int(self._book.symbols[symbol]["last_id"])
-        self._ask_at.setdefault(symbol, now_ns)
+        self._plan(symbol, self._ask_at.get(symbol, now_ns))
 
     def ask_again(self) -> None:
         """Somebody else is to be asked: everything, at once."""
         self._ask_at = dict.fromkeys(self._ask_at, 0)
+        self._soonest = 0
         self._klines_at = 0
 
     def want_klines(self, symbol: int, interval: int, start_time: int, end_time: int) -> None:
@@ -137,7 +140,7 @@ class Repair:
 
     def due_at(self) -> int | None:
         """Return when there is something to ask, monotonic ns."""
-        waits = list(self._ask_at.values())
+        waits = [self._soonest] if self._ask_at else []
         if self._unheard:
             waits.append(self._unheard_at)
         if self._klines:
@@ -150,22 +153,24 @@ class Repair:
         hopeless = []
         if self._unheard and now_ns >= self._unheard_at:
             self._doubt_silence(now_ns)
-        for symbol, ask_at in list(self._ask_at.items()):
-            if ask_at > now_ns:
-                continue
-            if self._book.symbols[symbol]["last_id"] > self._unsure.get(symbol, ID_MAX):
-                # Whatever was traded last shows by the ids that have come since.
-                del self._unsure[symbol]
-            whole = not self._book.symbols[symbol]["gap_count"] and symbol not in self._unsure
-            if symbol in self.hopeless or whole:
-                del self._ask_at[symbol]
-                self._unchanged.pop(symbol, None)
-            elif self._is_hopeless(symbol, now_ns, minute_end):
-                hopeless.append(symbol)
-                self.hopeless.add(symbol)
-            else:
-                self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
-                commands += self._ask(symbol)
+        if now_ns >= self._soonest:
+            for symbol, ask_at in list(self._ask_at.items()):
+                if ask_at > now_ns:
+                    continue
+                if self._book.symbols[symbol]["last_id"] > self._unsure.get(symbol, ID_MAX):
+                    # Whatever was traded last shows by the ids that have come since.
+                    del self._unsure[symbol]
+                whole = not self._book.symbols[symbol]["gap_count"] and symbol not in self._unsure
+                if symbol in self.hopeless or whole:
+                    del self._ask_at[symbol]
+                    self._unchanged.pop(symbol, None)
+                elif self._is_hopeless(symbol, now_ns, minute_end):
+                    hopeless.append(symbol)
+                    self.hopeless.add(symbol)
+                else:
+                    self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+                    commands += self._ask(symbol)
+            self._soonest = min(self._ask_at.values(), default=NEVER)
         if self._klines and now_ns >= self._klines_at:
             self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
             for key in list(self._klines)[:KLINE_ASKS_MAX]:
@@ -173,6 +178,10 @@ class Repair:
                 ranges = self._klines[key] = self._klines.pop(key)
                 commands.append(FetchKlines(self._symbols[key[0]], INTERVAL_NAMES[key[1]], *ranges[0]))
         return Due(commands, hopeless)
+
+    def _plan(self, symbol: int, at_ns: int) -> None:
+        self._ask_at[symbol] = at_ns
+        self._soonest = min(self._soonest, at_ns)
 
     def _ask(self, symbol: int) -> list[Command]:
         state = self._book.symbols[symbol]

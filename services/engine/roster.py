@@ -7,7 +7,6 @@ until somebody joins or grows. Knows no ids, no time and no message but the tabl
 
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +42,7 @@ class Roster:
         self.streams: list[str] = []
         self.grids: list[int] = []
         """An open time of each symbol's 3d klines."""
-        self._packed: object = None
+        self._packed: bytes | None = None
         self._newest: Table
         self._tables: dict[bytes, Table] = {}
 
@@ -95,14 +94,13 @@ class Roster:
         """Return what a batch's instruments are here; symbols grow to its decimals if they can. Raises WireError."""
         if batch.instruments == self._packed:
             return self._newest
-        packed = bytes(batch.instruments)
-        table = self._tables.get(packed)
+        table = self._tables.get(batch.instruments)
         if table is None:
             table = self._table(instruments_of(batch))
             if len(self._tables) >= TABLES_MAX:
                 self._tables.clear()
-            self._tables[packed] = table
-        self._packed, self._newest = msgspec.Raw(packed), table
+            self._tables[batch.instruments] = table
+        self._packed, self._newest = batch.instruments, table
         return table
 
     def _table(self, instruments: list[Instrument]) -> Table:

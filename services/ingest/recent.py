@@ -10,7 +10,6 @@ A crash costs the memory; REST has the same trades.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +57,7 @@ class Recent:
         """By symbol: its last row, 0 if it has none."""
         self._highest = np.full(INSTRUMENTS_MAX, BROKEN, np.int64)
         """By symbol: the highest id since its stream began, as long as no connection was lost since."""
-        self._packed = msgspec.Raw()
+        self._packed = b""
         """The instruments of the last batch, ..."""
         self._spoken = np.zeros((2, 0), np.int64)
         """... and for each of them, the numbers of instrument and symbol here."""

@@ -9,6 +9,8 @@ the first digit, a sign, the number of decimals to show, and the digits. It may 
 are left out, because the server takes each digit by a call.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,8 @@ from shared.wire import Rows, SymbolMark, WireError
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
+BLOCK_ROWS = 1_500
+"""Rows of a part: some 2 ms of the server's work."""
 EPOCH_2000_MS = 946_684_800_000
 """PostgreSQL counts microseconds from 2000-01-01."""
 
@@ -66,20 +70,22 @@ def checked(placed: Rows, marks: list[SymbolMark]) -> Rows:
     return placed
 
 
-def staged(placed: Rows, marks: list[SymbolMark]) -> bytes:
-    """Return PLACED_KLINE[n] as a binary COPY of the staging table."""
+def staged(placed: Rows, marks: list[SymbolMark]) -> Iterator[bytes]:
+    """Yield PLACED_KLINE[n] as a binary COPY of the staging table, in parts: the server reads one, we make the next."""
     names = [mark.symbol.encode() for mark in marks]
     name_ends = np.cumsum([0, *map(len, names)])
-    row_max = STAGED_SIZE_MAX + max(map(len, names), default=0)
-    into = np.empty(len(HEADER) + len(placed) * row_max + len(TRAILER), np.uint8)
-    into[: len(HEADER)] = np.frombuffer(HEADER, np.uint8)
-    ends = close_times(placed["interval"], placed["kline"]["open_time"])
     texts = np.frombuffer(b"".join(names), np.uint8)
-    # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
-    columns = (placed[name].copy() for name in ("symbol", "interval", "kline"))
-    end = _write(*columns, ends, texts, name_ends, *_decimals(marks), np.empty(DIGITS, np.int64), into)
-    into[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
-    return into[: end + len(TRAILER)].tobytes()
+    row_max = STAGED_SIZE_MAX + max(map(len, names), default=0)
+    into, digits = np.empty(min(len(placed), BLOCK_ROWS) * row_max, np.uint8), np.empty(DIGITS, np.int64)
+    ends = close_times(placed["interval"], placed["kline"]["open_time"])
+    yield HEADER
+    for begin in range(0, len(placed), BLOCK_ROWS):
+        block = placed[begin : begin + BLOCK_ROWS]
+        # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
+        columns = (block[name].copy() for name in ("symbol", "interval", "kline"))
+        end = _write(*columns, ends[begin:], texts, name_ends, *_decimals(marks), digits, into)
+        yield into[:end].tobytes()
+    yield TRAILER
 
 
 def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
@@ -103,7 +109,8 @@ def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
 def warm_up() -> None:
     """Compile what is to be compiled, so that no engine waits for it."""
     unstaged(HEADER + TRAILER, [])
-    staged(np.frombuffer(b"", PLACED_KLINE), [])
+    mark = SymbolMark("", 0, 0, "", True, 0, 0, 0, [])
+    list(staged(np.zeros(1, PLACED_KLINE), [mark]))
 
 
 def close_times(intervals: NDArray[np.int32], open_times: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -127,8 +134,8 @@ def _decimals(marks: list[SymbolMark]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 @compiled
 def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, quantity_decimals, digits, into):  # type: ignore[no-untyped-def]
-    """Write all rows into `into` behind the header; return the place behind them. `digits`: int64[DIGITS], for work."""
-    at = len(HEADER)
+    """Write all rows into `into`; return the place behind them. `digits`: int64[DIGITS], to work with."""
+    at = 0
     for number in range(len(symbols)):
         symbol = symbols[number]
         name = names[name_ends[symbol] : name_ends[symbol + 1]]

@@ -177,7 +177,8 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
     with connection.transaction(), connection.cursor() as cursor:
         if len(rows):
             with cursor.copy(f"COPY staging ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
-                copy.write(staged(rows, batch.marks))
+                for block in staged(rows, batch.marks):
+                    copy.write(block)
             cursor.execute(_UPSERT)
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
         cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])

@@ -23,6 +23,8 @@ BATCH_ROWS_MAX = 5_000
 REST = 19
 """So many times as long as a batch took nothing is saved for the number of rows alone: a busy market changes the same
 rows again and again, and saving them must not take the machine from the trades."""
+BACKLOG_REST = 3
+"""And only so many times while there are more rows than trades change, as after a first start: they come once."""
 AWAY_MS = 50
 """How soon to look again for a store that is not there."""
 PASSING_MAX = 200_000
@@ -152,7 +154,10 @@ class Saving:
         self._unsaved.release(self._under_way)
         self._under_way = None
         self._passing_under_way = []
-        self._rest_until = now_ns + (now_ns - self._sent_at) * REST
+        # What trades change are the newest rows, and at the end of a minute those before them.
+        in_use = 2 * len(self._symbols) * len(INTERVALS)
+        rest = REST if len(self._unsaved) <= in_use else BACKLOG_REST
+        self._rest_until = now_ns + (now_ns - self._sent_at) * rest
         return True
 
     def lost(self, now_ns: int) -> None:

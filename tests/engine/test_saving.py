@@ -1,11 +1,12 @@
 """Batches for the store: when, what is in them, and what happens to those that are lost."""
 
 import numpy as np
+import pytest
 
 from services.engine import saving as saving_module
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Persisted, StoreState, decode_store_request, encode, placed_rows
-from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, market
+from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
 
 
 def test_a_batch_is_due_after_the_interval_or_at_so_many_rows() -> None:
@@ -40,6 +41,22 @@ def test_many_rows_wait_while_saving_rests_and_the_interval_does_not() -> None:
     # It took 2 s, which would be a rest of 38 s: the interval is over before.
     assert played.engine.take_batch(6_999 * MS) is None
     assert played.engine.take_batch(7_000 * MS) is not None
+
+
+def test_a_backlog_rests_less_than_rows_that_trades_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving_module, "BATCH_ROWS_MAX", 10)
+    played = PlayedEngine(save_interval_ms=60_000, save_rows=1)
+    klines = history(market(1, 300, START - 90 * MINUTE, 90 * MINUTE), START)
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        played.add(symbol, klines, until=START)
+    first = played.engine.take_batch(0)
+    assert first is not None
+    played.now_ns = 100 * MS
+    # Of the other symbol, more is unsaved than the 60 rows that trades change of two.
+    assert len(played.engine.unsaved) > 60
+    played.apply(Persisted(SESSION, first.batch))
+    assert played.engine.take_batch(399 * MS) is None
+    assert played.engine.take_batch(400 * MS) is not None
 
 
 def test_there_is_one_batch_at_a_time() -> None:

@@ -363,6 +363,9 @@ class Ingest:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
             self._announcer.go(self._tasks)
             self._tell_state()
+            # What was sent before this engine came is lost. A symbol that trades seldom would not show it for long.
+            for part in self._recent.newest():
+                self._outbox.send(part)
 
     async def _delivers(self, symbol: str) -> None:
         """Wait until a symbol's stream has begun: what is traded before it does must be in an answer of REST."""

@@ -237,3 +237,20 @@ def test_the_engine_may_come_back_and_misses_no_announcement(exchange: Exchange,
             played.engine.wait(AddSymbol)
         finally:
             played.engine.close()
+
+
+def test_an_engine_that_comes_back_is_shown_the_last_trade_of_every_symbol(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.add("ETHUSDT")
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade", "ethusdt@aggTrade")
+        exchange.say(agg_frame("ETHUSDT", Fill(3, START)), *(agg_frame("BTCUSDT", Fill(n, START + n)) for n in (7, 8)))
+        wait_for("the stream", lambda: len(played.rows()) == 3)
+        played.engine.close()
+        played.engine = Engine(tmp_path / "klagg.toml")
+        try:
+            played.engine.ask(Subscribe(["btcusdt@aggTrade", "ethusdt@aggTrade"], complete=True))
+            batch = played.engine.wait(Trades)
+            assert sorted(trade_rows(batch.rows)["id"].tolist()) == [3, 8]
+            assert (batch.event_time, batch.covered) == (START + 8, [])
+        finally:
+            played.engine.close()

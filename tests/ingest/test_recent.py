@@ -56,7 +56,22 @@ def test_what_it_answers_is_what_came_and_the_rest_is_asked_for(
     assert not rest or {min(rest), max(rest)}.isdisjoint(known)
 
 
+def test_the_newest_of_every_symbol_is_known_while_it_is_remembered() -> None:
+    recent = Recent(rows_max=4)
+    assert recent.newest() == []
+    recent.add(batch(("AUSDT", 1), ("AUSDT", 2), ("BUSDT", 7)))
+    (part,) = recent.newest()
+    names = [instrument.symbol for instrument in instruments_of(part)]
+    assert {(names[row["symbol"]], row["id"]) for row in trade_rows(part.rows)} == {("AUSDT", 2), ("BUSDT", 7)}
+    assert part.covered == []
+    recent.add(batch(*(("BUSDT", number) for number in range(8, 12)), decimals=4))
+    (part,) = recent.newest()
+    assert [(each.symbol, each.price_decimals) for each in instruments_of(part)] == [("BUSDT", 4)]
+    assert ids([part]) == [11]
+
+
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60))
+@settings(deadline=None)
 def test_what_came_in_order_is_known_as_far_back_as_memory_goes(count: int, first: int, last: int) -> None:
     recent = Recent(rows_max=30)
     for number in range(1, count + 1):

@@ -112,6 +112,7 @@ class Feed:
                 while (name := self.symbols.take()) is not None:
                     self.announce(name)
                 self.tell()
+                self.later(world.source.uniform(0, 300), *self.recent.newest())
             case Subscribe():
                 for stream in command.streams:
                     self.symbols.engine_subscribed(self.symbol(stream))

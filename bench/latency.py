@@ -2,8 +2,9 @@
 
 The simulator notes when it wrote the last trade of each block of some symbols, busy ones and quiet ones; a subscriber
 of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
-monotonic clock. Left out is the time until all symbols are live and `WARM_UP_S` more; the first second of each symbol
-is told apart, others being still announced in it. Rates are about: minutes differ, and what was applied is told.
+monotonic clock. Left out is the time until all symbols are live and what a first start brought is saved, and
+`WARM_UP_S` more; the first second of each symbol is told apart, others being still announced in it. Rates are about:
+minutes differ, and what was applied is told.
 """
 
 import time
@@ -22,6 +23,8 @@ RATES = (1_000, 5_000, 20_000, 50_000)
 RANKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
 """Whose snapshots are measured; every twelfth symbol from the ninth on hardly trades, so none of those."""
 WARM_UP_S = 5.0
+ROWS_IN_USE = 500 * 15 * 2
+"""The newest rows, and those before them that a minute's end leaves."""
 BURST_RATE, BURST_TRADES = 5_000, 50_000
 PARTS = 5
 """Of the time that is measured: what differs between them is the spread."""
@@ -64,7 +67,7 @@ def run(rate: int, seconds: float, everything: bool = False, burst: bool = False
                         seen.append(Seen(row["symbol"], row["last_id"], at_ns))
 
         deadline = time.monotonic() + 300
-        while not system.live():
+        while not system.live() or system.health()["rows_unsaved"] > ROWS_IN_USE:
             listen(time.monotonic() + 0.2)
             if time.monotonic() > deadline:
                 raise RuntimeError("the system does not become live")

@@ -29,7 +29,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call with arguments of new types, or load what was compiled before.
 
     It makes no array, nor does it count who uses those it is given: its caller holds them. Counting is what numba does
-    otherwise, for each array at each use; it took ten times as long as the work of a function that looks at a row.
+    otherwise, for each array at each use; it took three times as long as the work of a function that looks at a row.
     A function that makes arrays is refused by the compiler; it is `allocating`.
     """
     return numba.njit(cache=True, **_UNCOUNTED)(function)

@@ -115,10 +115,8 @@ class DirtyRows:
             np.zeros(1, np.int64),
         )
         nothing = np.zeros(0, np.int64)
-        self._soil_all, self._release_all = (
-            fixed(soil_all, self.dirty, nothing),
-            fixed(release_all, self.dirty, nothing),
-        )
+        self._soil_all = fixed(soil_all, self.dirty, nothing)
+        self._release_all = fixed(release_all, self.dirty, nothing)
         self._turn = 0
         """The group that a part begins with: behind the part before."""
 

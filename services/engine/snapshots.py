@@ -5,7 +5,7 @@ encoding.py's. Knows no socket and no trade. A topic is wanted if any subscribed
 are prefixes.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 import numpy as np
@@ -109,7 +109,8 @@ class Snapshots:
             return
         self._encoder.know(self._engine.symbols)
         self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
-        self._sorted = sorted((topic, place) for place, topic in enumerate(self._topics))
+        for place in range(first, len(self._topics)):
+            insort(self._sorted, (self._topics[place], place))
         wanted = [place for place in range(first, len(self._topics)) if self._wanted(self._topics[place])]
         if wanted:
             # Rows that were marked before this were not marked as changed: those of now will do.

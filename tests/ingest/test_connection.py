@@ -87,8 +87,7 @@ def test_names_go_in_batches_that_are_small_and_apart() -> None:
         client.play(story)
         assert exchange.names()[:450] == names
         assert [len(sent.names) for sent in exchange.sent] == [200, 200, 50, 3, 1]
-        # 250 ms apart when they left; a busy machine notes the earlier one later.
-        assert all(later.at - earlier.at > 0.15 for earlier, later in pairwise(exchange.sent))
+        assert all(later.at - earlier.at > 0.24 for earlier, later in pairwise(exchange.sent))
 
 
 def test_a_name_that_was_dropped_before_it_was_sent_is_never_sent() -> None:

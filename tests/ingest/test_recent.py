@@ -71,7 +71,6 @@ def test_the_newest_of_every_symbol_is_known_while_it_is_remembered() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 60))
-@settings(deadline=None)
 def test_what_came_in_order_is_known_as_far_back_as_memory_goes(count: int, first: int, last: int) -> None:
     recent = Recent(rows_max=30)
     for number in range(1, count + 1):

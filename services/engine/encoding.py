@@ -56,6 +56,18 @@ def texts_of(texts: list[str]) -> Texts:
     return Texts(np.frombuffer(bytearray(b"".join(parts)), np.uint8), np.cumsum([0, *map(len, parts)]))
 
 
+class Desk(NamedTuple):
+    """What snapshots are written with, and where."""
+
+    block: Bytes
+    ends: Integers
+    """int64[ROWS_MAX]: where each of them ends in the block."""
+    names: Texts
+    """Of all symbols."""
+    sequences: Integers
+    """By topic, which is symbol * intervals + interval: messages since the session began."""
+
+
 def names_of(message: type[Struct]) -> Any:
     """Return the names of a message's fields, each as msgpack has it, in a named tuple."""
     names = message.__struct_fields__
@@ -77,54 +89,53 @@ class Encoder:
     def __init__(self, book: Book, session: int) -> None:
         self._book = book
         self._session = session
-        self._sequences = np.zeros(book.watched.size, np.int64)
-        """By topic, which is symbol * intervals + interval: messages since the session began."""
         self._tickers = 0
-        self._names = texts_of([])
-        self._block = np.empty(0, np.uint8)
-        self._ends = np.empty(ROWS_MAX, np.int64)
-        self.know([])
         nothing = np.zeros(0, np.int64)
-        self._write = fixed(
-            write_snapshots, self._block, self._ends, book, nothing, self._names, self._sequences, session, 0
-        )
+        ends, sequences = np.empty(ROWS_MAX, np.int64), np.zeros(book.watched.size, np.int64)
+        self.desk = Desk(np.empty(0, np.uint8), ends, texts_of([]), sequences)
+        self.know([])
+        self._write = fixed(write_snapshots, self.desk, book, nothing, session, 0)
 
     def know(self, symbols: list[str]) -> None:
         """Learn the names of all symbols, by the book's index."""
-        self._names = texts_of(symbols)
-        longest = int(np.diff(self._names.ends).max(initial=0))
+        names = texts_of(symbols)
+        longest = int(np.diff(names.ends).max(initial=0))
         keys = sum(map(len, SNAPSHOT))
-        self._block = np.empty(ROWS_MAX * (3 + keys + len(SNAPSHOT) * VALUE_MAX + longest), np.uint8)
+        block = np.empty(ROWS_MAX * (3 + keys + len(SNAPSHOT) * VALUE_MAX + longest), np.uint8)
+        self.desk = self.desk._replace(block=block, names=names)
 
     def snapshots(self, numbers: Integers, exchange_time: int) -> Iterator[bytes]:
         """Yield the rows of these numbers as bodies of messages, in order."""
         for begin in range(0, len(numbers), ROWS_MAX):
             some = numbers[begin : begin + ROWS_MAX]
-            end = self._write(
-                self._block, self._ends, self._book, some, self._names, self._sequences, self._session, exchange_time
-            )
-            block = self._block[:end].tobytes()
-            for start, stop in pairwise([0, *self._ends[: len(some)].tolist()]):
-                yield block[start:stop]
+            end = self._write(self.desk, self._book, some, self._session, exchange_time)
+            yield from self.written(len(some), end)
+
+    def written(self, count: int, end: int) -> Iterator[bytes]:
+        """Yield what lies on the desk: so many bodies, and where the last one ends."""
+        block = self.desk.block[:end].tobytes()
+        for start, stop in pairwise([0, *self.desk.ends[:count].tolist()]):
+            yield block[start:stop]
 
     def tickers(self, days: Rows, exchange_time: int) -> bytes:
         """Return the `Tickers` of DAY[symbols], without those that have no last price."""
         self._tickers += 1
         known = np.flatnonzero(days["last"])
-        room = 3 + sum(map(len, TICKERS)) + (len(known) + 1) * len(TICKERS) * VALUE_MAX + len(self._names.packed)
+        room = 3 + sum(map(len, TICKERS)) + (len(known) + 1) * len(TICKERS) * VALUE_MAX + len(self.desk.names.packed)
         block = np.empty(room, np.uint8)
         end = write_tickers(
-            block, self._book.symbols, days, known, self._names, self._tickers, self._session, exchange_time
+            block, self._book.symbols, days, known, self.desk.names, self._tickers, self._session, exchange_time
         )
         return block[:end].tobytes()
 
 
 @compiled
-def write_snapshots(block, ends, book, numbers, names, sequences, session, exchange_time):  # type: ignore[no-untyped-def]
-    """Write a `Snapshot` of each row into uint8[], and where it ends into int64[n]; return where the last one does.
+def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignore[no-untyped-def]
+    """Write a `Snapshot` of each row, and number it on; return where the last one ends.
 
-    numbers: int64[n], of rows that are there; sequences: int64[topics], counted on.
+    numbers: int64[n], of rows that are there; at most `ROWS_MAX`.
     """
+    block, names, sequences = desk.block, desk.names, desk.sequences
     at = 0
     for n in range(len(numbers)):
         symbol, interval, place = numbered(book, numbers[n])
@@ -160,7 +171,7 @@ def write_snapshots(block, ends, book, numbers, names, sequences, session, excha
         at = put_bool(block, at, SNAPSHOT.gap, has_gap(book, symbol, row.open_time, end_time))
         at = put_text(block, at, SNAPSHOT.source, SOURCES, source_of(row))
         at = put_integer(block, at, SNAPSHOT.revision, np.int64(row.revision))
-        ends[n] = at
+        desk.ends[n] = at
     return at
 
 

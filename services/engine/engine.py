@@ -139,21 +139,27 @@ class KlineEngine:
             case _:
                 assert_never(event)
 
-    def tick(self, now_ns: int) -> None:
-        """Open the minutes that the exchange's clock has reached, and ask again for what is still missing."""
+    def tick(self, now_ns: int) -> bool:
+        """Open the minutes that the exchange's clock has reached, and ask again for what is still missing.
+
+        Return whether rows may have changed.
+        """
         if not self.started:
-            return
+            return False
+        rows_changed = bool(self._held)
         if self._held:
             self._replay_held(now_ns)
         if not self._held:
             minute_end = self.minute_end
             self._open_minutes(self.clock.now(now_ns))
             if self.minute_end != minute_end:
+                rows_changed = True
                 self._commands += self.audit.due(self.minute_end)
         due = self.repair.due(now_ns, self.minute_end)
         self._commands += due.commands
         if due.hopeless:
             self._begin_anew(due.hopeless, now_ns)
+        return rows_changed
 
     def take_commands(self) -> list[Command]:
         """Return what is to be asked of ingest, in order."""

@@ -1,7 +1,7 @@
-"""The room's loop: poll, feed, tick, drain, send. No rule of the domain stands here.
+"""The room's loop: poll, drain, publish, tick, send. No rule of the domain stands here.
 
-The sockets are start.py's. Each turn drains what is there, up to a bound, then lets the clock tick, sends what the
-engine wishes, and publishes. A busy engine's turns get longer and carry more: that is all there is to load.
+The sockets are start.py's. Each turn drains what is there, up to a bound, publishes, then lets the clock tick and sends
+what the engine wishes. A busy engine's turns get longer and carry more: that is all there is to load.
 
 A crash at any step costs what is not yet in the database; the next engine asks for it by id. On SIGTERM the last dirty
 rows are saved before the process ends; if the store is not there for it, they too are fetched by id next time.
@@ -106,8 +106,9 @@ class Loop:
     def _turn(self, subscribed: bool) -> None:
         """Tell everybody what there is to tell: subscribers first, the others can wait for a moment."""
         now = time.monotonic_ns()
-        self._engine.tick(now)
         self._publish(self._snapshots.due(now))
+        if self._engine.tick(now):
+            self._publish(self._snapshots.due(now))
         for command in self._engine.take_commands():
             if not send(self._commands, encode(command)):
                 self._unsent += 1  # Nobody is there: whoever comes is told everything.

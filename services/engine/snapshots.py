@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import number_of, numbered, settle
-from services.engine.encoding import DAY, Encoder
+from services.engine.dirty import forget
+from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
 from services.engine.needs import DAY_INTERVAL
 from shared.calendar import bucket_of
@@ -49,6 +50,7 @@ class Snapshots:
         self._encoder = Encoder(engine.book, session)
         self._settle = fixed(settle, engine.book, True)
         self._in_order = fixed(in_order, engine.book, np.zeros(0, np.int64))
+        self._take_changed = fixed(take_changed, engine.book, engine.changed.changes, self._encoder.desk, session, 0)
         self._publish_at = 0
         self._figures_at = 0
         self._health_at = 0
@@ -78,10 +80,10 @@ class Snapshots:
     def due(self, now_ns: int) -> Iterator[Message]:
         """Yield what is to be published at the end of a turn."""
         self._know_symbols()
-        self._settle(self._engine.book, True)
-        if len(self._engine.changed) and now_ns >= self._publish_at:
-            self._publish_at = now_ns + self._interval_ns
-            yield from self._messages(self._engine.changed.take_all(), now_ns)
+        if now_ns >= self._publish_at:
+            yield from self._changed(now_ns)
+        else:
+            self._settle(self._engine.book, True)  # So that there is something to wait for.
         if now_ns >= self._figures_at:
             self._figures_at = now_ns + FIGURES_NS
             if self._engine.started and self._wanted(TICKERS_TOPIC.encode()):
@@ -127,6 +129,22 @@ class Snapshots:
         if len(self._prefixes) > len(topic):
             return any(topic[:length] in self._prefixes for length in range(len(topic) + 1))
         return any(topic.startswith(prefix) for prefix in self._prefixes)
+
+    def _changed(self, now_ns: int) -> Iterator[Message]:
+        """Yield what has changed, numbered on."""
+        now = self._engine.clock.now(now_ns)
+        numbers, places, end = self._take_changed(
+            self._engine.book, self._engine.changed.changes, self._encoder.desk, self._session, now
+        )
+        if not len(numbers):
+            return
+        self._publish_at = now_ns + self._interval_ns
+        self.published += len(numbers)
+        topics = places.tolist()
+        for place, body in zip(topics[:ROWS_MAX], self._encoder.written(min(len(topics), ROWS_MAX), end), strict=True):
+            yield self._topics[place], body
+        for place, body in zip(topics[ROWS_MAX:], self._encoder.snapshots(numbers[ROWS_MAX:], now), strict=True):
+            yield self._topics[place], body
 
     def _messages(self, numbers: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
         """Yield rows as messages, numbered on."""
@@ -183,6 +201,20 @@ def in_order(book, numbers):  # type: ignore[no-untyped-def]
             count += 1
     order = np.argsort(keys[:count])
     return kept[order], topics[order]
+
+
+@allocating
+def take_changed(book, changed, desk, session, exchange_time):  # type: ignore[no-untyped-def]
+    """Settle what is watched, take what has changed, and write as much of it as the desk has room for.
+
+    Return all those rows and their topics, as `in_order` does, and where what was written ends. It is one call, because
+    after a rest each costs more than its work.
+    """
+    settle(book, True)
+    numbers, topics = in_order(book, changed.numbers[: changed.total[0]])
+    forget(changed)
+    end = write_snapshots(desk, book, numbers[:ROWS_MAX], session, exchange_time)
+    return numbers, topics, end
 
 
 @compiled

@@ -265,13 +265,15 @@ class Simulator:
         if not chunks:
             return
         leaving = [(connection, connection.frames(chunks)) for connection in self.connections]
-        self.tap.note(chunks, self._wanted, time.monotonic_ns())
+        self.tap.note(chunks, self._wanted)
+        now_ns = time.monotonic_ns()
         for connection, blocks in leaving:
             connection.write(blocks)
             if connection.behind > QUEUE_MAX:
                 self.refused["slow readers"] += 1
                 log.warning("a reader is %d MB behind: connection broken", connection.behind >> 20)
                 connection.abort()
+        self.tap.leaves(now_ns)
 
     # Websockets.
 

@@ -28,7 +28,7 @@ class ExchangeClock:
 
     def now(self, monotonic_ns: int) -> int:
         """Return the exchange's time, ms; 0 while it is not known."""
-        if not self.known:
+        if not self._sample_ms:
             return 0
         return self._sample_ms + int((monotonic_ns - self._sample_ns) * self.speed) // 1_000_000
 

@@ -343,8 +343,8 @@ class KlineEngine:
         if not self.started:
             self._drop("symbols announced before the start")
             return
-        klines = self._beginnings.klines_of(event)
-        if klines is None:
+        announced = self._beginnings.announced(event)
+        if announced is None:
             self._drop("symbols whose klines do not fit")
             return
         known = self.roster.index.get(event.symbol, -1)
@@ -352,13 +352,13 @@ class KlineEngine:
         if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
             return
-        symbol = self._place(event.symbol, event.stream, grid_3d_of(event, klines))
+        symbol = self._place(event.symbol, event.stream, grid_3d_of(event, announced))
         if symbol < 0:
             return
         if self.clock.speed == 0:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
-        off = self._beginnings.begin(symbol, event, klines, absent, now_ns)
+        off = self._beginnings.begin(symbol, event, announced, absent, now_ns)
         if off:
             self._drop("klines off the calendar", off)
         self._commands.append(Subscribe([event.stream]))

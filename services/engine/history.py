@@ -34,6 +34,36 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
 
 
 @compiled
+def announce_rows(book, symbol, intervals, klines, begins):  # type: ignore[no-untyped-def]
+    """Put the exchange's own closed klines into their places; return how many lie outside the window or off the grid.
+
+    intervals: int32[n], of each of KLINE[n]; begins: int64[intervals], an open time of each interval: what the book has
+    from there on is forgotten, and what it has from before stays.
+    """
+    for interval in range(len(begins)):
+        forget_rows(book, symbol, interval, begins[interval])
+    outside = 0
+    for n in range(len(klines)):
+        interval, kline = intervals[n], klines[n]
+        is_older = kline.open_time < begins[interval]
+        if is_older and _is_held(book, symbol, interval, kline.open_time):
+            continue
+        place = _put_row(book, symbol, interval, kline)
+        if place < 0:
+            outside += 1
+        elif not is_older:
+            touch(book, symbol, interval, place)
+    return outside
+
+
+@compiled
+def _is_held(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
+    calendar = book.calendars[book.symbols[symbol].grid, interval]
+    place = bucket_of(calendar.length, calendar.anchor, open_time) % book.rows.shape[2]
+    return book.rows[symbol, interval, place].open_time == open_time
+
+
+@compiled
 def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-def]
     """Put what the store has of a symbol into its places, and bring it to the time of the calendars.
 

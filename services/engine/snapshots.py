@@ -106,9 +106,9 @@ class Snapshots:
     def _know_symbols(self) -> None:
         """Learn the topics of symbols that were added."""
         first = len(self._topics)
-        added = self._engine.symbols[first // len(INTERVALS) :]
-        if not added:
+        if first == len(self._engine.symbols) * len(INTERVALS):
             return
+        added = self._engine.symbols[first // len(INTERVALS) :]
         self._encoder.know(self._engine.symbols)
         self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
         for place in range(first, len(self._topics)):

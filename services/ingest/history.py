@@ -110,6 +110,7 @@ class History:
         price_decimals, quantity_decimals = self._grown(symbol, parts)
         klines = []
         for part in parts:
+            await asyncio.sleep(0)  # Trades come first, whatever else there is to read.
             content, left_out = kline_rows(part, price_decimals, quantity_decimals)
             self._count_refused(symbol, part.interval, left_out)
             if len(content):
@@ -127,17 +128,18 @@ class History:
 
     async def _closed_klines(self, symbol: str, rows: int) -> tuple[list[Parsed], int, int]:
         """Return (rows of each interval, the time before which all trades are in them, an open time of 3d or 0)."""
-        requests = [self._venue.klines(symbol, interval, rows + 1) for interval in INTERVAL_NAMES]
-        answers: list[Answer] = []
+        whole: list[Parsed] = []
+        sent_ns = time.monotonic_ns()
         for outcome in await asyncio.gather(
-            *(self._rest.get(request, Priority.HISTORY) for request in requests), return_exceptions=True
+            *(self._klines(symbol, interval, rows + 1) for interval in INTERVAL_NAMES), return_exceptions=True
         ):
             if isinstance(outcome, BaseException):
                 raise outcome
-            answers.append(outcome)
+            part, part_sent_ns = outcome
+            whole.append(part)
+            sent_ns = min(sent_ns, part_sent_ns)
         # The clock of the first request counts: what closed while the others went is in them or not, and is not used.
-        until = self._settled(min(answer.sent_ns for answer in answers))
-        whole = [self._parse(symbol, name, answer) for name, answer in zip(INTERVAL_NAMES, answers, strict=True)]
+        until = self._settled(sent_ns)
         grid_3d = int(whole[INTERVAL_INDEX["3d"]].open_times.max(initial=0))
         parts = [part.closed_before(until) for part in whole]
         minutes = parts[INTERVAL_INDEX["1m"]].open_times
@@ -146,6 +148,11 @@ class History:
             until = int(minutes[-1]) + MINUTE_MS
             parts = [part.closed_before(until) for part in parts]
         return parts, until, grid_3d
+
+    async def _klines(self, symbol: str, interval: str, rows: int) -> tuple[Parsed, int]:
+        """Return a symbol's last klines, and when they were asked for, monotonic ns. Raises RestError, Malformed."""
+        answer = await self._rest.get(self._venue.klines(symbol, interval, rows), Priority.HISTORY)
+        return self._parse(symbol, interval, answer), answer.sent_ns
 
     def answer(self, ask: FetchTrades | FetchKlines, tasks: asyncio.TaskGroup) -> None:
         """Fetch what the engine asks for, once however often it asks."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.compiled import SOURCES
 from tests.support import ROOT
 
 ROOMS = sorted(folder.name for folder in (ROOT / "services").iterdir() if (folder / "__main__.py").exists())
@@ -56,6 +57,12 @@ def files() -> list[str]:
 def test_rooms_meet_in_shared_only() -> None:
     wrong = [offence for path in files() for offence in offences((ROOT / path).read_text(encoding="utf-8"), path)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_whatever_is_compiled_is_compiled_anew_when_it_changes() -> None:
+    compiled = [path for path in files() if "shared.compiled" in imported((ROOT / path).read_text("utf-8"), path)]
+    assert len(compiled) > 10
+    assert [path for path in compiled if not any(Path(path).match(pattern) for pattern in SOURCES)] == []
 
 
 def test_every_room_is_known() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from shared.wire import FetchKlines, FetchTrades, Klines, Trades, kline_rows
+from shared.wire import FetchKlines, FetchTrades, Klines, Subscribe, Trades, kline_rows
 from tests.ingest.played import (
     FORMING,
     MINUTE,
@@ -43,7 +43,9 @@ def rest_stands_still(exchange: Exchange, played: Played) -> Iterator[None]:
     wait_for("the refusal", lambda: not exchange.refusals)
     exchange.asked.clear()
     yield
-    time.sleep(0.3)
+    # Commands are obeyed in order: whoever has come to this one has taken the questions before it.
+    played.engine.ask(Subscribe(["ethusdt@aggTrade"]))
+    wait_for("the command behind them", lambda: "ethusdt@aggTrade" in exchange.names())
     assert not exchange.asked
 
 

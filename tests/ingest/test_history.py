@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from shared.wire import FetchKlines, FetchTrades, Klines, Subscribe, Trades, kline_rows
+from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Subscribe, Trades, kline_rows
 from tests.ingest.played import (
     FORMING,
     MINUTE,
@@ -44,8 +44,8 @@ def rest_stands_still(exchange: Exchange, played: Played) -> Iterator[None]:
     exchange.asked.clear()
     yield
     # Commands are obeyed in order: whoever has come to this one has taken the questions before it.
-    played.engine.ask(Subscribe(["ethusdt@aggTrade"]))
-    wait_for("the command behind them", lambda: "ethusdt@aggTrade" in exchange.names())
+    played.engine.ask(Subscribe(["goneusdt@aggTrade"]))
+    wait_for("the answer to the command behind them", lambda: played.engine.of(RemoveSymbol))
     assert not exchange.asked
 
 

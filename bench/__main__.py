@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import floor, growth, ingest, kernel, latency, persist, starts, sustained
+from bench import growth, ingest, kernel, latency, persist, starts, sustained
 
 Results = dict[str, Any]
 ROWS_MADE = {False: "rows made at the end", True: "rows made after each batch"}
@@ -109,22 +109,16 @@ def _tell_level(level: Results) -> None:
     _line("level that held" if level["sustained"] else "level that did not", shown | {"cores": level["cores"]["all"]})
 
 
-def _latency(seconds: float, _runs: int) -> Results:
-    print("\nFrame written to snapshot received, 500 symbols × 15 intervals, persistence on, ms", flush=True)
-    results: Results = {"sockets alone": latency.percentiles(floor.run())}
-    _line("sockets alone, idle machine", results["sockets alone"])
-    measured: dict[str, Callable[[], Results]] = {
-        f"{rate:,}/s": lambda rate=rate: latency.run(rate, seconds)  # type: ignore[misc]
-        for rate in latency.RATES
-    }
-    measured["burst of 50,000 on 5,000/s"] = lambda: latency.run(latency.BURST_RATE, seconds, burst=True)
-    measured["5,000/s, everything subscribed"] = lambda: latency.run(5_000, seconds, everything=True)
-    for name, measure in measured.items():
-        results[name] = figures = measure()
-        _line(name, figures["measured"])
-        _line(f"  of {latency.PARTS} parts", figures["spread"])
-        _line("  first second", figures["first second"])
-        _line("  system", {key: figures[key] for key in ("applied/s", "snapshots/s", "unanswered", "cores")})
+def _latency(_seconds: float, runs: int) -> Results:
+    print(f"\nFrame written to snapshot received, 500 symbols × 15 intervals, persistence on, ms, of {runs} starts")
+    measured: dict[str, dict[str, Any]] = {f"{rate:,}/s": {"rate": rate} for rate in latency.RATES}
+    measured["burst of 50,000 on 5,000/s"] = {"rate": latency.BURST_RATE, "burst": True}
+    measured["5,000/s, everything subscribed"] = {"rate": 5_000, "everything": True}
+    results: Results = {}
+    for name, how in measured.items():
+        results[name] = figures = latency.run(runs=runs, **how)
+        _line(name, "")
+        _print(figures)
     return results
 
 
@@ -141,7 +135,7 @@ def _growth(seconds: float, _runs: int) -> Results:
 
 
 def _starts(_seconds: float, runs: int) -> Results:
-    print(f"\nStart to live, 500 symbols, s (median of {runs} runs, but for the cold one)", flush=True)
+    print(f"\nStart to live, 500 symbols, s (median of {runs} runs, least and most)", flush=True)
     results = starts.run(runs)
     _print(results)
     return results
@@ -153,8 +147,15 @@ def _print(figures: Results) -> None:
 
 
 def _line(name: str, value: Any) -> None:
-    words = ", ".join(f"{part} {figure}" for part, figure in value.items()) if isinstance(value, dict) else value
-    print(f"  {name:32} {words}", flush=True)
+    print(f"  {name:32} {_words(value)}", flush=True)
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"median", "least", "most"}:
+        return f"{value['median']} ({value['least']} to {value['most']})"
+    return ", ".join(f"{part} {_words(figure)}" for part, figure in value.items())
 
 
 PARTS: dict[str, Callable[[float, int], Results]] = {

@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ import numpy as np
 import uvloop
 import zmq
 
+from bench.spread import spread
 from services.ingest import exact, frames, recent
 from services.ingest.frames import FrameReader
 from services.ingest.outbox import Outbox
@@ -60,14 +60,14 @@ def run(tls: bool = False, size: int = 0) -> dict[str, Any]:
         results = [uvloop.run(_once(certificate, chunks, trades, False)) for _ in range(RUNS + 1)][1:]
     costs, rates, sizes = zip(*results, strict=True)
     return {
-        "cpu ns a trade": _spread(costs),
-        "socket and parser alone": _spread(bare),
-        "trades/s": _spread(rates),
+        "cpu ns a trade": spread(costs),
+        "socket and parser alone": spread(bare),
+        "trades/s": spread(rates),
         "trades a batch": round(median(sizes), 1),
     }
 
 
-def steps(size: int) -> dict[str, dict[str, int]]:
+def steps(size: int) -> dict[str, dict[str, float]]:
     """Return CPU ns that each step takes for a read of `size` trades, without a socket."""
     _warm_up()
     path = _Path()
@@ -91,11 +91,7 @@ def steps(size: int) -> dict[str, dict[str, int]]:
             if run:
                 column.append(cost / len(reads))
     path.context.destroy(linger=0)
-    return {step: _spread(column) for step, column in costs.items()}
-
-
-def _spread(values: Sequence[float]) -> dict[str, int]:
-    return {"median": round(median(values)), "least": round(min(values)), "most": round(max(values))}
+    return {step: spread(column) for step, column in costs.items()}
 
 
 def _warm_up() -> None:

@@ -5,11 +5,11 @@ topics are watched, or nobody does until the end.
 """
 
 import time
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.spread import spread
 from services.engine.book import lay_out, set_calendars, settle
 from services.engine.engine import KlineEngine
 from services.engine.kernel import apply_trades
@@ -28,7 +28,7 @@ def run(symbols: int, batch: int, watched: bool) -> dict[str, float]:
     """Return ns a trade: the median of the runs and their extremes. `watched`: all rows are made after each batch."""
     batches = batches_of(symbols, batch)
     costs = sorted(cost_of(symbols, batches, watched) for _ in range(RUNS))
-    return {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])}
+    return spread(costs)
 
 
 def began(symbols: int) -> KlineEngine:
@@ -61,7 +61,7 @@ def growth(intervals: int, symbols: int, watched: bool) -> dict[str, float]:
     """Return ns a trade of the kernel alone, in batches of 1,000, for so many intervals and symbols."""
     batches = batches_of(symbols, 1_000)
     costs = sorted(_kernel_cost(intervals, symbols, batches, watched) for _ in range(RUNS))
-    return {"median": round(median(costs)), "least": round(costs[0]), "most": round(costs[-1])}
+    return spread(costs)
 
 
 def _kernel_cost(intervals: int, symbols: int, batches: list[Trades], watched: bool) -> float:

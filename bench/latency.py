@@ -4,17 +4,18 @@ The simulator notes when it wrote the last trade of each block of some symbols, 
 of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
 monotonic clock. Left out is the time until all symbols are live and what a first start brought is saved, and
 `WARM_UP_S` more; the first second of each symbol is told apart, others being still announced in it. Rates are about:
-minutes differ, and what was applied is told.
+minutes differ, and what was applied is told. Each start has its own sockets alone, measured right before it.
 """
 
 import time
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import floor
+from bench.spread import spread
 from bench.whole import BUSY_MS, SINGLE_TRADES, Whole, shares, whole
 from shared.wire import kline_topic
 from tests.pipeline.truth import ask
@@ -26,8 +27,8 @@ WARM_UP_S = 5.0
 ROWS_IN_USE = 500 * 15 * 2
 """The newest rows, and those before them that a minute's end leaves."""
 BURST_RATE, BURST_TRADES = 5_000, 50_000
-PARTS = 5
-"""Of the time that is measured: what differs between them is the spread."""
+SECONDS = 10.0
+"""Measured of each start: starts differ more than minutes do, by who happens to run beside whom."""
 BURST_TAIL_S = 2.0
 """What a burst leaves behind still counts as its own."""
 
@@ -40,8 +41,28 @@ class Seen(NamedTuple):
     at_ns: int
 
 
-def run(rate: int, seconds: float, everything: bool = False, burst: bool = False) -> dict[str, Any]:
-    """Return latencies in ms at so many aggregates/s; `everything`: of a subscriber of all there is."""
+def run(rate: int, runs: int, everything: bool = False, burst: bool = False) -> dict[str, Any]:
+    """Return latencies in ms at so many aggregates/s, of so many starts; `everything`: of a subscriber of all."""
+    alone, ours = [], []
+    for _ in range(runs):
+        alone.append(percentiles(floor.run()))
+        ours.append(once(rate, SECONDS, everything, burst))
+    told: dict[str, Any] = {name: _spreads([one[name] for one in ours]) for name in ("measured", "first second")}
+    told["sockets alone"] = _spreads(alone)
+    times = [one["measured"]["p50"] / sockets["p50"] for one, sockets in zip(ours, alone, strict=True)]
+    told["p50, times sockets alone"] = spread(times, 2)
+    for name in ("unanswered", "applied/s", "snapshots/s"):
+        told[name] = spread([one[name] for one in ours])
+    told["cores"] = _spreads([one["cores"] for one in ours])
+    return told
+
+
+def _spreads(figures: list[dict[str, float]]) -> dict[str, Any]:
+    return {name: spread([each[name] for each in figures], 2) for name in figures[0]}
+
+
+def once(rate: int, seconds: float, everything: bool, burst: bool) -> dict[str, Any]:
+    """Start a system and measure it; return the figures of that."""
     simulator = {"trades_per_second": rate * SINGLE_TRADES, "start_time": BUSY_MS}
     with whole(simulator=simulator) as system:
         system.start("postgres", "persist", "engine", "simulator")
@@ -94,7 +115,6 @@ def run(rate: int, seconds: float, everything: bool = False, burst: bool = False
         at, ms = np.array([at_ns for _, (at_ns, _) in late]), np.array([ms for _, (_, ms) in late])
         return {
             "measured": percentiles(ms[(at >= began_ns) & (at < ended_ns)]),
-            "spread": spread(at, ms, began_ns, ended_ns),
             "first second": percentiles(ms[(at >= starts) & (at < starts + 1_000_000_000)]),
             "unanswered": len(written) - len(late),
             "applied/s": round((after["applied"] - before["applied"]) / (elapsed + 1.0)),
@@ -123,18 +143,6 @@ def percentiles(ms: NDArray[np.float64]) -> dict[str, float]:
         return {"blocks": 0}
     shown = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
     return {"blocks": len(ms)} | {name: round(float(np.percentile(ms, share)), 2) for name, share in shown.items()}
-
-
-def spread(at: NDArray[np.int64], ms: NDArray[np.float64], began_ns: int, ended_ns: int) -> dict[str, float]:
-    """Return the least and the most of the percentiles of `PARTS` equal parts of the time between two moments."""
-    ends = np.linspace(began_ns, ended_ns, PARTS + 1)
-    parts = [percentiles(ms[(at >= begin) & (at < end)]) for begin, end in pairwise(ends.tolist())]
-    found: dict[str, float] = {}
-    for name in ("p50", "p99"):
-        values = [part[name] for part in parts if name in part]
-        if values:
-            found |= {f"{name} least": min(values), f"{name} most": max(values)}
-    return found
 
 
 def _sample(system: Whole) -> list[str]:

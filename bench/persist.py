@@ -18,6 +18,7 @@ import numpy as np
 import psycopg
 
 from bench.processes import cpu_seconds
+from bench.spread import spread
 from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, VOLUMES, close_times, warm_up
 from shared.calendar import open_time_of
@@ -115,7 +116,7 @@ def _measure(connections: dict[str, store.Connection], server: int, size: int, n
 def _told(figures: list[tuple[float, float, float]], slowest: float) -> dict[str, Any]:
     rates, python, postgres = (list(column) for column in zip(*figures, strict=True))
     return {
-        "rows/s": {"median": round(median(rates)), "least": round(min(rates)), "most": round(max(rates))},
+        "rows/s": spread(rates),
         "times executemany": round(median(rates) / slowest, 1),
         "CPU s per million rows": {"Python": round(median(python), 1), "PostgreSQL": round(median(postgres), 1)},
     }

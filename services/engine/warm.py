@@ -8,7 +8,7 @@ way that the loop makes them.
 import numpy as np
 
 from services.engine.engine import KlineEngine
-from services.engine.snapshots import Snapshots
+from services.engine.snapshots import FIGURES_NS, Snapshots
 from shared.calendar import open_time_of
 from shared.config import Engine as EngineConfig
 from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS
@@ -30,7 +30,7 @@ from shared.wire import (
 
 
 def warm_up() -> None:
-    """Play the life of one symbol through an engine of its own, and through the next one."""
+    """Play the life of one symbol through an engine of its own, with a subscriber of all, and through the next one."""
     begin = 20_000 * DAY_MS
     config = EngineConfig(max_symbols=1, window=100)
     engine = KlineEngine(config)
@@ -52,20 +52,23 @@ def warm_up() -> None:
         Trades(pack_instruments([Instrument("X", 1, 1)]), trades.tobytes(), begin, [Covered(0, 0, 6)]),
         Klines("X", 1, 1, "1m", klines[0].rows),
     ]
-    _play(engine, events)
     snapshots = Snapshots(engine, 0, 0)
     snapshots.subscription(b"\x01", 0)
-    list(snapshots.due(0))
+    for event in events:
+        _play(engine, event)
+        list(snapshots.due(0))
+    list(snapshots.due(FIGURES_NS))
     batch = engine.take_batch(0, last=True)
     assert batch is not None
     events = [
         FeedState(1, True, 0, begin + 3 * MINUTE_MS, 0),
         Restored(0, batch.marks, batch.rows, True, batch.exchange_time),
     ]
-    _play(KlineEngine(config), events)
-
-
-def _play(engine: KlineEngine, events: list[AppEvent]) -> None:
+    engine = KlineEngine(config)
     for event in events:
-        engine.apply(decode_event(encode(event)), 0)
-        engine.tick(0)
+        _play(engine, event)
+
+
+def _play(engine: KlineEngine, event: AppEvent) -> None:
+    engine.apply(decode_event(encode(event)), 0)
+    engine.tick(0)

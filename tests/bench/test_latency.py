@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from bench.latency import Seen, latencies, percentiles, spread
+from bench.latency import Seen, latencies, percentiles
+from bench.spread import spread
 
 MS = 1_000_000
 
@@ -33,11 +34,6 @@ def test_percentiles_of_nothing_say_so() -> None:
     assert percentiles(np.arange(1.0, 101.0)) == {"blocks": 100, "p50": 50.5, "p99": 99.01, "p99.9": 99.9, "max": 100.0}
 
 
-def test_the_spread_is_that_of_equal_parts_of_the_time() -> None:
-    at = np.arange(0, 100, 10) * MS
-    ms = np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], 2)
-    assert spread(at, ms, 0, 100 * MS) == {"p50 least": 1.0, "p50 most": 5.0, "p99 least": 1.0, "p99 most": 5.0}
-    assert spread(at[:2], ms[:2], 0, 100 * MS) == {
-        "p50 least": 1.0, "p50 most": 1.0, "p99 least": 1.0, "p99 most": 1.0
-    }  # fmt: skip
-    assert spread(at, ms, 200 * MS, 300 * MS) == {}
+def test_a_spread_is_the_median_and_the_extremes() -> None:
+    assert spread([3.0, 1.26, 2.0, 9.0], 1) == {"median": 2.5, "least": 1.3, "most": 9.0}
+    assert spread([104_084.4, 79_753.0, 114_132.2]) == {"median": 104_084, "least": 79_753, "most": 114_132}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from services.engine.snapshots import Snapshots
 from services.engine.warm import warm_up
 from tests.engine.played import MINUTE, START, PlayedEngine, batch, history, market
 from tests.support import ROOT
@@ -16,14 +17,21 @@ def compiled() -> set[tuple[str, str]]:
 
 
 def play() -> None:
-    """Let minutes pass, trades come late, and another engine go on."""
+    """Let minutes pass, trades come late, and another engine go on; somebody listens from before the first symbol on."""
     trades = market(1, 300, START - 30 * MINUTE, 36 * MINUTE)
     live = [trade for trade in trades if trade.time >= START]
     played = PlayedEngine()
+    snapshots = Snapshots(played.engine, 0, 0)
+    snapshots.subscription(b"\x01", played.now_ns)
+    published = list(snapshots.due(played.now_ns))
     played.add(klines=history(trades, START), until=START)
     for trade in [*live[:20], *live[25:]]:
         played.until(trade.time)
         played.apply(batch([trade]))
+        published += snapshots.due(played.now_ns)
+    assert {topic for topic, _ in published} > {b"kline.BTCUSDT.1m", b"tickers"}
+    assert snapshots.subscription(b"\x01kline.", played.now_ns)
+    snapshots.subscription(b"\x00kline.", played.now_ns)
     played.save()
     later = PlayedEngine(START + 6 * MINUTE, restored=played.restored())
     later.apply(batch(live[20:25], covered=[(0, live[-1].id)]))

@@ -17,7 +17,7 @@ def compiled() -> set[tuple[str, str]]:
 
 
 def play() -> None:
-    """Let minutes pass, trades come late, and another engine go on; somebody listens from before the first symbol on."""
+    """Let minutes pass, trades come late, and another engine go on; somebody listens from before the first symbol."""
     trades = market(1, 300, START - 30 * MINUTE, 36 * MINUTE)
     live = [trade for trade in trades if trade.time >= START]
     played = PlayedEngine()

@@ -24,8 +24,9 @@ import uvloop
 import zmq
 
 from bench.spread import spread
-from services.ingest import exact, frames, recent
+from services.ingest import exact, frames, framing, recent
 from services.ingest.frames import FrameReader
+from services.ingest.framing import Frames, frames_of
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
 from services.ingest.symbols import Decimals
@@ -72,7 +73,7 @@ def steps(size: int) -> dict[str, dict[str, float]]:
     _warm_up()
     path = _Path()
     texts = _texts(max(10_000, size))
-    reads = [texts[at : at + size] for at in range(0, len(texts), size)]
+    reads = [frames_of(texts[at : at + size]) for at in range(0, len(texts), size)]
     costs: dict[str, list[float]] = {"read": [], "remember": [], "encode and push": []}
     for run in range(RUNS + 1):
         clock = time.process_time_ns
@@ -96,6 +97,7 @@ def steps(size: int) -> dict[str, dict[str, float]]:
 
 def _warm_up() -> None:
     exact.warm_up()
+    framing.warm_up()
     frames.warm_up("aggTrade")
     recent.warm_up()
 
@@ -128,10 +130,10 @@ async def _once(certificate: Path | None, chunks: list[bytes], trades: int, bare
     seen = reads = 0
     done = asyncio.Event()
 
-    def received(messages: list[bytes]) -> None:
+    def received(messages: Frames) -> None:
         nonlocal seen, reads
         reads += 1
-        seen += len(messages)
+        seen += len(messages.spans)
         if not bare:
             batch = path.reader.read(messages).trades
             assert batch is not None

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from services.ingest.binance import NAMES_MAX, STREAMS_MAX, Reply, control_message
+from services.ingest.framing import Frames
 from services.ingest.websocket import Websocket
 
 PACE_S = 0.25
@@ -60,7 +61,7 @@ class Connection:
         silence_ms: int,
         life_ms: int,
         steady: bool,
-        received: Callable[["Connection", list[bytes]], None],
+        received: Callable[["Connection", Frames], None],
         changed: Callable[[], None],
     ) -> None:
         """Connect to `url`. `received` gets frames; `changed` is called when `connected` became something else.

@@ -24,6 +24,7 @@ from services.ingest.binance import (
     trade_keys,
 )
 from services.ingest.exact import trade_rows
+from services.ingest.framing import Frames, frames_of
 from services.ingest.instruments import Instruments
 from services.ingest.scan import FOREIGN, LEFT, TAKEN, VALUES, key_table, scan, set_of
 from services.ingest.symbols import Decimals
@@ -63,7 +64,7 @@ class FrameReader:
         self._make_room(ROWS)
         known = self._instruments
         names, its = (known.spelled, known.slots, known.decimals), (self._values, self._rows, self._outcomes)
-        self._scan = fixed(scan, b"", self._keys, self._needed, *names, *its, 0)
+        self._scan = fixed(scan, frames_of([]), self._keys, self._needed, *names, *its)
         self.decoded = 0
         """Frames that were not plain: messages of other kinds, unexpected symbols, and whatever is odd."""
         self.foreign = 0
@@ -73,15 +74,15 @@ class FrameReader:
         """Be ready for the trades of known symbols; the first ones of any other cost a little more."""
         self._instruments.numbers(symbols)
 
-    def read(self, frames: list[bytes]) -> Read:
+    def read(self, frames: Frames) -> Read:
         said = Read()
-        count = len(frames)
+        count = len(frames.spans)
         if count > len(self._rows):
             self._make_room(2 * count)
         known = self._instruments
         known.renew()
-        found, others, event_time = self._scan(
-            b"\n".join([*frames, b""]),
+        others, said.event_time = self._scan(
+            frames,
             self._keys,
             self._needed,
             known.spelled,
@@ -90,14 +91,9 @@ class FrameReader:
             self._values,
             self._rows,
             self._outcomes,
-            count,
         )
         rows = self._rows[:count]
-        if found != count:
-            # A newline within a frame: no telling which is which.
-            self._outcomes[:count] = LEFT
-            others, event_time = count, 0
-        said.event_time = event_time
+        event_time = said.event_time
         if others:
             event_time = self._read_others(frames, said)
             rows = rows[self._outcomes[:count] == TAKEN]
@@ -114,14 +110,14 @@ class FrameReader:
         self._rows = np.empty(count, TRADE)
         self._outcomes = np.empty(count, np.uint8)
 
-    def _read_others(self, frames: list[bytes], said: Read) -> int:
+    def _read_others(self, frames: Frames, said: Read) -> int:
         """Read the frames that are not plain; return the newest event time of all trades."""
-        outcomes = self._outcomes[: len(frames)]
+        outcomes = self._outcomes[: len(frames.spans)]
         self.foreign += int(np.count_nonzero(outcomes == FOREIGN))
         left = np.flatnonzero(outcomes == LEFT).tolist()
         self.decoded += len(left)
         event_time = said.event_time
-        messages = self._decode([frames[place] for place in left], said)
+        messages = self._decode([frames.message(place) for place in left], said)
         trades: dict[int, Any] = {}
         for place, message in zip(left, messages, strict=True):
             if message is None:
@@ -180,14 +176,14 @@ class FrameReader:
             return False
         return True
 
-    def _read_trades(self, frames: list[bytes], trades: dict[int, Any]) -> None:
+    def _read_trades(self, frames: Frames, trades: dict[int, Any]) -> None:
         """Put trades into their frames' rows. `trades`: by the place of the frame."""
         numbers = self._instruments.numbers([trade.symbol for trade in trades.values()])
         rows, refused, decimals = self._exact(numbers, trades)
         if (decimals > self._instruments.decimals).any():
             # What was scanned is in units that are outgrown: the whole read again, in those that it needs.
-            plain = np.flatnonzero(self._outcomes[: len(frames)] == TAKEN).tolist()
-            trades |= {place: self._one.decode(frames[place]).data for place in plain}
+            plain = np.flatnonzero(self._outcomes[: len(frames.spans)] == TAKEN).tolist()
+            trades |= {place: self._one.decode(frames.message(place)).data for place in plain}
             numbers = self._instruments.numbers([trade.symbol for trade in trades.values()])
             rows, refused, decimals = self._exact(numbers, trades)
             if len(rows):
@@ -220,4 +216,4 @@ class FrameReader:
 
 def warm_up(kind: str) -> None:
     """Compile, or load what was compiled: the first trades must not wait for it."""
-    FrameReader(kind, Decimals(), lambda *_: None).read([b""])
+    FrameReader(kind, Decimals(), lambda *_: None).read(frames_of([b""]))

@@ -20,7 +20,7 @@ import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import ban, exact, frames, recent
+from services.ingest import ban, exact, frames, framing, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -30,6 +30,7 @@ from services.ingest.binance import (
 from services.ingest.complaints import Complaints
 from services.ingest.connection import Connection
 from services.ingest.frames import FrameReader
+from services.ingest.framing import Frames
 from services.ingest.governor import Governor
 from services.ingest.hearing import Hearing
 from services.ingest.history import History
@@ -75,6 +76,7 @@ def main(config: Config) -> int:
     lock = lock_room(config.run_path, "ingest")
     try:
         exact.warm_up()
+        framing.warm_up()
         frames.warm_up(config.exchange.stream)
         recent.warm_up()
         spare_garbage_collection()
@@ -246,7 +248,7 @@ class Ingest:
     def _remove(self, symbol: str) -> None:
         self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
 
-    def _received(self, connection: Connection, frames: list[bytes]) -> None:
+    def _received(self, connection: Connection, frames: Frames) -> None:
         """Take frames that arrived together."""
         read = self._reader.read(frames)
         if read.trades is not None:

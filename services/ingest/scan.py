@@ -79,43 +79,39 @@ _ASCII = _NAME & (np.arange(256) < _DELETE)
 
 
 @compiled
-def scan(text, keys, needed, spelled, slots, decimals, values, rows, outcomes, count):  # type: ignore[no-untyped-def]
-    """Read `count` frames, each of which ends with a newline. Return (frames, those not taken, newest event time).
+def scan(frames, keys, needed, spelled, slots, decimals, values, rows, outcomes):  # type: ignore[no-untyped-def]
+    """Read `Frames`. Return (how many were not taken, the newest event time of those that were).
 
     `keys`, `needed`: what a frame may hold and what it must (`key_table`, `set_of`). `spelled`, `slots`, `decimals`:
     of `Instruments`. `values`: int64[VALUES] to work with. Frame n becomes rows[n]: TRADE, if outcomes[n]: uint8 says
-    so. There are more frames than `count` if one of them has a newline in it; then reading stops, and the outcomes mean
-    nothing.
+    so.
     """
-    at = 0
-    frames = 0
+    text = frames.text
     others = 0
     newest = 0
-    while at < len(text) and frames < count:
+    for n in range(len(frames.spans)):
+        end = frames.spans[n, 1]
+        behind = text[end]
+        text[end] = _NEWLINE
         outcome = LEFT
-        end = _read(text, at, keys, needed, values)
-        if end > 0:
-            at = end
+        if _read(text, frames.spans[n, 0], keys, needed, values) == end:
             number = find(text, values[_SYMBOL], values[_SYMBOL_END], spelled, slots)
             if number >= 0 and values[_MARKET] != OUR_MARKET:
                 outcome = FOREIGN
-            elif number >= 0 and _fill(values, number, decimals, rows[frames]):
+            elif number >= 0 and _fill(values, number, decimals, rows[n]):
                 outcome = TAKEN
                 newest = max(newest, values[_EVENT_TIME])
+        text[end] = behind
         if outcome != TAKEN:
             others += 1
-            while text[at] != _NEWLINE:
-                at += 1
-        outcomes[frames] = outcome
-        frames += 1
-        at += 1
-    return frames + 1 if at < len(text) else frames, others, newest
+        outcomes[n] = outcome
+    return others, newest
 
 
 @compiled
 def _read(text, at, keys, needed, values):  # type: ignore[no-untyped-def]
     """Read a frame into `values`, by field. Return the place of its end, or -1 if it is not plain."""
-    # The newline at the end of a frame is part of nothing plain, so reading never goes beyond it.
+    # A newline stands behind the frame, and is part of nothing plain, so reading never goes beyond it.
     at = _word(text, at, _BEFORE)
     if at > 0:
         at = _string_end(text, at, _NAME)

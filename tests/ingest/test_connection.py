@@ -15,6 +15,7 @@ import uvloop
 from services.ingest.binance import STREAMS_MAX
 from services.ingest.connection import Connection
 from services.ingest.frames import FrameReader
+from services.ingest.framing import Frames
 from services.ingest.symbols import Decimals
 from tests.ingest.played import START, Exchange, Fill, agg_frame
 
@@ -37,9 +38,9 @@ class Client:
             lambda: self.changes.append(self.connection.connected),
         )
 
-    def _received(self, connection: Connection, frames: list[bytes]) -> None:
+    def _received(self, connection: Connection, frames: Frames) -> None:
         assert connection is self.connection
-        self.reads.append(frames)
+        self.reads.append(frames.messages())
         for reply in self._reader.read(frames).replies:
             self.begun += connection.replied(reply)
 

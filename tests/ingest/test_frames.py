@@ -11,6 +11,7 @@ import pytest
 
 from services.ingest.binance import Reply
 from services.ingest.frames import FrameReader, Read
+from services.ingest.framing import frames_of
 from services.ingest.symbols import Decimals
 from shared.wire import Trades, instruments_of, trade_rows
 from tests.ingest.played import START, Fill, agg_frame, ticker_frame, trade_frame
@@ -34,7 +35,7 @@ class Reader(FrameReader):
         super().__init__(kind, self.decimals, lambda why, _: self.refused.update([why]))
 
     def take(self, *frames: str) -> Read:
-        return self.read([frame.encode() for frame in frames])
+        return self.read(frames_of([frame.encode() for frame in frames]))
 
 
 def ids(trades: Trades | None) -> list[int]:
@@ -55,7 +56,7 @@ def test_a_recording_decodes_without_a_refusal_and_to_the_last_digit(name: str) 
     at = 0
     while at < len(frames):
         size = generator.choice([1, 2, 10, 200])
-        read = reader.read(frames[at : at + size])
+        read = reader.read(frames_of(frames[at : at + size]))
         assert read.trades is not None
         rows = trade_rows(read.trades.rows)
         assert len(rows) == len(data[at : at + size])
@@ -166,7 +167,7 @@ def test_replies_and_notices_are_told_apart_from_data() -> None:
 def test_whatever_comes_costs_itself_alone(garbage: bytes) -> None:
     reader = Reader()
     good = [agg_frame("BTCUSDT", Fill(number, START)).encode() for number in (1, 2)]
-    read = reader.read([good[0], garbage, good[1]])
+    read = reader.read(frames_of([good[0], garbage, good[1]]))
     assert ids(read.trades) == [1, 2]
     assert reader.refused.total() == 1
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from services.ingest.frames import FrameReader
+from services.ingest.framing import frames_of
 from services.ingest.instruments import NAME_MAX, Instruments
 from services.ingest.symbols import Decimals
 from services.simulator.frames import TradeTemplate
@@ -36,7 +37,7 @@ class Outcome:
         self.reads: list[Any] = []
 
     def take(self, frames: list[bytes]) -> None:
-        read = self.reader.read(frames)
+        read = self.reader.read(frames_of(frames))
         rows: list[Any] = []
         if read.trades is not None:
             instruments = instruments_of(read.trades)

@@ -120,26 +120,34 @@ def test_every_message_comes_once_however_it_is_cut_and_whatever_lies_between() 
         assert pongs == pings
 
 
-@pytest.mark.parametrize(
-    ("what", "why"),
-    [
-        (Frame(Opcode.TEXT, b"masked").serialize(mask=True), "incorrect masking"),
-        (frame(Opcode.CONT, b"of nothing"), "unexpected continuation"),
-        (frame(Opcode.TEXT, b"a", fin=False) + frame(Opcode.TEXT, b"whole"), "expected a continuation"),
-        (frame(Opcode.TEXT, b"a", fin=False) + frame(Opcode.TEXT, b"b", fin=False), "expected a continuation"),
-        (b"\xc1\x01a", "reserved bits"),
-        (b"\x83\x01a", "invalid opcode"),
-        (b"\x81\x7f" + (MESSAGE_MAX + 1).to_bytes(8, "big"), "over size limit|too big|exceeds"),
-        (b"\x81\x7f" + b"\xff" * 8, "over size limit|too big|exceeds"),
-        (
-            frame(Opcode.TEXT, b"a" * MESSAGE_MAX, fin=False) + frame(Opcode.CONT, b"a"),
-            "over size limit|too big|exceeds",
-        ),
-        (frame(Opcode.CLOSE, Close(1008, "bye").serialize()), "closed by the exchange: 1008 bye"),
-        (frame(Opcode.CLOSE, b""), "closed by the exchange: 1005"),
-    ],
-)
-def test_what_is_no_message_ends_the_websocket_and_says_why(what: bytes, why: str) -> None:
+TOO_LARGE = "over size limit|too big|exceeds"
+MISTAKES = {
+    "a masked frame": (b"\x81\x82abcd" + bytes(2), "incorrect masking"),
+    "a piece of nothing": (frame(Opcode.CONT, b"of nothing"), "unexpected continuation"),
+    "a message within another": (
+        frame(Opcode.TEXT, b"a", fin=False) + frame(Opcode.TEXT, b"whole"),
+        "expected a continuation",
+    ),
+    "a second beginning": (
+        frame(Opcode.TEXT, b"a", fin=False) + frame(Opcode.TEXT, b"b", fin=False),
+        "expected a continuation",
+    ),
+    "reserved bits": (b"\xc1\x01a", "reserved bits"),
+    "an unknown kind": (b"\x83\x01a", "invalid opcode"),
+    "one byte too large": (b"\x81\x7f" + (MESSAGE_MAX + 1).to_bytes(8, "big"), TOO_LARGE),
+    "larger than can be": (b"\x81\x7f" + b"\xff" * 8, TOO_LARGE),
+    "pieces that are too large": (
+        frame(Opcode.TEXT, b"a" * MESSAGE_MAX, fin=False) + frame(Opcode.CONT, b"a"),
+        TOO_LARGE,
+    ),
+    "a goodbye": (frame(Opcode.CLOSE, Close(1008, "bye").serialize()), "closed by the exchange: 1008 bye"),
+    "a goodbye without a word": (frame(Opcode.CLOSE, b""), "closed by the exchange: 1005"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_no_message_ends_the_websocket_and_says_why(mistake: str) -> None:
+    what, why = MISTAKES[mistake]
     data = frame(Opcode.TEXT, b"before") + what + frame(Opcode.TEXT, b"behind")
     for cuts in ([], list(range(1, min(len(data), 60)))):
         messages, _, websocket = play(data, cuts, lambda _, __, websocket: websocket.closed.done())

@@ -16,6 +16,7 @@ import pytest
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from services.ingest.frames import FrameReader
+from services.ingest.framing import frames_of
 from services.ingest.symbols import Decimals
 from shared.config import Engine as EngineConfig
 from shared.interval import MINUTE_MS
@@ -48,7 +49,7 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do() -> None:
         symbol = content["s"]
         if symbol not in engine.roster.index:
             engine.apply(AddSymbol(symbol, 0, 0, "", [], 0, content["T"]), 0)
-        batch = reader.read([frame]).trades
+        batch = reader.read(frames_of([frame])).trades
         assert batch is not None
         engine.apply(decode_event(encode(batch)), 0)
         held[symbol, content["l"]] = sums(engine, symbol, content["T"])

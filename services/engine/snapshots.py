@@ -6,7 +6,8 @@ are prefixes.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,18 +140,16 @@ class Snapshots:
         if not len(numbers):
             return
         self._publish_at = now_ns + self._interval_ns
-        self.published += len(numbers)
-        topics = places.tolist()
-        for place, body in zip(topics[:ROWS_MAX], self._encoder.written(min(len(topics), ROWS_MAX), end), strict=True):
-            yield self._topics[place], body
-        for place, body in zip(topics[ROWS_MAX:], self._encoder.snapshots(numbers[ROWS_MAX:], now), strict=True):
-            yield self._topics[place], body
+        first = self._encoder.written(min(len(numbers), ROWS_MAX), end)
+        yield from self._addressed(places, chain(first, self._encoder.snapshots(numbers[ROWS_MAX:], now)))
 
     def _messages(self, numbers: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
         """Yield rows as messages, numbered on."""
         numbers, places = self._in_order(self._engine.book, numbers)
-        self.published += len(numbers)
-        bodies = self._encoder.snapshots(numbers, self._engine.clock.now(now_ns))
+        yield from self._addressed(places, self._encoder.snapshots(numbers, self._engine.clock.now(now_ns)))
+
+    def _addressed(self, places: NDArray[np.int64], bodies: Iterable[bytes]) -> Iterator[Message]:
+        self.published += len(places)
         for place, body in zip(places.tolist(), bodies, strict=True):
             yield self._topics[place], body
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import msgpack
 
+from services.engine.encoding import ROWS_MAX
 from services.engine.snapshots import Snapshots
 from shared.interval import INTERVAL_NAMES
-from shared.wire import RemoveSymbol, decode_snapshot, decode_tickers
+from shared.wire import RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
 
 SECOND = 1_000 * MS
@@ -105,6 +106,26 @@ def test_a_prefix_subscribes_all_that_begin_with_it_and_symbols_that_come_later(
     messages = [message for message in subscriber.snapshots.due(0) if message[0] == b"kline.NEWUSDT.1m"]
     times = [decode_snapshot(body).open_time for _, body in messages]
     assert times == [START - 3 * MINUTE, START - 2 * MINUTE, START - MINUTE, START]
+
+
+def test_more_topics_than_are_written_at_once_change_in_one_turn() -> None:
+    symbols = [f"S{number}USDT" for number in range(2 * ROWS_MAX // len(INTERVAL_NAMES) + 1)]
+    played = PlayedEngine(max_symbols=len(symbols))
+    for symbol in symbols:
+        played.add(symbol)
+    subscriber = Subscriber(played)
+    subscriber.subscribe("kline.")
+    for sequence in (1, 2):
+        for symbol in symbols:
+            played.apply(batch([Trade(sequence, START, 100, 7)], symbol=symbol))
+        messages = list(subscriber.snapshots.due(0))
+        rows = [decode_snapshot(body) for _, body in messages]
+        assert [topic.decode() for topic, _ in messages] == [kline_topic(row.symbol, row.interval) for row in rows]
+        assert sorted((row.symbol, row.interval) for row in rows) == sorted(
+            (symbol, name) for symbol in symbols for name in INTERVAL_NAMES
+        )
+        assert {(row.sequence, row.last_id) for row in rows} == {(sequence, sequence)}
+        assert subscriber.snapshots.published == sequence * len(rows)
 
 
 def test_rows_are_held_back_as_long_as_they_are_told_to() -> None:

@@ -27,7 +27,7 @@ TEXT_MAX = 28
 """Characters of a number: an int64 has 19 digits, and from 29 on `decimal` rounds."""
 
 _PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", re.ASCII)
-_POWERS = np.array([10**power for power in range(19)], np.int64)
+POWERS = np.array([10**power for power in range(19)], np.int64)
 _CUTOFF = (INT64_MAX - 9) // 10
 _NEWLINE, _POINT, _ZERO, _NINE = 10, 46, 48, 57
 
@@ -193,10 +193,10 @@ def fitted(price, price_decimals, quantity, quantity_decimals, decimals):  # typ
     quantity_shift = decimals[1] - quantity_decimals
     if price_decimals < 0 or quantity_decimals < 0 or price == 0 or price_shift < 0 or quantity_shift < 0:
         return 0, 0
-    if price > INT64_MAX // _POWERS[price_shift] or quantity > INT64_MAX // _POWERS[quantity_shift]:
+    if price > INT64_MAX // POWERS[price_shift] or quantity > INT64_MAX // POWERS[quantity_shift]:
         return 0, 0
-    price *= _POWERS[price_shift]
-    quantity *= _POWERS[quantity_shift]
+    price *= POWERS[price_shift]
+    quantity *= POWERS[quantity_shift]
     return (0, 0) if quantity > INT64_MAX // price else (price, quantity)
 
 

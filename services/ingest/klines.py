@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.ingest.exact import DECIMALS_MAX, Integers, Rows, numbers
-from shared.calendar import anchor_of, next_open_time, open_time_of
+from services.ingest.exact import DECIMALS_MAX, POWERS, Integers, Rows, numbers
+from shared.calendar import anchor_of, bucket_of, bucket_start
+from shared.compiled import compiled
 from shared.decimals import INT64_MAX
-from shared.interval import INTERVAL_INDEX, INTERVALS
+from shared.interval import INTERVAL_INDEX, INTERVALS, MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
 
 HEADROOM = 16
@@ -21,6 +22,7 @@ HEADROOM = 16
 NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
 """The order of a row's eight decimal numbers in `Columns.texts`."""
 _PRICES, _VOLUMES, _QUOTES = slice(0, 4), [4, 6], [5, 7]
+_PRICE_COUNT = 4
 
 
 class Columns(NamedTuple):
@@ -43,31 +45,27 @@ class Parsed(NamedTuple):
     mantissas: Integers
     decimals: Integers
 
-    def chosen(self, mask: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> "Parsed":
-        return Parsed(self.interval, *(column[mask] for column in self[1:]))
-
     def closed_before(self, time_ms: int) -> "Parsed":
         """Keep the rows whose last millisecond lies before `time_ms`."""
-        return self.chosen(self.close_times < time_ms)
+        end = int(np.searchsorted(self.close_times, time_ms))
+        return Parsed(self.interval, *(column[:end] for column in self[1:]))
 
 
 def parse(interval: str, columns: Columns) -> tuple[Parsed, int]:
     """Return (rows, how many were refused)."""
     count = len(columns.open_times)
     mantissas, decimals = numbers(columns.texts)
-    parsed = Parsed(
-        interval,
+    found = (
         np.array(columns.open_times, np.int64),
         np.array(columns.close_times, np.int64),
         np.array(columns.trade_counts, np.int64),
         mantissas.reshape(count, len(NUMBERS)),
         decimals.reshape(count, len(NUMBERS)),
     )
-    good = (parsed.decimals >= 0).all(axis=1) & (parsed.mantissas[:, _PRICES] > 0).all(axis=1)
-    good &= _on_grid(interval, parsed.open_times, parsed.close_times)
-    if count:
-        good[1:] &= parsed.open_times[1:] > np.maximum.accumulate(parsed.open_times)[:-1]
-    return parsed.chosen(good), count - int(good.sum())
+    # The grid of 3d differs by symbol; what can be said is that all rows share one.
+    anchor = anchor_of(interval, columns.open_times[-1] if count else 0)
+    kept = _keep(INTERVALS[INTERVAL_INDEX[interval]].length_ms, anchor, *found)
+    return Parsed(interval, *(column[:kept] for column in found)), count - kept
 
 
 def decimals_for(parts: list[Parsed], price_decimals: int, quantity_decimals: int) -> tuple[int, int]:
@@ -90,41 +88,82 @@ def decimals_for(parts: list[Parsed], price_decimals: int, quantity_decimals: in
 
 def kline_rows(parsed: Parsed, price_decimals: int, quantity_decimals: int) -> tuple[Rows, int]:
     """Return (KLINE[n], how many rows do not fit these decimals and were left out)."""
-    target = np.full(len(NUMBERS), price_decimals, np.int64)
-    target[_VOLUMES] = quantity_decimals
-    target[_QUOTES] = price_decimals + quantity_decimals
-    shift = target - parsed.decimals
-    powers = np.array([10**power for power in range(19)], np.int64)[np.clip(shift, 0, 18)]
-    good = ((shift >= 0) & (shift <= 18) & (parsed.mantissas <= INT64_MAX // powers)).all(axis=1)
-    values = np.where(good[:, None], parsed.mantissas, 0) * np.where(good[:, None], powers, 0)
-    low, high = values[:, 2], values[:, 1]
-    good &= (low <= values[:, _PRICES].min(axis=1, initial=INT64_MAX)) & (
-        high >= values[:, _PRICES].max(axis=1, initial=0)
+    rows = np.zeros(len(parsed.open_times), KLINE)
+    count = _fill(
+        parsed.open_times,
+        parsed.trade_counts,
+        parsed.mantissas,
+        parsed.decimals,
+        price_decimals,
+        quantity_decimals,
+        rows,
     )
-    rows = np.zeros(int(good.sum()), KLINE)
-    for place, name in enumerate(NUMBERS):
-        rows[name] = values[good, place]
-    rows["open_time"] = parsed.open_times[good]
-    rows["trade_count"] = parsed.trade_counts[good]
-    rows["flags"] = EXCHANGE | FINAL | CLOSED
-    return rows, len(good) - len(rows)
+    return rows[:count], len(rows) - count
 
 
-def _on_grid(
-    interval: str, open_times: Integers, close_times: Integers
-) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    length = INTERVALS[INTERVAL_INDEX[interval]].length_ms
-    if not length:
-        pairs = zip(open_times.tolist(), close_times.tolist(), strict=True)
-        return np.array(
-            [
-                open_time_of(interval, start) == start and next_open_time(interval, start) == end + 1
-                for start, end in pairs
-            ],
-            bool,
+def warm_up() -> None:
+    """Compile, or load what was compiled: trades must not wait for the first klines."""
+    kline_rows(parse("1m", Columns([0], [MINUTE_MS - 1], [1], ["1"] * len(NUMBERS)))[0], 0, 0)
+
+
+@compiled
+def _keep(length, anchor, open_times, close_times, trade_counts, mantissas, decimals):  # type: ignore[no-untyped-def]
+    """Move the rows that are taken to the front, in place, and return how many they are."""
+    count = 0
+    newest = np.int64(-1)
+    for place in range(len(open_times)):
+        opened = open_times[place]
+        bucket = bucket_of(length, anchor, opened)
+        taken = (
+            opened > newest
+            and bucket_start(length, anchor, bucket) == opened
+            and bucket_start(length, anchor, bucket + 1) == close_times[place] + 1
         )
-    good = close_times - open_times + 1 == length
-    if interval == "3d":
-        # The grid of 3d differs by symbol; what can be said is that all rows share one.
-        return np.asarray(good & (open_times % length == (open_times[-1] % length if len(open_times) else 0)))
-    return np.asarray(good & ((open_times - anchor_of(interval)) % length == 0))
+        newest = max(newest, opened)
+        for number in range(len(NUMBERS)):
+            taken &= decimals[place, number] >= 0 and (number >= _PRICE_COUNT or mantissas[place, number] > 0)
+        if taken:
+            open_times[count] = opened
+            close_times[count] = close_times[place]
+            trade_counts[count] = trade_counts[place]
+            for number in range(len(NUMBERS)):
+                mantissas[count, number] = mantissas[place, number]
+                decimals[count, number] = decimals[place, number]
+            count += 1
+    return count
+
+
+@compiled
+def _fill(  # type: ignore[no-untyped-def]
+    open_times, trade_counts, mantissas, decimals, price_decimals, quantity_decimals, rows
+):
+    """Write the rows that fit, and return how many they are."""
+    count = 0
+    quote_decimals = price_decimals + quantity_decimals
+    for place in range(len(open_times)):
+        row = rows[count]
+        row.open_time = open_times[place]
+        row.open = _scaled(mantissas[place, 0], decimals[place, 0], price_decimals)
+        row.high = _scaled(mantissas[place, 1], decimals[place, 1], price_decimals)
+        row.low = _scaled(mantissas[place, 2], decimals[place, 2], price_decimals)
+        row.close = _scaled(mantissas[place, 3], decimals[place, 3], price_decimals)
+        row.volume = _scaled(mantissas[place, 4], decimals[place, 4], quantity_decimals)
+        row.quote_volume = _scaled(mantissas[place, 5], decimals[place, 5], quote_decimals)
+        row.taker_buy_volume = _scaled(mantissas[place, 6], decimals[place, 6], quantity_decimals)
+        row.taker_buy_quote_volume = _scaled(mantissas[place, 7], decimals[place, 7], quote_decimals)
+        row.trade_count = trade_counts[place]
+        row.flags = EXCHANGE | FINAL | CLOSED
+        prices = 0 <= row.low <= min(row.open, row.close) and max(row.open, row.close) <= row.high
+        volumes = min(row.volume, row.quote_volume, row.taker_buy_volume, row.taker_buy_quote_volume)
+        if prices and volumes >= 0:
+            count += 1
+    return count
+
+
+@compiled
+def _scaled(mantissa, decimals, target):  # type: ignore[no-untyped-def]
+    """Return a number in units of the decimals of `target`, or -1 if it does not fit."""
+    shift = target - decimals
+    if shift < 0 or shift >= len(POWERS) or mantissa > INT64_MAX // POWERS[shift]:
+        return -1
+    return mantissa * POWERS[shift]

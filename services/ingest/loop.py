@@ -20,7 +20,7 @@ import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import ban, exact, frames, framing, recent
+from services.ingest import ban, exact, frames, framing, klines, recent
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -76,6 +76,7 @@ def main(config: Config) -> int:
     lock = lock_room(config.run_path, "ingest")
     try:
         exact.warm_up()
+        klines.warm_up()
         framing.warm_up()
         frames.warm_up(config.exchange.stream)
         recent.warm_up()

@@ -26,6 +26,9 @@ from shared.interval import utc
 
 IN_FLIGHT_MAX = 8
 """Requests under way at once: enough to spend a minute's budget in seconds, and polite to a small server."""
+UNHURRIED_EVERY_S = 0.002
+"""Between requests from HISTORY on: what they bring is work for us, while trades go by. It is more than ten times what
+the exchange's budget comes to, so only a simulated one is asked less often than it would answer."""
 QUEUE_MAX = 20_000
 """Requests waiting: all intervals of all symbols, and some."""
 ATTEMPTS_MAX = 5
@@ -87,6 +90,8 @@ class Rest:
         self._waiting: list[tuple[int, int, int, asyncio.Future[int]]] = []
         self._sequence = 0
         self._in_flight = 0
+        self._unhurried_at = 0.0
+        """When the next request from HISTORY on may go, monotonic s."""
         self._timer: asyncio.TimerHandle | None = None
         self.counts: Counter[str] = Counter()
 
@@ -138,10 +143,14 @@ class Rest:
             priority, _, weight, turn = self._waiting[0]
             if not turn.done():
                 now = self._now()
-                wait = self._governor.wait_ms(weight, now, repair=priority <= Priority.KLINES)
-                if wait > 0:
-                    self._timer = asyncio.get_running_loop().call_later(min(wait, MINUTE_MS) / 1000, self._dispatch)
+                wait_s = self._governor.wait_ms(weight, now, repair=priority <= Priority.KLINES) / 1000
+                if priority >= Priority.HISTORY:
+                    wait_s = max(wait_s, self._unhurried_at - time.monotonic())
+                if wait_s > 0:
+                    self._timer = asyncio.get_running_loop().call_later(min(wait_s, MINUTE_MS / 1000), self._dispatch)
                     return
+                if priority >= Priority.HISTORY:
+                    self._unhurried_at = max(time.monotonic(), self._unhurried_at + UNHURRIED_EVERY_S)
                 self._in_flight += 1
                 turn.set_result(self._governor.start(weight, now))
             heapq.heappop(self._waiting)

@@ -10,7 +10,7 @@ import pytest
 
 from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
 from services.ingest.history import urgency
-from services.ingest.rest import Priority, Rest, RestError
+from services.ingest.rest import UNHURRIED_EVERY_S, Priority, Rest, RestError
 from services.ingest.venue import Venue, venue_of
 from shared.config import Config, Simulator
 from shared.wire import FetchTrades
@@ -77,6 +77,24 @@ def test_attempts_are_bounded(exchange: Exchange) -> None:
 
     play(exchange, story)
     assert len(exchange.asked) == 2
+
+
+def test_history_is_asked_for_at_a_pace_and_repairs_go_ahead_of_it(exchange: Exchange) -> None:
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        async def ask(interval: str, priority: Priority) -> None:
+            await rest.get(venue.klines("BTCUSDT", interval, 5), priority)
+
+        began = time.monotonic()
+        tasks = [asyncio.create_task(ask("5m", Priority.HISTORY)) for _ in range(100)]
+        await asyncio.sleep(0)
+        await ask("1m", Priority.KLINES)
+        await asyncio.gather(*tasks)
+        # All but the first two, as two may go after a rest.
+        assert time.monotonic() - began > 98 * UNHURRIED_EVERY_S
+
+    play(exchange, story, limit=1_000_000)
+    assert len(exchange.asked) == 101
+    assert "1m" in [asked["interval"] for _, asked in exchange.asked[:20]]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(machine)
+    print(machine, flush=True)
     results: Results = {"machine": machine}
     for name, part in PARTS.items():
         if not arguments.only or name in arguments.only:
@@ -122,14 +122,16 @@ def _latency(_seconds: float, runs: int) -> Results:
     return results
 
 
-def _growth(seconds: float, _runs: int) -> Results:
+def _growth(_seconds: float, runs: int) -> Results:
     results = {}
     for count in growth.SYMBOLS:
-        print(f"\n{count} symbols, about {growth.RATE:,} aggregates/s", flush=True)
-        results[f"{count} symbols"] = figures = growth.symbols(count, seconds)
+        print(f"\n{count} symbols, about {growth.RATE:,} aggregates/s, of {runs} starts", flush=True)
+        results[f"{count} symbols"] = figures = growth.symbols(count, runs)
         _print(figures)
-    print(f"\nAn hour of {growth.HOUR_RATE:,.0f} single trades/s, 500 symbols, in a minute", flush=True)
-    results["an hour"] = figures = growth.hour()
+    print(
+        f"\nAn hour of {growth.HOUR_RATE:,.0f} single trades/s, 500 symbols, in a minute, of {runs} starts", flush=True
+    )
+    results["an hour"] = figures = growth.hours(runs)
     _print(figures)
     return results
 

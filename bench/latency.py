@@ -3,8 +3,8 @@
 The simulator notes when it wrote the last trade of each block of some symbols, busy ones and quiet ones; a subscriber
 of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
 monotonic clock. Left out is the time until all symbols are live and what a first start brought is saved, and
-`WARM_UP_S` more; the first second of each symbol is told apart, others being still announced in it. Rates are about:
-minutes differ, and what was applied is told. Each start has its own sockets alone, measured right before it.
+`WARM_UP_S` more; that time is told apart: from each symbol's first snapshot on, while others are still announced. Rates
+are about: minutes differ, and what was applied is told. Each start has its own sockets alone, measured right before it.
 """
 
 import time
@@ -47,7 +47,7 @@ def run(rate: int, runs: int, everything: bool = False, burst: bool = False) -> 
     for _ in range(runs):
         alone.append(percentiles(floor.run()))
         ours.append(once(rate, SECONDS, everything, burst))
-    told: dict[str, Any] = {name: _spreads([one[name] for one in ours]) for name in ("measured", "first second")}
+    told: dict[str, Any] = {name: _spreads([one[name] for one in ours]) for name in ("measured", "at the start")}
     told["sockets alone"] = _spreads(alone)
     times = [one["measured"]["p50"] / sockets["p50"] for one, sockets in zip(ours, alone, strict=True)]
     told["p50, times sockets alone"] = spread(times, 2)
@@ -92,6 +92,7 @@ def once(rate: int, seconds: float, everything: bool, burst: bool) -> dict[str, 
             listen(time.monotonic() + 0.2)
             if time.monotonic() > deadline:
                 raise RuntimeError("the system does not become live")
+        ready_ns = time.monotonic_ns()
         listen(time.monotonic() + WARM_UP_S)
         before, cpu, messages, began_ns = system.health(), system.cpu(), 0, time.monotonic_ns()
         if burst:
@@ -115,7 +116,7 @@ def once(rate: int, seconds: float, everything: bool, burst: bool) -> dict[str, 
         at, ms = np.array([at_ns for _, (at_ns, _) in late]), np.array([ms for _, (_, ms) in late])
         return {
             "measured": percentiles(ms[(at >= began_ns) & (at < ended_ns)]),
-            "first second": percentiles(ms[(at >= starts) & (at < starts + 1_000_000_000)]),
+            "at the start": percentiles(ms[(at >= starts) & (at < ready_ns)]),
             "unanswered": len(written) - len(late),
             "applied/s": round((after["applied"] - before["applied"]) / (elapsed + 1.0)),
             "snapshots/s": round(messages / (elapsed + 1.0)),

@@ -1,13 +1,15 @@
 """From start to live, 500 symbols: with nothing there, with a database that has them all, and after a kill of one room.
 
 Live means that every symbol is there, no id is missing, and trades of the busiest symbols that left the exchange after
-the start were published. What becomes of rooms that save, and of all under faults, is told by `tests/chaos.py`.
+the start were published. Beside it, the start of a process that does nothing. What becomes of rooms that save, and of
+all under faults, is told by `tests/chaos.py`.
 """
 
 import signal
 import time
 from typing import Any
 
+from bench import floor
 from bench.spread import spread
 from bench.whole import Whole, whole
 from tests.pipeline.truth import ask
@@ -26,6 +28,7 @@ exchange allows waits for the next: it has yet to hear that this one allows more
 
 def run(runs: int) -> dict[str, Any]:
     """Return seconds to live, of so many starts of each kind."""
+    alone = spread([floor.process() for _ in range(runs)], 2)
     cold = []
     for _ in range(runs - 1):
         with whole(simulator={"trades_per_second": RATE}) as system:
@@ -34,7 +37,7 @@ def run(runs: int) -> dict[str, Any]:
     with whole(simulator={"trades_per_second": RATE}) as system:
         _start_simulator(system)
         cold.append(_live(system, *OURS))
-        results: dict[str, Any] = {"cold": spread(cold, 2)}
+        results: dict[str, Any] = {"one process that only imports": alone, "cold": spread(cold, 2)}
         warm = []
         for _ in range(runs):
             time.sleep(REST_S)
@@ -55,7 +58,8 @@ def run(runs: int) -> dict[str, Any]:
                 room.process.wait()
                 killed.append(_live(system, name))
             results[f"after kill -9: {name}"] = spread(killed, 2)
-        return results
+        times = {name: round(told["median"] / alone["median"], 1) for name, told in results.items()}
+        return results | {"times one process": times}
 
 
 def _start_simulator(system: Whole) -> None:

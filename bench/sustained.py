@@ -6,13 +6,16 @@ under way at the end was applied within `DRAIN_MAX_S` of the market's standing s
 longer. What a level has cost is mended before the next: a connection that broke leaves millions of trades to be asked
 for. The level below the highest, which 5 s flatter, is then held `HOLDS` times for as long as is asked, and must
 end with every id applied, and saved where persistence is on; a time that failed is told and repeated, and after the
-second one it is a lower level's turn. What counts is what was sent and applied in real seconds.
+second one it is a lower level's turn. What counts is what was sent and applied in real seconds, beside what sockets
+alone carry.
 """
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
+from bench import floor
 from bench.spread import spread
 from bench.whole import BUSY_MS, ROOMS, SAVING_NEVER, SINGLE_TRADES, Whole, shares, whole
 from tests.pipeline.truth import ask, settle
@@ -44,6 +47,7 @@ LAST_MAX_S = 60.0
 
 def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Return how the highest rate was held, and the levels on the way; `told`: is called with each of those."""
+    floods = [floor.flood() for _ in range(HOLDS)]
     sections: dict[str, dict[str, Any]] = {
         "simulator": {"trades_per_second": FULL * SINGLE_TRADES, "speed": START_PACE, "start_time": BUSY_MS},
         "exchange": {"clock_speed": 0.0},
@@ -87,7 +91,7 @@ def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) ->
                 levels += holds
                 best, holds, failed = best / STEP_BACK, [], 0
         counted = {"times failed": failed, "nothing lost": _nothing_lost(system, before, saving), "levels": levels}
-        return _summed_up(holds) | counted
+        return _summed_up(holds) | _beside(holds, floods) | counted
 
 
 def _level(system: Whole, rate: float, seconds: float, full: float) -> dict[str, Any]:
@@ -156,6 +160,21 @@ def _summed_up(holds: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("cores", "CPU s a million"):
         told |= {f"{name}, {room}": spread([hold[name][room] for hold in holds], 3) for room in holds[0][name]}
     return {"sustained": True} | told
+
+
+def _beside(holds: list[dict[str, Any]], floods: list[floor.Flood]) -> dict[str, Any]:
+    """Return the sockets' own figures, and how klagg's compare with them."""
+    frames, cpu = zip(*floods, strict=True)
+    told: dict[str, Any] = {
+        "sockets alone, frames/s": spread(frames),
+        "sockets alone, CPU s a million": spread(cpu, 3),
+    }
+    if holds:
+        rate = median(hold["sent and applied/s"] for hold in holds)
+        spent = median(sum(hold["CPU s a million"][room] for room in ("ingest", "engine")) for hold in holds)
+        told["sockets alone, times the rate"] = round(median(frames) / rate, 1)
+        told["ingest and engine, times sockets alone's CPU"] = round(spent / median(cpu), 1)
+    return told
 
 
 def _batches(system: Whole) -> int:

@@ -27,8 +27,10 @@ def endpoint() -> str:
 
 def test_subscribing_brings_the_unsaved_rows_and_then_every_change(endpoint: str) -> None:
     rows = made_up("BTCUSDT", "1m", 3)
-    with PlayedEngine(endpoint, speaks=False) as engine, Snapshots(endpoint, ["kline.BTCUSDT.1m"]) as snapshots:
-        engine.unsaved["kline.BTCUSDT.1m"] = rows
+    with (
+        PlayedEngine(endpoint, speaks=False, unsaved={"kline.BTCUSDT.1m": rows}) as engine,
+        Snapshots(endpoint, ["kline.BTCUSDT.1m"]) as snapshots,
+    ):
         received = [snapshots.receive(10_000) for _ in rows]
         assert [message.open_time for _, message in filter(None, received)] == [row.open_time for row in rows]
         engine.publish(rows[-1])
@@ -40,9 +42,9 @@ def test_subscribing_brings_the_unsaved_rows_and_then_every_change(endpoint: str
 
 def test_every_kind_of_message_arrives_decoded(endpoint: str) -> None:
     topics = ["kline.BTCUSDT.", TICKERS_TOPIC, HEALTH_TOPIC]
-    with PlayedEngine(endpoint) as engine, Snapshots(endpoint, topics) as snapshots:
+    unsaved = {"kline.BTCUSDT.3m": made_up("BTCUSDT", "3m", 1)}
+    with PlayedEngine(endpoint, unsaved=unsaved) as engine, Snapshots(endpoint, topics) as snapshots:
         engine.figures = {"BTCUSDT": ("2.00", "1.00")}
-        engine.unsaved["kline.BTCUSDT.3m"] = made_up("BTCUSDT", "3m", 1)
         kinds: dict[str, type] = {}
         for topic, message in snapshots:
             kinds[topic] = type(message)
@@ -81,8 +83,7 @@ def test_a_restarted_engine_is_found_again_and_loses_nothing_by_count(endpoint: 
     row = made_up("BTCUSDT", "1m", 1)[0]
     with Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
         for session in (1, 2):
-            with PlayedEngine(endpoint, session=session, speaks=False) as engine:
-                engine.unsaved["kline.BTCUSDT.1m"] = [row]
+            with PlayedEngine(endpoint, session, speaks=False, unsaved={"kline.BTCUSDT.1m": [row]}):
                 assert snapshots.receive(10_000)
                 assert snapshots.session == session
         assert snapshots.lost.total() == 0

@@ -1,6 +1,6 @@
 """The room with its neighbours: an engine that the test plays, and a real database with made-up history."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,8 +50,8 @@ class Place:
         assert room.process.poll() is None, room.log
         return room
 
-    def start_engine(self, session: int = 1) -> PlayedEngine:
-        engine = PlayedEngine(self.endpoint, session)
+    def start_engine(self, session: int = 1, unsaved: Mapping[str, list[Snapshot]] | None = None) -> PlayedEngine:
+        engine = PlayedEngine(self.endpoint, session, unsaved=unsaved)
         self._stack.callback(engine.stop)
         return engine
 

@@ -4,7 +4,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -83,13 +83,20 @@ def kline(symbol: str, interval: str, open_time: int, prices: Iterable[str], **f
 class PlayedEngine:
     """Publishes what it is told to, and to each new subscription the rows of the topic that it holds as unsaved."""
 
-    def __init__(self, endpoint: str, session: int = 1, speaks: bool = True) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        session: int = 1,
+        speaks: bool = True,
+        unsaved: Mapping[str, list[Snapshot]] | None = None,
+    ) -> None:
+        """`unsaved`: what a subscriber gets who is there before anything else can be said to this engine."""
         self.session = session
         self.subscriptions: list[str] = []
         """Every topic that was subscribed, in order."""
         self.held: set[str] = set()
         """Topics with a subscriber."""
-        self.unsaved: dict[str, list[Snapshot]] = {}
+        self.unsaved: dict[str, list[Snapshot]] = dict(unsaved or {})
         self.figures: dict[str, tuple[str, str]] = {}
         """Last price and price 24 h ago of every symbol."""
         self.connected = True

@@ -53,10 +53,8 @@ class Market:
         self.viz = place.start_viz()
 
     def start_engine(self, session: int) -> PlayedEngine:
-        engine = self.place.start_engine(session)
+        engine = self.place.start_engine(session, {topic: rows[-1:] for topic, rows in self.rows.items()})
         engine.figures = self.figures
-        for topic, rows in self.rows.items():
-            engine.unsaved[topic] = rows[-1:]
         return engine
 
     def move(self, topic: str, close: str) -> Snapshot:
@@ -350,9 +348,8 @@ def test_it_says_what_is_missing_and_heals(browser: Browser, tmp_path: Path) -> 
         expect(page.locator("#notice")).to_contain_text("Waiting for the engine")
         expect(page.locator("#notice")).to_contain_text("no history either")
         expect(page.locator("#state-database")).to_have_attribute("data-state", "bad")
-        engine = place.start_engine()
+        engine = place.start_engine(unsaved={"kline.BTCUSDT.1m": made_up("BTCUSDT", "1m", 2)})
         engine.figures = {"BTCUSDT": ("100.0", "90.0")}
-        engine.unsaved["kline.BTCUSDT.1m"] = made_up("BTCUSDT", "1m", 2)
         page.wait_for_function("() => klagg.chart.rows.length === 2", timeout=15_000)
         expect(page.locator("#notice")).to_contain_text("Live only: no history")
         engine.progress = {"missing_ids": 0, "audit": {"matched": 1_200, "burnt": 30, "straddled": 4}}

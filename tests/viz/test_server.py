@@ -206,9 +206,8 @@ def test_an_engine_that_restarts_is_followed_without_a_word_from_the_viewer(plac
         page.next("history", lambda message: message["rows"] == plain(rows))
         first.stop()
         page.next("status", lambda message: message["engine"] == "silent")
-        second = place.start_engine(session=2)
         later = msgspec.structs.replace(rows[-1], close="5.55", trade_count=rows[-1].trade_count + 1)
-        second.unsaved[TOPIC] = [later]
+        place.start_engine(session=2, unsaved={TOPIC: [later]})
         page.next("history", lambda message: message["rows"] == plain([*rows[:-1], later]))
 
 

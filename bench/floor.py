@@ -31,6 +31,7 @@ SIZE = 250
 BETWEEN_S = 0.01
 WAIT_MS = 5_000
 FLOOD_FRAMES = 8_000_000
+FLOOD_WAIT_MS = 60_000
 AT_ONCE = 1_000
 """Frames written at once in a flood."""
 TOPIC = b"frame"
@@ -52,14 +53,15 @@ def run() -> NDArray[np.float64]:
 def flood() -> Flood:
     """Return how many frames go by in a second, and what they cost."""
     with _rooms(_count) as (connection, subscriber, pids):
-        while not subscriber.poll(50):
-            connection.sendall(b"?" * SIZE)  # Until the subscription has arrived.
-        subscriber.recv_multipart()
+        _attach(connection, subscriber)
         before, began = sum(map(cpu_seconds, pids)), time.monotonic()
         for _ in range(FLOOD_FRAMES // AT_ONCE):
             connection.sendall(b"x" * (SIZE * AT_ONCE))
-        while subscriber.recv_multipart()[1] != b"all":
-            pass
+        said = b""
+        while said != b"all":
+            if not subscriber.poll(FLOOD_WAIT_MS):
+                raise RuntimeError("the flood does not arrive")
+            said = subscriber.recv_multipart()[1]
         elapsed, spent = time.monotonic() - began, sum(map(cpu_seconds, pids)) - before
         return Flood(FLOOD_FRAMES / elapsed, spent / FLOOD_FRAMES * 1e6)
 
@@ -123,7 +125,8 @@ def _rooms(
             context.destroy(linger=0)
 
 
-def _measure(connection: socket.socket, subscriber: "zmq.Socket[bytes]") -> NDArray[np.float64]:
+def _attach(connection: socket.socket, subscriber: "zmq.Socket[bytes]") -> None:
+    """Send frames until one comes back, and take all that do: the subscription has arrived."""
     deadline = time.monotonic() + WAIT_MS / 1_000
     while not subscriber.poll(50):
         connection.sendall(b"?" * SIZE)
@@ -131,6 +134,10 @@ def _measure(connection: socket.socket, subscriber: "zmq.Socket[bytes]") -> NDAr
             raise RuntimeError("no frame comes back")
     while subscriber.poll(100):
         subscriber.recv_multipart()
+
+
+def _measure(connection: socket.socket, subscriber: "zmq.Socket[bytes]") -> NDArray[np.float64]:
+    _attach(connection, subscriber)
     took = []
     for _ in range(FRAMES):
         time.sleep(BETWEEN_S)

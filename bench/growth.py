@@ -33,11 +33,11 @@ def symbols(count: int, runs: int) -> dict[str, Any]:
 
 def hours(runs: int) -> dict[str, Any]:
     """Return what an hour of the market costs that goes by in a minute, and what has grown in it, of so many starts."""
-    observed = [hour() for _ in range(runs)]
+    observed = [_hour() for _ in range(runs)]
     return _spreads(observed) | _beside_processes(observed, runs)
 
 
-def hour(real_seconds: float = HOUR_S / SPEED) -> dict[str, Any]:
+def _hour() -> dict[str, Any]:
     """Return what one such hour costs."""
     simulator = {"trades_per_second": HOUR_RATE, "start_time": BUSY_MS}
     # As in a replay, time is the trades': what rooms wait for by the clock would be over before it can be answered.
@@ -47,7 +47,7 @@ def hour(real_seconds: float = HOUR_S / SPEED) -> dict[str, Any]:
         before = system.last_ids()
         system.pace(SPEED)
         time.sleep(SETTLE_S)
-        observed = _observed(system, real_seconds)
+        observed = _observed(system, HOUR_S / SPEED)
         system.pace(1.0)
         time.sleep(SETTLE_S / 2)
         ask(system.config, "pause", "POST")

@@ -56,6 +56,13 @@ def end_time(interval: str, opened: int) -> int:
     return opened + LENGTHS[interval]
 
 
+def end_times(interval: str, opens: Any) -> Any:
+    """Return `end_time` of int64[n]."""
+    if interval == "1M":
+        return (opens.astype("datetime64[ms]").astype("datetime64[M]") + 1).astype("datetime64[ms]").astype(np.int64)
+    return opens + LENGTHS[interval]
+
+
 def open_times(interval: str, times: Any, grid_3d: int) -> Any:
     """Return `open_time` of int64[n]."""
     if interval == "1M":

@@ -24,6 +24,7 @@ from services.simulator.rows import (
     SUMS,
     Rows,
     flat_rows,
+    joined,
     kline_of_trades,
     merge,
 )
@@ -179,7 +180,7 @@ class Generator:
         for day in range(start // DAY_MS, -(-end // DAY_MS)):
             first = max(0, start - day * DAY_MS) // length
             parts.append(self._day_rows(coin, day, minutes)[first : -(-(end - day * DAY_MS) // length)])
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return joined(parts) if len(parts) > 1 else parts[0]
 
     def hour_klines(self, coin: Coin, end: int) -> Rows:
         """Return the official 1h klines from the beginning to `end`, a whole hour."""
@@ -193,7 +194,7 @@ class Generator:
             if -(-begin // DAY_MS) < today:
                 parts.append(merge(self._rows(coin, -(-begin // DAY_MS), today, STEADY), "1h", 0))
             parts.append(merge(self.minute_klines(coin, max(begin, today * DAY_MS), end), "1h", 0))
-            known = np.concatenate(parts)
+            known = joined(parts)
             self._hours[coin.symbol] = known
         return known[: np.searchsorted(known["open_time"], end)]
 
@@ -212,14 +213,14 @@ class Generator:
             if LENGTHS[interval] % (STEADY * MINUTE_MS) == 0 and not self._began % HOUR_MS and not coin.listed:
                 coarse = minute // (STEADY * MINUTE_MS) * (STEADY * MINUTE_MS)
                 parts = [self.minute_klines(coin, start, coarse, STEADY)]
-            rows = np.concatenate([*parts, self.minute_klines(coin, max(start, coarse), minute)])
+            rows = joined([*parts, self.minute_klines(coin, max(start, coarse), minute)])
         else:
             hour = end // HOUR_MS * HOUR_MS
             hours = self.hour_klines(coin, hour)
             hours = hours[np.searchsorted(hours["open_time"], start) :]
-            rows = np.concatenate([hours, self.minute_klines(coin, max(start, hour), minute)])
+            rows = joined([hours, self.minute_klines(coin, max(start, hour), minute)])
         if max(minute, self.since(coin), coin.listed) < end:
-            rows = np.concatenate([rows, self._forming(coin, minute, end)])
+            rows = joined([rows, self._forming(coin, minute, end)])
         return rows if interval == "1m" else merge(rows, interval, grid)
 
     def _forming(self, coin: Coin, minute: int, end: int) -> Rows:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from services.simulator.grid import INTERVALS, LENGTHS, MONTH_MAX_MS, end_time
-from services.simulator.rows import DayStats, Instrument, Rows, text_of
+from services.simulator.grid import INTERVALS, LENGTHS, MONTH_MAX_MS, end_times
+from services.simulator.rows import DayStats, Instrument, text_of
 from services.simulator.venue import Market, TooOld
+from services.simulator.writing import kline_page
 
 PREFIX = "/fapi/v1/"
 KLINES_MAX, TRADES_MAX, OLD_TRADES_MAX = 1_500, 1_000, 500
@@ -179,7 +180,8 @@ class Rest:
             first = max(start, self._market.first_time(instrument))
             rows = self._market.klines(instrument, interval, first, min(last, first + length * (limit + 1)))
             rows = rows[(rows["open_time"] >= start) & (rows["open_time"] <= last)][:limit]
-        return _kline_rows(instrument, interval, rows)
+        ends = end_times(interval, rows["open_time"])
+        return kline_page(rows, ends, instrument.price_decimals, instrument.quantity_decimals)
 
     def _agg_trades(self, asked: Mapping[str, str]) -> bytes:
         instrument = self._symbol(asked)
@@ -304,27 +306,6 @@ def _booleans(values: Any) -> list[str]:
 
 def _rows(text: str, columns: tuple[list[Any], ...]) -> bytes:
     return f"[{','.join([text % row for row in zip(*columns, strict=True)])}]".encode()
-
-
-def _kline_rows(instrument: Instrument, interval: str, rows: Rows) -> bytes:
-    price, quantity = instrument.price_decimals, instrument.quantity_decimals
-    p, q, quote = _decimal(price), _decimal(quantity), _decimal(price + quantity)
-    opens = rows["open_time"].tolist()
-    text = f'[%d,"{p}","{p}","{p}","{p}","{q}",%d,"{quote}",%d,"{q}","{quote}","0"]'
-    columns = (
-        opens,
-        *_digits(rows["open"], price),
-        *_digits(rows["high"], price),
-        *_digits(rows["low"], price),
-        *_digits(rows["close"], price),
-        *_digits(rows["volume"], quantity),
-        [end_time(interval, opened) - 1 for opened in opens],
-        *_digits(rows["quote_volume"], price + quantity),
-        rows["count"].tolist(),
-        *_digits(rows["taker_buy_volume"], quantity),
-        *_digits(rows["taker_buy_quote_volume"], price + quantity),
-    )
-    return _rows(text, columns)
 
 
 def _ticker(stats: DayStats, now: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Aggregate trades as bytes, compiled: one message a trade, with a websocket's header or without.
+"""Aggregate trades and REST's klines as bytes, compiled: a message a trade, with a websocket's header or without.
 
-Decides the order of an aggTrade's fields and their number formats (protocol §2.1). Whatever of a step of the market
-somebody subscribed to is written into one block of memory, and no Python object a trade comes about.
+Decides the order of their fields and the formats of their numbers (protocol §2.1, §3.3). Whatever of a step of the
+market somebody subscribed to is written into one block of memory, and no Python object a trade or a row comes about.
 """
 
 from collections.abc import Container, Iterator
@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 
 from services.simulator.frames import Chunk, Frames
-from services.simulator.rows import AGG_ROW, Instrument, Rows
+from services.simulator.grid import end_times
+from services.simulator.rows import AGG_ROW, TRADE_ROW, Instrument, Rows, kline_of_trades, merge
 from services.simulator.tape import Integers
 from shared.compiled import compiled
 
@@ -40,6 +41,14 @@ _STREAM = _constant('{"stream":"')
 _DATA = _constant('","data":')
 _CONSTANTS_MAX = 160
 """Bytes of a header and of all constants of a message."""
+
+
+_TEXT_TO_TEXT = _constant('","')
+_TEXT_TO_NUMBER = _constant('",')
+_NUMBER_TO_TEXT = _constant(',"')
+_KLINE_END = _constant(',"0"]')
+_KLINE_MAX = 12 * (_NUMBER_MAX + 4)
+"""Bytes of a kline."""
 
 
 class AggWriter:
@@ -129,6 +138,44 @@ class AggChunk:
         """Yield each stream and the last id on it."""
         for place, (_, end) in zip(self._places, self._spans, strict=True):
             yield self._writer.streams[place], int(self._rows["id"][end - 1])
+
+
+def kline_page(rows: Rows, end_times: Integers, price_decimals: int, quantity_decimals: int) -> bytes:
+    """Write KLINE_ROW[n], which end right before `end_times`: int64[n], ms, as an answer to /klines."""
+    block = np.empty(len(rows) * _KLINE_MAX + 2, np.uint8)
+    return bytes(block.data[: write_klines(block, rows, end_times, price_decimals, quantity_decimals)])
+
+
+@compiled
+def write_klines(block, rows, end_times, price_decimals, quantity_decimals):  # type: ignore[no-untyped-def]
+    """Write into uint8[]; return where it ends."""
+    quote_decimals = price_decimals + quantity_decimals
+    block[0] = 91
+    at = 1
+    for place in range(len(rows)):
+        row = rows[place]
+        block[at] = 44
+        block[at + 1 if place else at] = 91
+        at = _put_integer(block, at + 2 if place else at + 1, row.open_time)
+        at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
+        for price in (row.open, row.high, row.low, row.close):
+            at = _put_number(block, at, price, price_decimals)
+            at = _put(block, at, _TEXT_TO_TEXT, 0, len(_TEXT_TO_TEXT))
+        at = _put_number(block, at, row.volume, quantity_decimals)
+        at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
+        at = _put_integer(block, at, end_times[place] - 1)
+        at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
+        at = _put_number(block, at, row.quote_volume, quote_decimals)
+        at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
+        at = _put_integer(block, at, row.count)
+        at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
+        at = _put_number(block, at, row.taker_buy_volume, quantity_decimals)
+        at = _put(block, at, _TEXT_TO_TEXT, 0, len(_TEXT_TO_TEXT))
+        at = _put_number(block, at, row.taker_buy_quote_volume, quote_decimals)
+        block[at] = 34
+        at = _put(block, at + 1, _KLINE_END, 0, len(_KLINE_END))
+    block[at] = 93
+    return at + 1
 
 
 @compiled
@@ -258,3 +305,5 @@ def warm_up() -> None:
     writer = AggWriter([Instrument(symbol="X", price_decimals=1, quantity_decimals=0)])
     chunk = AggChunk(writer, np.zeros(1, AGG_ROW), np.zeros(1, np.int64))
     chunk.frames({"x@aggTrade"}, True)
+    rows = merge(kline_of_trades(0, np.zeros(1, TRADE_ROW)), "1m", 0)
+    kline_page(rows, end_times("1m", rows["open_time"]), 1, 0)

@@ -11,6 +11,8 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from shared.config import Config, ConfigError, load
@@ -21,6 +23,8 @@ SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
 """The number of the system call, which Python and its C library have no name for."""
 SHORT_TURN_NS = 100_000
 """The shortest that Linux gives."""
+MODEST_NICE = 5
+"""A quarter of a core that it shares with somebody, instead of half; it has all of one that nobody wants."""
 RETRY_S = 5.0
 """How long a process that cannot run stays before it ends under supervisord, which starts it again at once."""
 
@@ -68,6 +72,17 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def be_modest(pid: int) -> None:
+    """Ask Linux to let others go first: a process of this user that is the first of its session.
+
+    Linux gives cores to sessions first (autogroup), and niceness alone counts within one only. Each of PostgreSQL's
+    processes is a session: as much of the machine is one's as is all of klagg's, unless it is told otherwise.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, MODEST_NICE)
+        Path(f"/proc/{pid}/autogroup").write_text(str(MODEST_NICE), encoding="ascii")
 
 
 def take_short_turns() -> bool:

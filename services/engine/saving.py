@@ -18,8 +18,8 @@ from shared.interval import INTERVALS
 from shared.kline import PLACED_KLINE
 from shared.wire import DirtyBatch, Rows, SymbolMark
 
-BATCH_ROWS_MAX = 5_000
-"""Rows a batch, about: to make it takes some 3 ms, in which no trade is applied."""
+BATCH_ROWS_MAX = 1_500
+"""Rows a batch, about, a new symbol's: to make it takes some 1 ms, in which no trade is applied."""
 REST = 19
 """So many times as long as a batch took nothing is saved for the number of rows alone: a busy market changes the same
 rows again and again, and saving them must not take the machine from the trades."""

@@ -19,7 +19,7 @@ from services.persist import store
 from services.persist.copying import warm_up
 from shared.config import Config
 from shared.postgres import database_url
-from shared.process import StopSignal
+from shared.process import StopSignal, be_modest
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
     AppEvent,
@@ -173,6 +173,9 @@ class Loop:
             try:
                 if self._connection is None:
                     self._connection = store.connect(database_url(self._config))
+                    if not self._config.database.url:
+                        # What is stored may wait for what is live.
+                        be_modest(self._connection.info.backend_pid)
                 answer = work(self._connection)
             except psycopg.OperationalError as error:
                 self._lost(error)

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 
-from services.ingest.exact import DECIMALS_MAX
-from services.ingest.klines import Columns
+from services.ingest.exact import DECIMALS_MAX, numbers
+from services.ingest.klines import NUMBERS, Columns
 from shared.decimals import decimals_of
 from shared.wire import NOT_DECODED
 
@@ -31,7 +32,8 @@ TIME_MAX = 100_000_000_000_000
 """Milliseconds until the year 5138; microseconds would be beyond it."""
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MAX)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+COUNT_MAX = 2**53
+_Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 
 
 class Malformed(ValueError):
@@ -354,11 +356,12 @@ _KlineRow = tuple[_Time, str, str, str, str, str, _Time, str, _Count, str, str, 
 def read_klines(body: bytes) -> Columns:
     """Raises Malformed."""
     rows = _decode(list[_KlineRow], body)
+    texts = [text for row in rows for text in (row[1], row[2], row[3], row[4], row[5], row[7], row[9], row[10])]
     return Columns(
-        [row[0] for row in rows],
-        [row[6] for row in rows],
-        [row[8] for row in rows],
-        [text for row in rows for text in (row[1], row[2], row[3], row[4], row[5], row[7], row[9], row[10])],
+        np.array([row[0] for row in rows], np.int64),
+        np.array([row[6] for row in rows], np.int64),
+        np.array([row[8] for row in rows], np.int64),
+        *(column.reshape(len(rows), len(NUMBERS)) for column in numbers(texts)),
     )
 
 

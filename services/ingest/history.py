@@ -29,6 +29,7 @@ from services.ingest.exact import trade_rows
 from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
 from services.ingest.recent import TOGETHER_MAX, Recent
 from services.ingest.rest import Answer, Priority, Rest, RestError
+from services.ingest.scan import plain_klines
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
 from shared.calendar import next_open_time
@@ -375,7 +376,7 @@ class History:
         return (self._exchange_time(at_ns) - SETTLE_MS) // MINUTE_MS * MINUTE_MS
 
     def _parse(self, symbol: str, interval: str, answer: Answer) -> Parsed:
-        parsed, refused = parse(interval, read_klines(answer.body))
+        parsed, refused = parse(interval, plain_klines(answer.body) or read_klines(answer.body))
         self._count_refused(symbol, interval, refused)
         return parsed
 

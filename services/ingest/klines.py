@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.ingest.exact import DECIMALS_MAX, POWERS, Integers, Rows, numbers
+from services.ingest.exact import DECIMALS_MAX, POWERS, Integers, Rows
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
@@ -20,7 +20,7 @@ HEADROOM = 16
 """How many times the largest quote volume of a symbol's history must still fit an int64 for its decimals to grow."""
 
 NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
-"""The order of a row's eight decimal numbers in `Columns.texts`."""
+"""The order of a row's eight decimal numbers in `Columns`."""
 _PRICES, _VOLUMES, _QUOTES = slice(0, 4), [4, 6], [5, 7]
 _PRICE_COUNT = 4
 
@@ -28,11 +28,13 @@ _PRICE_COUNT = 4
 class Columns(NamedTuple):
     """Kline rows as they were answered, taken apart."""
 
-    open_times: list[int]
-    close_times: list[int]
-    trade_counts: list[int]
-    texts: list[str]
-    """Eight a row, in the order of `NUMBERS`."""
+    open_times: Integers
+    close_times: Integers
+    trade_counts: Integers
+    mantissas: Integers
+    """int64[n, 8], in the order of `NUMBERS`."""
+    decimals: Integers
+    """The same; -1 where the number cannot be taken."""
 
 
 class Parsed(NamedTuple):
@@ -52,20 +54,11 @@ class Parsed(NamedTuple):
 
 
 def parse(interval: str, columns: Columns) -> tuple[Parsed, int]:
-    """Return (rows, how many were refused)."""
-    count = len(columns.open_times)
-    mantissas, decimals = numbers(columns.texts)
-    found = (
-        np.array(columns.open_times, np.int64),
-        np.array(columns.close_times, np.int64),
-        np.array(columns.trade_counts, np.int64),
-        mantissas.reshape(count, len(NUMBERS)),
-        decimals.reshape(count, len(NUMBERS)),
-    )
+    """Return (rows, how many were refused). The columns are its own from here on."""
     # The grid of 3d differs by symbol; what can be said is that all rows share one.
-    anchor = anchor_of(interval, columns.open_times[-1] if count else 0)
-    kept = _keep(INTERVALS[INTERVAL_INDEX[interval]].length_ms, anchor, *found)
-    return Parsed(interval, *(column[:kept] for column in found)), count - kept
+    anchor = anchor_of(interval, int(columns.open_times[-1]) if len(columns.open_times) else 0)
+    kept = _keep(INTERVALS[INTERVAL_INDEX[interval]].length_ms, anchor, *columns)
+    return Parsed(interval, *(column[:kept] for column in columns)), len(columns.open_times) - kept
 
 
 def decimals_for(parts: list[Parsed], price_decimals: int, quantity_decimals: int) -> tuple[int, int]:
@@ -103,7 +96,9 @@ def kline_rows(parsed: Parsed, price_decimals: int, quantity_decimals: int) -> t
 
 def warm_up() -> None:
     """Compile, or load what was compiled: trades must not wait for the first klines."""
-    kline_rows(parse("1m", Columns([0], [MINUTE_MS - 1], [1], ["1"] * len(NUMBERS)))[0], 0, 0)
+    ones = np.ones((1, len(NUMBERS)), np.int64)
+    columns = Columns(np.zeros(1, np.int64), np.full(1, MINUTE_MS - 1), np.ones(1, np.int64), ones, ones - 1)
+    kline_rows(parse("1m", columns)[0], 0, 0)
 
 
 @compiled

@@ -20,7 +20,7 @@ import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import ban, exact, frames, framing, klines, recent
+from services.ingest import ban, exact, frames, framing, klines, recent, scan
 from services.ingest.announcer import Announcer, symbol_weight
 from services.ingest.binance import (
     TICKER_STREAM,
@@ -80,6 +80,7 @@ def main(config: Config) -> int:
         framing.warm_up()
         frames.warm_up(config.exchange.stream)
         recent.warm_up()
+        scan.warm_up()
         spare_garbage_collection()
         return uvloop.run(_run(config))
     finally:

@@ -8,11 +8,10 @@ A crash here costs nothing: whoever asked asks again.
 """
 
 import asyncio
-import heapq
 import logging
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
@@ -87,8 +86,8 @@ class Rest:
         self._governor = governor
         self._now = now
         self._banned = banned
-        self._waiting: list[tuple[int, int, int, asyncio.Future[int]]] = []
-        self._sequence = 0
+        self._waiting: list[deque[tuple[int, asyncio.Future[int]]]] = [deque() for _ in Priority]
+        """By priority: (weight, turn)."""
         self._in_flight = 0
         self._unhurried_at = 0.0
         """When the next request from HISTORY on may go, monotonic s."""
@@ -97,7 +96,7 @@ class Rest:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return sum(map(len, self._waiting))
 
     async def get(self, request: Request, priority: Priority, attempts_max: int = ATTEMPTS_MAX) -> Answer:
         """Ask, wait for a turn as long as it takes, and return the answer. Raises RestError."""
@@ -121,12 +120,11 @@ class Rest:
 
     async def _turn(self, weight: int, priority: Priority) -> int:
         """Wait until a request may go; return the minute that it is charged to."""
-        if len(self._waiting) >= QUEUE_MAX:
+        if self.waiting >= QUEUE_MAX:
             self.counts["queue full"] += 1
             raise RestError("queue", 0, 0, f"{QUEUE_MAX} requests are waiting")
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._sequence += 1
-        heapq.heappush(self._waiting, (priority, self._sequence, weight, turn))
+        self._waiting[priority].append((weight, turn))
         self._dispatch()
         try:
             return await turn
@@ -139,21 +137,23 @@ class Rest:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and self._in_flight < IN_FLIGHT_MAX:
-            priority, _, weight, turn = self._waiting[0]
-            if not turn.done():
-                now = self._now()
-                wait_s = self._governor.wait_ms(weight, now, repair=priority <= Priority.KLINES) / 1000
-                if priority >= Priority.HISTORY:
-                    wait_s = max(wait_s, self._unhurried_at - time.monotonic())
-                if wait_s > 0:
-                    self._timer = asyncio.get_running_loop().call_later(min(wait_s, MINUTE_MS / 1000), self._dispatch)
-                    return
-                if priority >= Priority.HISTORY:
-                    self._unhurried_at = max(time.monotonic(), self._unhurried_at + UNHURRIED_EVERY_S)
-                self._in_flight += 1
-                turn.set_result(self._governor.start(weight, now))
-            heapq.heappop(self._waiting)
+        for priority, waiting in zip(Priority, self._waiting, strict=True):
+            while waiting and self._in_flight < IN_FLIGHT_MAX:
+                weight, turn = waiting[0]
+                if not turn.done():
+                    now = self._now()
+                    wait_s = self._governor.wait_ms(weight, now, repair=priority <= Priority.KLINES) / 1000
+                    if priority >= Priority.HISTORY:
+                        wait_s = max(wait_s, self._unhurried_at - time.monotonic())
+                    if wait_s > 0:
+                        after_s = min(wait_s, MINUTE_MS / 1000)
+                        self._timer = asyncio.get_running_loop().call_later(after_s, self._dispatch)
+                        return
+                    if priority >= Priority.HISTORY:
+                        self._unhurried_at = max(time.monotonic(), self._unhurried_at + UNHURRIED_EVERY_S)
+                    self._in_flight += 1
+                    turn.set_result(self._governor.start(weight, now))
+                waiting.popleft()
 
     def _settle(self, weight: int, minute: int, used: int | None) -> None:
         self._governor.finish(weight, minute, self._now(), used)

@@ -1,9 +1,12 @@
-"""Frames of trades in their plain form, straight from bytes to rows of `TRADE`: the exchange's border, compiled.
+"""Trades and klines in their plain form, straight from bytes to numbers: the exchange's border, compiled.
 
 A frame is plain if it is `{"stream":"...","data":{...}}` without a space, `data` holds strings without escapes, whole
 numbers, true and false, no key that we read comes twice, and everything that a row needs is there and fits. Keys may
 come in any order, and those that we do not read are skipped. Every other frame is *left*: binance.py decodes it, and
 decides what is refused of it and why. So nothing is refused here, and what is taken must be what would be read there.
+
+An answer to /klines is plain if it holds nothing but rows as they are documented, without a space. One that is not is
+decoded as a whole.
 
 The keys and spellings stand in binance.py; here is only the grammar around them.
 """
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from services.ingest.binance import (
     AFTER_STREAM,
     BEFORE_STREAM,
+    COUNT_MAX,
     MARKET_TRADE,
     OUR_MARKET,
     TIME_MAX,
@@ -21,6 +25,7 @@ from services.ingest.binance import (
 )
 from services.ingest.exact import fitted, next_number
 from services.ingest.instruments import find
+from services.ingest.klines import NUMBERS, Columns
 from shared.compiled import compiled, inlined
 
 LEFT, TAKEN, FOREIGN = 0, 1, 2
@@ -71,6 +76,7 @@ _AFTER = np.frombuffer(AFTER_STREAM, np.uint8)
 _MARKET_TRADE = np.frombuffer(MARKET_TRADE.encode(), np.uint8)
 _TRUE, _FALSE = np.frombuffer(b"true", np.uint8), np.frombuffer(b"false", np.uint8)
 _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON, _BACKSLASH, _CLOSE, _DELETE = (ord(sign) for sign in '\n ",:\\}\x7f')
+_BEGIN_LIST, _END_LIST = ord("["), ord("]")
 _ZERO, _NINE = ord("0"), ord("9")
 _NAME = np.array([byte >= _SPACE and byte not in (_QUOTE, _BACKSLASH) for byte in range(256)])
 """Bytes of a string that is not read as text, only compared or skipped, by their number: no escapes, ..."""
@@ -198,6 +204,58 @@ def _fill(values, number, decimals, row):  # type: ignore[no-untyped-def]
     return True
 
 
+def plain_klines(body: bytes) -> Columns | None:
+    """Read an answer to /klines, or return None if it is not plain."""
+    rows = max(0, body.count(b"[") - 1)
+    numbers = (rows, len(NUMBERS))
+    columns = Columns(*(np.empty(size, np.int64) for size in (rows, rows, rows, numbers, numbers)))
+    return columns if scan_klines(np.frombuffer(body + b"\n", np.uint8), *columns) else None
+
+
+@compiled
+def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals):  # type: ignore[no-untyped-def]
+    """Read an answer, behind which a newline stands, into `Columns`. Return whether it is plain and fills them."""
+    if text[0] != _BEGIN_LIST:
+        return False
+    at = 1
+    for row in range(len(open_times)):
+        if row > 0:
+            if text[at] != _COMMA:
+                return False
+            at += 1
+        if text[at] != _BEGIN_LIST:
+            return False
+        number = 0
+        for place in range(11):
+            at += 1
+            if _ZERO <= text[at] <= _NINE:
+                if place == 0:
+                    at = _whole(text, at, row, open_times)
+                elif place == 6:
+                    at = _whole(text, at, row, close_times)
+                elif place == 8:
+                    at = _whole(text, at, row, trade_counts)
+                else:
+                    return False
+            elif text[at] == _QUOTE and place not in (0, 6, 8):
+                mantissas[row, number], decimals[row, number], at = next_number(text, at + 1, _QUOTE)
+                if decimals[row, number] < 0:
+                    return False
+                number += 1
+            else:
+                return False
+            if at < 0 or text[at] != _COMMA:
+                return False
+        # The last one is not read.
+        at = _string_end(text, at + 2, _ASCII) if text[at + 1] == _QUOTE else -1
+        if at < 0 or text[at] != _END_LIST or max(open_times[row], close_times[row]) > TIME_MAX:
+            return False
+        if trade_counts[row] > COUNT_MAX:
+            return False
+        at += 1
+    return text[at] == _END_LIST and at + 2 == len(text)
+
+
 @inlined
 def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
     """Read a whole number. Return where it ends, or -1 if it is longer than what surely fits, or spelled oddly."""
@@ -226,3 +284,8 @@ def _word(text, at, word):  # type: ignore[no-untyped-def]
             return -1
         at += 1
     return at
+
+
+def warm_up() -> None:
+    """Compile what the first klines would wait for, or load what was compiled."""
+    plain_klines(b"[]")

@@ -3,20 +3,23 @@
 import gzip
 import json
 import random
+import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from services.ingest.binance import read_klines
 from services.ingest.frames import FrameReader
 from services.ingest.framing import frames_of
 from services.ingest.instruments import NAME_MAX, Instruments
+from services.ingest.scan import plain_klines
 from services.ingest.symbols import Decimals
 from services.simulator.frames import TradeTemplate
-from services.simulator.rows import AGG_ROW, KINDS, TRADE_ROW
+from services.simulator.rows import AGG_ROW, KINDS, KLINE_ROW, TRADE_ROW
 from services.simulator.rows import Instrument as Simulated
-from services.simulator.writing import AggWriter
+from services.simulator.writing import AggWriter, kline_page
 from shared.decimals import decimals_of
 from shared.wire import instruments_of, trade_rows
 from tests.ingest.played import START
@@ -24,6 +27,7 @@ from tests.support import RECORDINGS
 
 KINDS_OF_STREAM = ("aggTrade", "trade")
 SYMBOLS = ("BTCUSDT", "币安人生USDT", "A" * NAME_MAX, "B" * (NAME_MAX + 1), "", "ETHUSDT")
+KLINES = RECORDINGS / "usdm-ALGOUSDT-1m-2024-02.csv.gz"
 STREAMS = sorted(path.name for path in RECORDINGS.glob("*-stream-*.jsonl.gz"))
 
 
@@ -290,3 +294,44 @@ def test_decimals_that_grow_elsewhere_are_those_of_the_next_read() -> None:
     outcome.take([frame % 3])
     assert [rows[0][3:5] for rows, *_ in outcome.reads] == [(15, 2), (15, 2), (1500, 20)]
     assert outcome.reader.decoded == 1
+
+
+def klines_agree(body: bytes) -> bool:
+    """Let an answer be scanned and decoded, and say whether it was plain."""
+    columns = plain_klines(body)
+    if columns is not None:
+        for scanned, decoded in zip(columns, read_klines(body), strict=True):
+            assert scanned.dtype == decoded.dtype
+            assert scanned.tolist() == decoded.tolist()
+    return columns is not None
+
+
+def test_klines_are_scanned_as_they_are_decoded_or_left() -> None:
+    dice = random.Random(20)
+    rows = np.zeros(3, KLINE_ROW)
+    for name in KLINE_ROW.names or ():
+        rows[name] = [dice.randrange(10**12) for _ in rows]
+    page = kline_page(rows, rows["open_time"] + 60_000, 4, 3)
+    for body in (b"[]", page, kline_page(rows[:1], rows["open_time"][:1] + 1, 0, 0)):
+        assert klines_agree(body)
+    # Each field of each row, and each piece between them, gives way to something odd.
+    pieces = re.findall(rb'"[^"]*"|[0-9]+|[^"0-9]+', page)
+    assert b"".join(pieces) == page
+    plain = 0
+    for place, piece in enumerate(pieces):
+        for odd in [*ANYTHING, b"", b" ", b",", b"[", b"]", b"],[", piece * 2]:
+            plain += klines_agree(b"".join([*pieces[:place], odd, *pieces[place + 1 :]]))
+    assert 300 < plain < 600
+    for _ in range(3_000):
+        place = dice.randrange(len(page))
+        klines_agree(page[:place] + bytes([dice.choice(b'0123456789",.[] \n\xff-e')]) + page[place + 1 :])
+        klines_agree(page[:place])
+
+
+@pytest.mark.skipif(not KLINES.exists(), reason="recordings are not there")
+def test_what_the_exchange_has_of_klines_is_plain() -> None:
+    _, *lines = gzip.decompress(KLINES.read_bytes()).decode().split()
+    rows = [[int(text) if place in (0, 6, 8) else text for place, text in enumerate(line.split(","))] for line in lines]
+    assert len(rows) > 40_000
+    for start in range(0, len(rows), 1_500):
+        assert klines_agree(json.dumps(rows[start : start + 1_500], separators=(",", ":")).encode())

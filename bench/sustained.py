@@ -23,14 +23,14 @@ from tests.support import wait_for
 
 FULL = 240_000
 """Aggregates/s at pace 1, about: what the first level begins with; each of the others, with what the one before had."""
-STEER_MAX = 1.2
-"""By how much the pace is changed at once."""
+QUICKER_MAX, SLOWER_MAX = 1.2, 4.0
+"""By how much the pace is changed at once: a market's next minute may trade three times as much."""
 START_PACE = 0.01
 """The first minute goes by slowly until all is live. Time is the trades' (`clock_speed = 0`), or rooms would expect it
 to end as ours do."""
 LOWEST = 100_000
 STEP, STEP_BACK = 1.2, 1.1
-LEVELS_MAX = 15
+LEVELS_MAX = 20
 FAILED_MAX = 2
 """Of levels in a row, and of the times that one is held: somebody else may use the machine for a moment."""
 LEVEL_S = 5.0
@@ -136,7 +136,7 @@ def _watch(system: Whole, rate: float, seconds: float) -> int:
         behind = max(behind, int(state["behind"]))
         before, sent, since, at = sent, _sum(ask(system.config, "status")), at, time.monotonic()
         off = rate * (at - since) / max(sent - before, 1)
-        system.pace(float(state["speed"]) * min(max(off, 1 / STEER_MAX), STEER_MAX))
+        system.pace(float(state["speed"]) * min(max(off, 1 / SLOWER_MAX), QUICKER_MAX))
     return behind
 
 

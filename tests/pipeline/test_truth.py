@@ -27,6 +27,8 @@ def test_every_kline_of_300_symbols_equals_the_truth(tmp_path: Path) -> None:
             "history_days": 40,
             "quirks": False,
             "weight_limit": 1_000_000,
+            # All are live shortly before a minute ends.
+            "start_time": int(time.time()) // 60 * MINUTE_MS + 35_000,
         },
     )
     config = load({"KLAGG_CONFIG": str(path)})

@@ -41,8 +41,6 @@ _STREAM = _constant('{"stream":"')
 _DATA = _constant('","data":')
 _CONSTANTS_MAX = 160
 """Bytes of a header and of all constants of a message."""
-
-
 _TEXT_TO_TEXT = _constant('","')
 _TEXT_TO_NUMBER = _constant('",')
 _NUMBER_TO_TEXT = _constant(',"')
@@ -154,9 +152,11 @@ def write_klines(block, rows, end_times, price_decimals, quantity_decimals):  # 
     at = 1
     for place in range(len(rows)):
         row = rows[place]
-        block[at] = 44
-        block[at + 1 if place else at] = 91
-        at = _put_integer(block, at + 2 if place else at + 1, row.open_time)
+        if place:
+            block[at] = 44
+            at += 1
+        block[at] = 91
+        at = _put_integer(block, at + 1, row.open_time)
         at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
         for price in (row.open, row.high, row.low, row.close):
             at = _put_number(block, at, price, price_decimals)

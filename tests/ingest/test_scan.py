@@ -1,4 +1,4 @@
-"""The scanner and the decoder read the same of every frame; and what the exchange sends is scanned."""
+"""The scanner and the decoder read the same of frames and klines; and what the exchange sends is scanned."""
 
 import gzip
 import json

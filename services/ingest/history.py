@@ -249,7 +249,15 @@ class History:
 
     async def _agg_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
         older_to = -1
-        if fetch.first:
+        if fetch.first and ask.last_id < 0:
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol), self._urgency(ask))
+            if page.ids and page.ids[-1] < fetch.first:
+                # The newest trade says that there is no newer one, or, if its id is lower, that ids have begun anew.
+                self._answer(ask.symbol, page, page.ids[-1], page.ids[-1])
+                return
+            if page.ids and page.ids[0] > fetch.first:
+                page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+        elif fetch.first:
             page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         else:
             page, older_to = await self._since(ask.symbol, ask.from_time)

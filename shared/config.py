@@ -9,9 +9,11 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
+
+from shared.addresses import is_loopback, listener
 
 EXCHANGES = ("simulator", "binance-usdm", "binance-spot")
 
@@ -62,6 +64,8 @@ class Engine(_Section, frozen=True, kw_only=True):
     """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
     snapshots: str = "tcp://127.0.0.1:5556"
     """Where the XPUB socket of the klines listens."""
+    snapshots_public: bool = False
+    """Other machines may reach it: it asks nobody for a password, and whoever reaches it reads all there is."""
 
 
 class Audit(_Section, frozen=True, kw_only=True):
@@ -106,6 +110,7 @@ class Simulator(_Section, frozen=True, kw_only=True):
 
 class Config(_Section, frozen=True, kw_only=True):
     data_dir: str = "data"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     exchange: Exchange = Exchange()
     engine: Engine = Engine()
     audit: Audit = Audit()
@@ -141,7 +146,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {_explained(error, Config)}") from error
     _check(path, config)
     return config
 
@@ -160,8 +165,8 @@ def _read(path: Path, required: bool) -> dict[str, Any]:
 _BY_HAND = {
     "KLAGG_EXCHANGE": ("exchange", "name"),
     "KLAGG_STREAM": ("exchange", "stream"),
-    "KLAGG_DATA_DIR": ("data_dir", ""),
 }
+_ABOVE_SECTIONS = ("data_dir", "log_level")
 
 
 def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -169,10 +174,11 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in environ.items():
         if not name.startswith("KLAGG_") or name == "KLAGG_CONFIG":
             continue
-        section, key = _BY_HAND.get(name) or ([*name.removeprefix("KLAGG_").lower().split("_", 1), ""])[:2]
-        if section == "data_dir":
-            values["data_dir"] = text
+        above = name.removeprefix("KLAGG_").lower()
+        if above in _ABOVE_SECTIONS:
+            values[above] = _parse(name, text, get_type_hints(Config)[above])
             continue
+        section, key = _BY_HAND.get(name) or ([*above.split("_", 1), ""])[:2]
         fields = (
             {field.name: field.type for field in msgspec.structs.fields(sections[section])}
             if section in sections
@@ -196,7 +202,18 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}={text!r}: {error}") from error
+        raise ConfigError(f"{name}={text!r}: {_explained(error, kind)}") from error
+
+
+def _explained(error: msgspec.ValidationError, kind: Any) -> str:
+    """Return what was wrong with a value of this kind. Where it is none of a few, msgspec does not say of which."""
+    text = str(error)
+    if not text.startswith("Invalid enum value"):
+        return text
+    _, _, place = text.partition(" - at `$.")
+    for key in place.rstrip("`").split(".") if place else ():
+        kind = get_type_hints(kind)[key]
+    return f"{text}: it is one of {', '.join(get_args(kind))}"
 
 
 def _check(path: Path, config: Config) -> None:
@@ -232,3 +249,12 @@ def _check(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: {name} = {value} is outside {lowest} .. {highest}")
     if config.exchange.clock_speed not in (0.0, 1.0):
         raise ConfigError(f"{path}: exchange.clock_speed = {config.exchange.clock_speed} is neither 0 nor 1")
+    try:
+        host, _ = listener(config.engine.snapshots)
+    except ValueError as error:
+        raise ConfigError(f"{path}: engine.snapshots = {config.engine.snapshots!r}: {error}") from error
+    if host and not is_loopback(host) and not config.engine.snapshots_public:
+        raise ConfigError(
+            f"{path}: engine.snapshots = {config.engine.snapshots!r} can be reached from other machines, and whoever"
+            " reaches it reads everything without a password: engine.snapshots_public = true says that this is meant"
+        )

@@ -36,7 +36,8 @@ class Exchange(_Section, frozen=True, kw_only=True):
     api_key: str = ""
     """Only for history of the `trade` stream (historicalTrades)."""
     backfill_rows: int = 99
-    """Closed klines an interval to begin with; up to 99 cost weight 1 a request."""
+    """Closed klines an interval to begin with; up to 99 cost weight 1 a request. An hour that is open at a start is
+    merged of its minutes, so that fewer than 59 would make it, and every longer kline, wrong."""
     weight_share: float = 0.9
     """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
     clock_speed: float = 1.0
@@ -219,7 +220,7 @@ def _explained(error: msgspec.ValidationError, kind: Any) -> str:
 def _check(path: Path, config: Config) -> None:
     bounds = [
         ("exchange.symbols_max", config.exchange.symbols_max, 1, 1020),
-        ("exchange.backfill_rows", config.exchange.backfill_rows, 0, 99),
+        ("exchange.backfill_rows", config.exchange.backfill_rows, 59, 99),
         ("exchange.weight_share", config.exchange.weight_share, 0.05, 1.0),
         ("exchange.silence_ms", config.exchange.silence_ms, 500, 600_000),
         ("exchange.symbols_refresh_ms", config.exchange.symbols_refresh_ms, 1_000, 86_400_000),

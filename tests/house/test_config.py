@@ -78,6 +78,8 @@ WRONG_FILES = [
     ("[exchange]\nsymbols_max = 0", "exchange.symbols_max = 0"),
     ("[exchange]\nsymbols_max = 1021", "exchange.symbols_max = 1021"),
     ("[exchange]\nbackfill_rows = 100", "exchange.backfill_rows = 100"),
+    ("[exchange]\nbackfill_rows = 58", "exchange.backfill_rows = 58 is outside 59 .. 99"),
+    ("[exchange]\nbackfill_rows = 0", "exchange.backfill_rows = 0 is outside 59 .. 99"),
     ("[exchange]\nweight_share = 0", "exchange.weight_share"),
     ("[exchange]\nweight_share = nan", "exchange.weight_share"),
     ("[exchange]\nclock_speed = 0.5", "exchange.clock_speed"),

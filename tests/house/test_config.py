@@ -120,7 +120,7 @@ def test_a_wrong_file_is_refused_with_its_name_and_place(tmp_path: Path, text: s
 @pytest.mark.parametrize("endpoint", ["tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://[::]:5556", "tcp://10.0.0.5:5556"])
 def test_snapshots_for_other_machines_are_refused_unless_they_are_meant(tmp_path: Path, endpoint: str) -> None:
     text = f'[engine]\nsnapshots = "{endpoint}"\n'
-    with pytest.raises(ConfigError, match="engine.snapshots_public = true says that this is meant"):
+    with pytest.raises(ConfigError, match=r"engine\.snapshots_public = true says that this is meant"):
         load_text(tmp_path, text)
     assert load_text(tmp_path, text, KLAGG_ENGINE_SNAPSHOTS_PUBLIC="true").engine.snapshots == endpoint
 
@@ -134,7 +134,7 @@ def test_snapshots_for_this_machine_need_no_word(tmp_path: Path, endpoint: str) 
     "endpoint", ["", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://::1:5556", "udp://127.0.0.1:1", "ipc://"]
 )
 def test_an_endpoint_that_nothing_could_listen_on_is_refused(tmp_path: Path, endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="engine.snapshots"):
+    with pytest.raises(ConfigError, match=r"engine\.snapshots"):
         load_text(tmp_path, f'[engine]\nsnapshots = "{endpoint}"\n')
 
 

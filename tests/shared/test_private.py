@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -153,7 +152,7 @@ class TestCompiled:
     """A checkout that cannot be written, as root's is for everybody else."""
 
     @pytest.fixture(autouse=True)
-    def _checkout(self, tmp_path: Path, shared: Path) -> Iterator[None]:
+    def _checkout(self, tmp_path: Path, shared: Path) -> None:
         self.shared = shared
         self.checkout = tmp_path / "checkout"
         shutil.copytree(ROOT / "shared", self.checkout / "shared", ignore=shutil.ignore_patterns("__pycache__"))
@@ -168,7 +167,6 @@ class TestCompiled:
             "print(numba.config.CACHE_DIR, twice(21))\n",
             encoding="utf-8",
         )
-        yield
 
     def ask(self) -> subprocess.CompletedProcess[str]:
         environ = {"PATH": os.environ["PATH"], "TMPDIR": str(self.shared)}

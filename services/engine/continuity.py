@@ -89,6 +89,17 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def is_behind_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
+    """Say whether an id that was not applied follows on trades from the seam on."""
+    if trade_id > symbol.last_id:
+        return symbol.newest_time >= symbol.seam_time
+    for place in range(symbol.gap_count):
+        if gaps[place].first_id <= trade_id <= gaps[place].last_id:
+            return gaps[place].from_time >= symbol.seam_time
+    return False
+
+
+@compiled
 def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
     """Note the time of an id that was applied; `before`: that of the ids before it."""
     if symbol.seam_time <= time < before:

@@ -278,7 +278,8 @@ class History:
             fetch.first = reached + 1
             page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         if fetch.first == ask.first_id:
-            self._answer(ask.symbol, None, 0, -1)
+            # Nothing from there on, as far as the exchange says; of ids that are known to be, that is an answer.
+            self._answer(ask.symbol, None, fetch.first, ask.last_id)
 
     async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int]:
         """Return (the trades since a time, the id of the last one before it; -1 if there is none).

@@ -124,6 +124,9 @@ class Simulation:
         if not world.faults:
             return
         away = source.choice([100, 3_000, 30_000, 10 * MINUTE, 70 * MINUTE])
+        if self.exchange.falls:
+            # A trade that falls back behind a beginning anew is in neither chain of ids: nothing could tell.
+            away = min(away, 30_000)
         if world.nature.random() < 0.1:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
         match source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything")):

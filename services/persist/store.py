@@ -113,6 +113,14 @@ They end with minutes. So there is something to prove where a mark passes the en
 there, and where the batch itself brought a row that its mark proves: those symbols are named.
 """
 
+_FLAG = """
+UPDATE klines SET unexplained = true, final = false
+FROM json_to_recordset(%s::json) AS ids (symbol text, from_time int8, to_time int8)
+WHERE klines.symbol = ids.symbol AND NOT unexplained
+    AND open_time <= timestamptz 'epoch' + to_time * interval '1 millisecond'
+    AND close_time >= timestamptz 'epoch' + from_time * interval '1 millisecond'
+"""
+"""Klines may leave the engine's memory before it turns out that ids which may belong to them are unexplained."""
 
 _TABLES = "concat_ws(' ', identity, pg_relation_filenode('klines'), pg_relation_filenode('symbols'))"
 """Emptied or restored tables are other files, whoever's identity stands beside them; so are those of a VACUUM FULL,
@@ -190,6 +198,9 @@ def save(connection: Connection, batch: DirtyBatch) -> str:
                     copy.write(block)
             cursor.execute(_UPSERT)
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
+        unexplained = _unexplained(batch.marks)
+        if unexplained:
+            cursor.execute(_FLAG, [msgspec.json.encode(unexplained).decode()])
         cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])
         cursor.execute(_SAVED, [_moment(batch.exchange_time), batch.session, batch.batch])
         return str(cursor.fetchone()[0])  # type: ignore[index]
@@ -256,6 +267,16 @@ def _mark(*row: Any) -> SymbolMark:
         msgspec.convert(audit, AuditMark),
         msgspec.convert(unexplained, list[Unexplained]),
     )
+
+
+def _unexplained(marks: list[SymbolMark]) -> list[dict[str, Any]]:
+    """Return between which times ids of symbols are unexplained, from times on that may be older than memory."""
+    return [
+        {"symbol": mark.symbol, "from_time": ids.from_time, "to_time": ids.to_time}
+        for mark in marks
+        for ids in mark.unexplained
+        if ids.outcome == "open"
+    ]
 
 
 def _names(marks: list[SymbolMark]) -> list[str]:

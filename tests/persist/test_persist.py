@@ -30,6 +30,7 @@ from tests.persist.test_store import NOW, batch, mark, rows
 from tests.support import Room, free_port, wait_for, write_config
 
 SESSION = 5
+NOTHING = StorePoint()
 WANTED = [100] * 15
 
 
@@ -193,5 +194,5 @@ def test_a_second_persist_on_the_same_folder_says_so(tmp_path: Path) -> None:
         assert "another persist" in second.log
 
 
-def _of(session: int, number: int, after: StorePoint = StorePoint(), **fields: Any) -> DirtyBatch:
+def _of(session: int, number: int, after: StorePoint = NOTHING, **fields: Any) -> DirtyBatch:
     return replace(batch(rows(**fields), [mark()], number), session=session, after=after)

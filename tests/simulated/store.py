@@ -12,6 +12,8 @@ from shared.wire import (
     Load,
     Persisted,
     Restored,
+    StorePoint,
+    StoreState,
     SymbolMark,
     placed_rows,
 )
@@ -35,6 +37,37 @@ class Store:
         self.session = 1
         self.life = 0
         self.engine_session = 0
+        self.point = StorePoint()
+        self.refuses = ""
+        """A symbol that the database does not take at present."""
+        self.backup: tuple[object, ...] = ()
+
+    def back_up(self) -> None:
+        self.backup = (
+            dict(self.rows),
+            {n: set(k) for n, k in self.unproven.items()},
+            dict(self.marks),
+            self.time,
+            self.point,
+        )
+
+    def set_back(self) -> None:
+        """Have what was there when it was backed up, as after a restore or a failover that lagged."""
+        rows, unproven, marks, self.time, self.point = self.backup  # type: ignore[assignment]
+        self.rows, self.marks = dict(rows), dict(marks)
+        self.unproven = defaultdict(set, {name: set(keys) for name, keys in unproven.items()})
+
+    def empty(self) -> None:
+        self.rows, self.unproven, self.marks, self.time, self.point = {}, defaultdict(set), {}, 0, StorePoint()
+
+    def state(self) -> StoreState:
+        lacking = [(name, *part) for name, mark in self.marks.items() for part in mark.lacking]
+        open_times: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for keys in self.unproven.values():
+            for name, interval, time in keys:
+                open_times[name, interval].append(time)
+        unproven = [(*key, min(times), max(times)) for key, times in open_times.items()]
+        return StoreState(self.session, self.point, self.time, unproven + lacking)
 
     def load(self, request: Load) -> list[Restored]:
         self.engine_session = request.session
@@ -51,10 +84,10 @@ class Store:
             for place, key in enumerate(keys):
                 rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
                 rows[place]["kline"] = self.rows[key]
-            parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time))
-        return [*parts, Restored(request.session, [], b"", True, self.time)]
+            parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time, self.point))
+        return [*parts, Restored(request.session, [], b"", True, self.time, self.point)]
 
-    def take(self, saved: DirtyBatch, acknowledge: Callable[[Persisted], None]) -> None:
+    def take(self, saved: DirtyBatch, answer: Callable[[Persisted | StoreState], None]) -> None:
         """Save a batch once the database is there, unless this persist dies before."""
         life = self.life
 
@@ -64,8 +97,14 @@ class Store:
             if self.world.now < self.away_until:
                 self.world.after(1_000, commit)
                 return
+            if not self.point.continues(saved.after, saved.session):
+                answer(self.state())
+                return
+            refused = [mark.symbol for mark in saved.marks if mark.symbol == self.refuses]
             for placed in placed_rows(saved.rows):
                 name = saved.marks[placed["symbol"]].symbol
+                if name in refused:
+                    continue
                 kline = placed["kline"].copy()
                 key = name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])
                 self.judge(key, kline)

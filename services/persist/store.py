@@ -44,6 +44,8 @@ from shared.wire import (
 
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
+TIME_MAX = 2**53
+"""Later than any kline: what comes behind one that was still open, the store need not have."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,8 @@ RETURNING {_TABLES.replace("identity", "engine_state.identity")}
 """
 _MS = "(extract(epoch FROM {}(open_time)) * 1000)::int8"
 _UNFINISHED = f"""
-SELECT symbol, interval, {_MS.format("min")}, {_MS.format("max")} FROM klines WHERE NOT final GROUP BY symbol, interval
+SELECT symbol, interval, {_MS.format("min")}, CASE WHEN bool_and(closed) THEN {_MS.format("max")} ELSE {TIME_MAX} END
+FROM klines WHERE NOT final GROUP BY symbol, interval
 UNION ALL
 SELECT symbol, range ->> 0, (range ->> 1)::int8, (range ->> 2)::int8
 FROM symbols, jsonb_array_elements(lacking) AS range

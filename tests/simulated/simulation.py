@@ -152,8 +152,7 @@ class Simulation:
                 feed = self.feed
                 world.after(away, lambda: feed.connect(True))
             case "set back":
-                self.store.back_up()
-                world.after(away, self.store.set_back)
+                world.after(away, self.store.backed_up())
             case "emptied":
                 self.store.empty()
             case "refused":

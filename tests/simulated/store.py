@@ -40,22 +40,19 @@ class Store:
         self.point = StorePoint()
         self.refuses = ""
         """A symbol that the database does not take at present."""
-        self.backup: tuple[object, ...] = ()
 
-    def back_up(self) -> None:
-        self.backup = (
-            dict(self.rows),
-            {n: set(k) for n, k in self.unproven.items()},
-            dict(self.marks),
-            self.time,
-            self.point,
-        )
+    def backed_up(self) -> Callable[[], None]:
+        """Return what sets the store back to what it has, as a restore does, or a failover that lagged."""
+        rows = {key: row.copy() for key, row in self.rows.items()}
+        unproven = {name: set(keys) for name, keys in self.unproven.items()}
+        marks, time, point = dict(self.marks), self.time, self.point
 
-    def set_back(self) -> None:
-        """Have what was there when it was backed up, as after a restore or a failover that lagged."""
-        rows, unproven, marks, self.time, self.point = self.backup  # type: ignore[assignment]
-        self.rows, self.marks = dict(rows), dict(marks)
-        self.unproven = defaultdict(set, {name: set(keys) for name, keys in unproven.items()})
+        def set_back() -> None:
+            if self.world.faults:
+                self.rows, self.unproven = rows, defaultdict(set, unproven)
+                self.marks, self.time, self.point = marks, time, point
+
+        return set_back
 
     def empty(self) -> None:
         self.rows, self.unproven, self.marks, self.time, self.point = {}, defaultdict(set), {}, 0, StorePoint()
@@ -63,9 +60,10 @@ class Store:
     def state(self) -> StoreState:
         lacking = [(name, *part) for name, mark in self.marks.items() for part in mark.lacking]
         open_times: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for keys in self.unproven.values():
-            for name, interval, time in keys:
-                open_times[name, interval].append(time)
+        for (name, interval, time), row in self.rows.items():
+            if not row["flags"] & FINAL:
+                # Behind one that was still open there may be more to come.
+                open_times[name, interval] += [time] if row["flags"] & CLOSED else [time, 2**53]
         unproven = [(*key, min(times), max(times)) for key, times in open_times.items()]
         return StoreState(self.session, self.point, self.time, unproven + lacking)
 
@@ -113,13 +111,15 @@ class Store:
                     self.unproven[name].discard(key)
                 else:
                     self.unproven[name].add(key)
-            self.marks |= {mark.symbol: mark for mark in saved.marks}
-            for mark in saved.marks:
+            taken = [mark for mark in saved.marks if mark.symbol not in refused]
+            self.marks |= {mark.symbol: mark for mark in taken}
+            for mark in taken:
                 self.flag(mark)
                 self.prove(mark)
             self.time = saved.exchange_time
+            self.point = StorePoint(self.point.tables or f"made at {self.world.now}", saved.session, saved.batch)
             if not self.world.fails(0.05):
-                acknowledge(Persisted(saved.session, saved.batch))
+                answer(Persisted(saved.session, saved.batch, self.point.tables, refused))
             else:
                 self.die()
 

@@ -116,7 +116,19 @@ def check(config: Config) -> int:
                 file=sys.stderr,
             )
             code = 3
-    return code
+    return max(code, _check_database(config))
+
+
+def _check_database(config: Config) -> int:
+    """Look at a database of one's own. One that is not there is told of, and no obstacle: persist waits for it."""
+    if not config.database.url:
+        return 0
+    from services.persist.tables import look
+
+    reason, waits = look(config.database.url)
+    if reason:
+        print(f"klagg: database: {reason}{'; persist waits for it' if waits else ''}", file=sys.stderr)
+    return 3 if reason and not waits else 0
 
 
 def _why_not(host: str, port: int) -> str:
@@ -146,8 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(room, help=f"run one process: {what}", description=f"Run one process: {what}.")
     commands.add_parser(
         "check",
-        help="say whether the configuration is right and its ports are free",
-        description="Read the configuration and try its ports. Exit code 2: it is wrong; 3: a port is taken.",
+        help="say whether the configuration is right, its ports are free and its database is fit",
+        description="Read the configuration, try its ports and look at database.url. Exit code 2: it is wrong; 3: a "
+        "port is taken, or the database cannot be used.",
     )
     commands.add_parser(
         "verify",

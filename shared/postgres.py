@@ -84,6 +84,16 @@ def embedded_url(config: Config, database: str) -> str:
     return f"postgresql://{NAME}@/{database}?host={quote(str(socket_folder(config)), safe='')}&port={port(config)}"
 
 
+def tcp_url(config: Config) -> str:
+    """Return the URL by which other programs read the embedded server, without the password."""
+    return f"postgresql://{READER}@127.0.0.1:{port(config)}/{NAME}"
+
+
+def password_file(config: Config) -> Path:
+    """Return where the reader's password is."""
+    return config.data_path / "postgres.password"
+
+
 def port(config: Config) -> int:
     return config.database.port or PORT
 

@@ -7,7 +7,6 @@ klagg opens sets all that its SQL rests on.
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from shared.config import Config
+from shared.private import private_folder
 
 NAME = "klagg"
 """The embedded server's database and its owner, who comes by the socket alone."""
@@ -99,9 +99,12 @@ def port(config: Config) -> int:
 
 
 def socket_folder(config: Config) -> Path:
-    """Return the folder of the embedded server's Unix socket."""
+    """Return the folder of the embedded server's Unix socket. Raises NotPrivate.
+
+    Whoever else has that folder could be the server that we are about to talk to, so clients look as well.
+    """
     folder = config.run_path / "postgres"
     if len(os.fsencode(folder)) > FOLDER_MAX:
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"klagg-{os.getuid()}" / digest
+        return private_folder(digest)
     return folder

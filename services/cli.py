@@ -192,8 +192,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check",
         help="say what will listen where, whether it can, and whether the database is fit",
-        description="Read the configuration, try its addresses and look at database.url. Exit code 2: it is wrong; 3: an "
-        "address cannot be listened on, or the database cannot be used.",
+        description="Read the configuration, try its addresses and look at database.url. Exit code 2: it is wrong; 3: "
+        "an address cannot be listened on, or the database cannot be used.",
     )
     commands.add_parser(
         "verify",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.kline import KLINE, PLACED_KLINE, TRADE
+from shared.point import StorePoint as StorePoint
 
 Rows = NDArray[np.void]
 
@@ -165,27 +166,6 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """Ascending; the newest, if there are too many."""
 
 
-class StorePoint(msgspec.Struct, frozen=True, array_like=True):
-    """What the store has last: told with every answer and held against what the other side knows.
-
-    A store that was emptied, or set back by a backup or a failover that lagged, has another one.
-    """
-
-    tables: str = ""
-    """Which tables: another text means others, or the same emptied; empty: nothing was ever saved."""
-    session: int = 0
-    """The engine that made the last batch, ..."""
-    batch: int = 0
-    """... and the batch's number."""
-
-    def continues(self, known: "StorePoint", session: int) -> bool:
-        """Say whether this is what an engine knows, or has since got batches of it that it was not told of."""
-        if self == known:
-            return True
-        told = known.batch if known.session == session else -1
-        return self.session == session and self.batch >= told and known.tables in ("", self.tables)
-
-
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
     """The store's answer to `Load`, in one or more parts. A part holds all rows of its symbols."""
 
@@ -212,10 +192,9 @@ class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
-    """Persist has come up, or found the store to be another than the batch was for.
+    """Persist has come up, or the store is another than the batch was for: what is not acknowledged is to be sent again.
 
-    What was sent and not acknowledged must be sent again; if the point is not what the engine knows, so must all else.
-    """
+    If the point is not what the engine knows, so is all else."""
 
     session: int
     """Another number means another persist."""
@@ -223,8 +202,7 @@ class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
     exchange_time: int = 0
     """As in `Restored`."""
     unfinished: list[tuple[str, str, int, int]] = []
-    """Klines that the store lacks or whose rows say that they may still change: symbol, interval, and between which
-    open times they lie, inclusive."""
+    """Klines that the store lacks or may have to change: symbol, interval, first and last open time."""
 
 
 class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
@@ -312,8 +290,7 @@ class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; (symbol, interval, open_time) is unique in it."""
     after: StorePoint = StorePoint()
-    """What the store has, as far as the engine knows. It may have a later batch of this session too, of which the
-    engine was not told; if it has anything else, the batch is not saved and answered with `StoreState`."""
+    """What the store has, as far as the engine knows. Is it another, the answer is `StoreState` and nothing is saved."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

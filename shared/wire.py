@@ -186,21 +186,16 @@ class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
     session: int
     batch: int
     tables: str = ""
-    """Those of the store's point, which is this batch from here on."""
     refused: list[str] = []
-    """Symbols of the batch that the database does not take: their rows and marks are not saved."""
+    """Symbols of the batch that the database does not take."""
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
-    """Persist has come up, or the store is another than the batch was for: what is not acknowledged is to be sent again.
-
-    If the point is not what the engine knows, so is all else."""
+    """Persist has come up, or the store is not what a batch was for: what is not acknowledged must be sent again."""
 
     session: int
-    """Another number means another persist."""
     point: StorePoint = StorePoint()
     exchange_time: int = 0
-    """As in `Restored`."""
     unfinished: list[tuple[str, str, int, int]] = []
     """Klines that the store lacks or may have to change: symbol, interval, first and last open time."""
 
@@ -290,7 +285,7 @@ class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; (symbol, interval, open_time) is unique in it."""
     after: StorePoint = StorePoint()
-    """What the store has, as far as the engine knows. Is it another, the answer is `StoreState` and nothing is saved."""
+    """What the store has, as far as the engine knows; else nothing is saved, and the answer is `StoreState`."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

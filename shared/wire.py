@@ -181,13 +181,12 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
 
 
 class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
-    """The batch of this number is committed."""
+    """The batch of this number is committed, in these tables, but for the symbols that the database refuses."""
 
     session: int
     batch: int
     tables: str = ""
     refused: list[str] = []
-    """Symbols of the batch that the database does not take."""
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):

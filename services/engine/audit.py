@@ -5,7 +5,8 @@ aggregates, which carry the time of their first fill: fills of a minute's last a
 the exchange, and ids that were never executed may be inside of one (protocol §0.7, §4.4). Such differences are
 recognised, exactly: what a minute has too much is a part of its last trade at that trade's price, and the next one has
 as much too little. And the exchange cuts what each trade is worth after 8 decimals (spot, where prices and quantities
-have more together): its quote volumes may be less by so much a trade. Everything else is a mismatch. Knows no messages that come in and changes no row.
+have more together): its quote volumes may be less by so much a trade. Everything else is a mismatch. Knows no messages
+that come in and changes no row.
 """
 
 from collections import Counter

@@ -176,7 +176,9 @@ class Simulator:
             self.clock.set(time.time_ns() / 1_000_000, True)
         self.paused = False
         self._weight_base = self.clock.now(), time.monotonic()
-        self.rest = Rest(self.market, Weights(settings.weight_limit))
+        self.rest = Rest(
+            self.market, Weights(settings.weight_limit), lambda ids: self.faults.omits(ids, time.monotonic())
+        )
         self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)

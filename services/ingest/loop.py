@@ -64,6 +64,8 @@ COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
 """Heartbeats."""
 MEET_S = 1.0
 """How long REST may take at start before the websockets go ahead with what the engine knows."""
+CLOCK_LOOK_S = 0.01
+"""How often it is looked at start whether the exchange's time is known."""
 OPEN_WAIT_S = 5.0
 """How long the first word to the engine waits for the connections; they go on trying behind it."""
 
@@ -194,8 +196,6 @@ class Ingest:
         """The session of the engine that spoke last."""
         self._since = 0
         self._all_open = asyncio.Event()
-        self._clocked = asyncio.Event()
-        """The exchange's time is known, by REST or by the ticker."""
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -211,7 +211,10 @@ class Ingest:
                 await asyncio.wait_for(self._all_open.wait(), OPEN_WAIT_S)
             except TimeoutError:
                 log.warning("no connection yet; history goes ahead")
-            await self._clocked.wait()
+            if not self._clock.known:
+                log.warning("no time yet: the exchange's answers, its events and this machine's clock do not agree")
+            while not self._clock.known:
+                await asyncio.sleep(CLOCK_LOOK_S)
             self._since = self._clock.now(time.monotonic_ns())
             self._open_commands()
             try:
@@ -244,7 +247,6 @@ class Ingest:
         ban.remember(self._ban_path, self._venue.rest, time.time_ns() // 1_000_000 + wait_ms)
 
     def _listed(self) -> None:
-        self._clocked.set()
         self._announcer.go(self._tasks)
 
     def _remove(self, symbol: str) -> None:
@@ -262,9 +264,9 @@ class Ingest:
         if read.shutdown:
             connection.renew("the exchange is going to close this one")
         moved = self._time.move_to(read.event_time, time.monotonic_ns())
+        if read.event_time:
+            self._time.hear(read.event_time, time.monotonic_ns(), time.time_ns() // 1_000_000)
         if read.tickers:
-            self._time.hear(read.ticker_time, time.monotonic_ns())
-            self._clocked.set()
             self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
             if self._time.is_off(read.ticker_time, time.monotonic_ns()):
                 self._metadata.measure()
@@ -394,7 +396,7 @@ class Ingest:
 
     def _tell_counters(self) -> None:
         counts = Counter({"trades": self._trades})
-        for part in (self._reader, self._announcer, self._rest, self._outbox, self._complaints):
+        for part in (self._reader, self._announcer, self._rest, self._outbox, self._time, self._complaints):
             counts.update(part.counts)
         for connection in self._connections.values():
             counts.update({f"{connection.route} {name}": count for name, count in connection.counts.items()})

@@ -6,7 +6,6 @@ import urllib.request
 from pathlib import Path
 
 from services.ingest import ban
-from services.ingest.timekeeper import Timekeeper
 from shared.config import load
 from shared.wire import AddSymbol, FeedState, FetchTrades, RemoveSymbol, Subscribe, Trades, instruments_of
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame, playing
@@ -72,21 +71,6 @@ def test_a_limit_that_a_former_ingest_has_used_is_asked_for_first(exchange: Exch
         played.engine.connected()
         played.engine.ask(Subscribe([], complete=True))
         assert played.engine.wait(AddSymbol, timeout=10).symbol == "BTCUSDT"
-
-
-def test_the_ticker_moves_the_clock_until_it_is_measured() -> None:
-    clock = Timekeeper(1.0)
-    clock.hear(START, 0)
-    clock.hear(START + 1_500, 1_000_000_000)
-    assert clock.clock.now(1_000_000_000) == START + 1_500
-    clock.hear(START + 1_900, 2_000_000_000)
-    assert clock.clock.now(2_000_000_000) == START + 2_500
-    clock.hear(START - 60_000, 3_000_000_000)
-    assert clock.clock.now(3_000_000_000) == START - 60_000
-    assert not clock.measured
-    clock.take(START + 5_000, 3_000_000_000, 3_200_000_000)
-    clock.hear(START + 9_000, 3_200_000_000)
-    assert clock.clock.now(3_100_000_000) == START + 5_000
 
 
 def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_path: Path) -> None:

@@ -63,9 +63,11 @@ class Connection:
         steady: bool,
         received: Callable[["Connection", Frames], None],
         changed: Callable[[], None],
+        through: str = "",
     ) -> None:
         """Connect to `url`. `received` gets frames; `changed` is called when `connected` became something else.
 
+        `through`: the URL of a proxy, if there is one.
         `life_ms`: a websocket that is older is replaced. `steady`: the route always has something to say, so that
         silence of its data is death, whatever else works. A route that may be quiet is asked with a ping.
         """
@@ -73,6 +75,7 @@ class Connection:
         self.connected = False
         self.counts: Counter[str] = Counter()
         self._url = url
+        self._through = through
         self._silence_s = silence_ms / 1000
         self._life_s = life_ms / 1000
         self._steady = steady
@@ -181,7 +184,7 @@ class Connection:
 
     async def _open(self) -> Line:
         """Open a websocket, on which everything is asked for. Raises OSError."""
-        websocket = Websocket(self._url, self._steady, lambda frames: self._received(self, frames))
+        websocket = Websocket(self._url, self._steady, lambda frames: self._received(self, frames), self._through)
         try:
             await websocket.open()
         except BaseException:

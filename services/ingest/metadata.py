@@ -156,7 +156,13 @@ class Metadata:
 
     def _take(self, listings: list[Listing]) -> None:
         first = not self._symbols.listed
+        known_unknown = self._symbols.unknown
         changes = self._symbols.refresh(listings)
+        for name, nearest in self._symbols.unknown.items():
+            if name not in known_unknown:
+                log.error(
+                    "exchange.symbols: there is no symbol %r%s", name, f"; the nearest is {nearest}" if nearest else ""
+                )
         if first:
             log.info("%d symbols trade", self._symbols.trading)
         elif changes.listed:

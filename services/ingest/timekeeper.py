@@ -132,7 +132,7 @@ class Timekeeper:
         return sum(abs(event - ahead_ns) <= OFF_MS * 1_000_000 for _, event in self._events) >= EVENTS_MIN
 
     def _is_likely(self, ahead_ns: int, machine_ahead_ns: int) -> bool:
-        """Say whether a first time is what this machine takes for it. Once there is a time, the machine is not asked."""
+        """Say whether a first time is what this machine takes for it, which is not asked once there is a time."""
         return not self.clock.known and abs(ahead_ns - machine_ahead_ns) <= OFF_MS * 1_000_000
 
     def _believe(self, answer: Answer) -> None:

@@ -359,7 +359,10 @@ class Engine:
         self.counts: Counter[str] = Counter()
 
     def ask(self, command: Command) -> None:
-        self._commands.send(encode(command))
+        self.send(encode(command))
+
+    def send(self, message: bytes) -> None:
+        self._commands.send(message)
 
     def try_to_ask(self, command: Command) -> bool:
         """Ask as the engine does, which does not wait: False if nobody is there to hear it."""

@@ -23,7 +23,9 @@ from tests.ingest.played import START, Exchange, Fill, agg_frame
 class Client:
     """A connection and what it brought."""
 
-    def __init__(self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000) -> None:
+    def __init__(
+        self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000, through: str = ""
+    ) -> None:
         self.reads: list[list[bytes]] = []
         self.changes: list[bool] = []
         self.begun: list[str] = []
@@ -36,6 +38,7 @@ class Client:
             steady,
             self._received,
             lambda: self.changes.append(self.connection.connected),
+            through,
         )
 
     def _received(self, connection: Connection, frames: Frames) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.ingest import ban
-from shared.wire import FeedState
+from shared.wire import FeedState, FetchTrades
 from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticker_frame
 from tests.support import wait_for
 
@@ -73,6 +73,29 @@ def test_a_ban_is_obeyed_by_the_next_ingest_too(exchange: Exchange, tmp_path: Pa
         wait_for("its first question", lambda: len(exchange.asked) > asked)
         assert time.monotonic() - banned_at >= 9.5
         played.engine.connected()
+
+
+def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        in_the_way = tmp_path / "data" / "ban.new"
+        in_the_way.mkdir()
+        refusal = {"code": -1003, "msg": "Way too many requests"}
+        exchange.refusals.append(("exchangeInfo", 418, {"Retry-After": "60"}, refusal))
+        exchange.say(ticker_frame("NEWUSDT"))
+        wait_for("its word", lambda: "ban not written: it is kept in memory" in played.room.log)
+        asked = len(exchange.asked)
+        assert not (tmp_path / "data" / "ban").exists()
+        in_the_way.rmdir()
+        rest = f"http://127.0.0.1:{exchange.port}/fapi/v1"
+        until = wait_for("the file", lambda: ban.recall(tmp_path / "data" / "ban", rest), timeout=10)
+        assert abs(until - time.time_ns() // 1_000_000 - 55_000) < 10_000
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 2))
+        seen = len(played.engine.of(FeedState))
+        wait_for("two more heartbeats", lambda: len(played.engine.of(FeedState)) > seen + 1)
+        assert len(exchange.asked) == asked
+        assert played.room.stop() == 0
+        assert "retried" not in played.room.log
 
 
 def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> None:

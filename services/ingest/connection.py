@@ -155,7 +155,7 @@ class Connection:
             began = loop.time()
             why = await self._live()
             lived = loop.time() - began
-            failures = 0 if lived >= STABLE_S else failures + 1
+            failures = failures_after(failures, lived)
             if failures <= 1:
                 log.warning("%s: %s; connecting again", self.route, why)
             self.counts["lost"] += 1
@@ -298,5 +298,14 @@ class Connection:
         line.websocket.send(control_message(method, streams, self._number))
 
 
+def failures_after(failures: int, lived_s: float) -> int:
+    """Return how many connections in a row were of no use, after one more that ended."""
+    return 0 if lived_s >= STABLE_S else failures + 1
+
+
+def backoff_max_s(failures: int) -> float:
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 10))
+
+
 def _backoff_s(failures: int) -> float:
-    return random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 10)))
+    return random.uniform(0, backoff_max_s(failures))

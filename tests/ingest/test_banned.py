@@ -24,7 +24,7 @@ def be_banned(folder: Path, exchange: Exchange, seconds: float) -> None:
 
 def test_what_the_engine_knows_is_live_although_the_address_is_banned(exchange: Exchange, tmp_path: Path) -> None:
     exchange.add("NEWUSDT")
-    be_banned(tmp_path, exchange, BAN_S)
+    be_banned(tmp_path, exchange, 3_600)
     with playing(tmp_path, exchange) as played:
         state = played.engine.connected()
         assert abs(state.exchange_time - exchange.now) < 2_000
@@ -37,6 +37,15 @@ def test_what_the_engine_knows_is_live_although_the_address_is_banned(exchange: 
         assert not exchange.asked
         assert not played.engine.of(RemoveSymbol)
         assert not played.engine.of(AddSymbol)
+        assert exchange.connections == 1
+
+
+def test_what_the_engine_does_not_know_comes_when_the_ban_is_over(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.add("NEWUSDT")
+    be_banned(tmp_path, exchange, BAN_S)
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        played.engine.ask(Subscribe([STREAM, "goneusdt@aggTrade"], complete=True))
         assert played.engine.wait(AddSymbol).symbol == "NEWUSDT"
         assert played.engine.wait(RemoveSymbol).symbol == "GONEUSDT"
         assert [event.symbol for event in played.engine.of(AddSymbol)] == ["NEWUSDT"]

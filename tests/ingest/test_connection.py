@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-
 import pytest
 import uvloop
 
 from services.ingest.binance import STREAMS_MAX
-from services.ingest.connection import Connection
+from services.ingest.connection import Connection, backoff_max_s, failures_after
 from services.ingest.frames import FrameReader
 from services.ingest.framing import Frames
 from services.ingest.symbols import Decimals
+from services.ingest.websocket import Websocket
 from tests.ingest.played import START, Exchange, Fill, agg_frame
 
 
@@ -52,7 +52,7 @@ class Client:
         return [frame for read in self.reads for frame in read]
 
     async def until(self, true: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not true():
             assert time.monotonic() < deadline, "waited in vain"
             await asyncio.sleep(0.01)
@@ -75,7 +75,24 @@ def url(exchange: Exchange, scheme: str = "ws") -> str:
     return f"{scheme}://localhost:{exchange.port}/market/stream"
 
 
-def test_names_go_in_batches_that_are_small_and_apart() -> None:
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, Websocket]]:
+    """Return what will have been done to websockets, and when: the other side sees it later, and closer together."""
+    acts: list[tuple[float, str, Websocket]] = []
+
+    def noted(name: str, act: Callable[..., None]) -> Callable[..., None]:
+        def noted_act(websocket: Websocket, *given: object) -> None:
+            acts.append((time.monotonic(), name, websocket))
+            act(websocket, *given)
+
+        return noted_act
+
+    for name in ("send", "close"):
+        monkeypatch.setattr(Websocket, name, noted(name, getattr(Websocket, name)))
+    return acts
+
+
+def test_names_go_in_batches_that_are_small_and_apart(acts: list[tuple[float, str, Websocket]]) -> None:
     names = [f"s{number}usdt@aggTrade" for number in range(450)]
     with Exchange() as exchange:
         client = Client(url(exchange))
@@ -91,7 +108,9 @@ def test_names_go_in_batches_that_are_small_and_apart() -> None:
         client.play(story)
         assert exchange.names()[:450] == names
         assert [len(sent.names) for sent in exchange.sent] == [200, 200, 50, 3, 1]
-        assert all(later.at - earlier.at > 0.24 for earlier, later in pairwise(exchange.sent))
+        sent = [at for at, name, _ in acts if name == "send"]
+        assert len(sent) == 5
+        assert all(later - earlier > 0.24 for earlier, later in pairwise(sent))
 
 
 def test_a_name_that_was_dropped_before_it_was_sent_is_never_sent() -> None:
@@ -200,6 +219,37 @@ def test_an_old_websocket_goes_when_its_successor_delivers(monkeypatch: pytest.M
         client.play(story)
         assert client.changes == [True, False]
         assert client.connection.counts["lost"] == 0
+
+
+def test_both_are_read_for_two_seconds(acts: list[tuple[float, str, Websocket]]) -> None:
+    with Exchange() as exchange:
+        client = Client(url(exchange))
+        client.connection.subscribe(["a@aggTrade"])
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.connection.delivered == {"a@aggTrade"})
+            client.connection.renew("the test wants it")
+            await client.until(lambda: exchange.open == 2)
+            await client.until(lambda: exchange.open == 1)
+
+        client.play(story)
+    old, new = dict.fromkeys(websocket for _, name, websocket in acts if name == "send")
+    subscribed = next(at for at, name, websocket in acts if name == "send" and websocket is new)
+    closed = next(at for at, name, websocket in acts if name == "close" and websocket is old)
+    assert closed - subscribed > 1.9
+
+
+def test_who_fails_again_and_again_waits_ever_longer_until_one_has_lived_for_ten_seconds() -> None:
+    failures, waits = 0, []
+    for _ in range(12):
+        failures = failures_after(failures, 2.0)
+        waits.append(backoff_max_s(failures))
+    assert waits[:5] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert set(waits[5:]) == {10.0}
+    assert failures_after(failures, 9.9) == failures + 1
+    assert failures_after(failures, 10.1) == 0
+    # The exchange allows 300 connections in five minutes.
+    assert 300 / (sum(waits) / len(waits) / 2) < 100
 
 
 def test_a_websocket_without_a_successor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

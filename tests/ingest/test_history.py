@@ -1,11 +1,23 @@
 """What is asked of history: trades by id or since a time, klines, and what neither costs a request twice."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
+import pytest
+
+from services.ingest.complaints import Complaints
+from services.ingest.governor import Governor
+from services.ingest.history import History
+from services.ingest.recent import Recent
+from services.ingest.rest import Rest
+from services.ingest.symbols import Symbols
+from services.ingest.venue import venue_of
+from shared.config import Config, Simulator
 from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Subscribe, Trades, kline_rows
 from tests.ingest.played import (
     FORMING,
@@ -284,3 +296,35 @@ def test_an_aggregate_is_never_a_void_id(exchange: Exchange, tmp_path: Path) -> 
         played.engine.ask(FetchTrades("BTCUSDT", 7, 7))
         wait_for("its word", lambda: "trades unreachable: BTCUSDT 7 to 7" in played.room.log)
         assert len(played.rows()) == 2
+
+
+@pytest.mark.parametrize(("after_ms", "is_closed"), [(0, False), (2_900, False), (3_100, True)])
+def test_a_kline_that_has_just_ended_is_not_taken_for_closed(
+    exchange: Exchange, after_ms: int, is_closed: bool
+) -> None:
+    exchange.jump(60)
+    venue = venue_of(Config(simulator=Simulator(port=exchange.port)))
+    ended = FORMING + MINUTE
+    expected = ended if is_closed else FORMING
+    sent: list[Klines] = []
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            rest = Rest(session, venue, Governor(2400, 1.0), lambda: START, lambda _: None)
+            history = History(
+                rest,
+                venue,
+                "aggTrade",
+                Symbols([], 10),
+                lambda _: ended + after_ms,
+                Complaints(),
+                Recent(10),
+                lambda _: asyncio.sleep(0),
+                sent.append,  # type: ignore[arg-type]
+            )
+            assert (await history.announcement("BTCUSDT", 5)).klines_until == expected
+            await history.fetch_klines(FetchKlines("BTCUSDT", "1m", FORMING - 3 * MINUTE, ended))
+
+    asyncio.run(run())
+    (page,) = sent
+    assert kline_rows(page.rows)["open_time"].tolist()[-1] == expected - MINUTE

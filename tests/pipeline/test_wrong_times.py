@@ -66,7 +66,7 @@ def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path
     with running("postgres", "persist", "engine", "simulator", config=path) as rooms:
         listener = Listener(config)
         listener.start()
-        wait_for("the exchange", lambda: "listening" in rooms["simulator"].log)
+        wait_for("the exchange", lambda: "listening" in rooms["simulator"].log, 180)
         # The first answer of all is wrong, and so is one while all goes on.
         known = 0
         for wrong in WRONG:

@@ -58,7 +58,7 @@ class Listener(threading.Thread):
                     self.health = message
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path: Path) -> None:
     market = {"symbols": 10, "trades_per_second": 300.0, "history_days": 3, "quirks": False, "weight_limit": 1_000_000}
     path = write_config(tmp_path, simulator=market)
@@ -66,14 +66,14 @@ def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path
     with running("postgres", "persist", "engine", "simulator", config=path) as rooms:
         listener = Listener(config)
         listener.start()
-        wait_for("the exchange", lambda: "listening" in rooms["simulator"].log, 180)
+        wait_for("the exchange", lambda: "listening" in rooms["simulator"].log, 300)
         # The first answer of all is wrong, and so is one while all goes on.
         known = 0
         for wrong in WRONG:
             ask(config, "fault", "POST", kind="time", ms=wrong)
             ingest = Room("ingest", path)
             try:
-                wait_for("all symbols", lambda: listener.health.get("symbols") == 10, 180)
+                wait_for("all symbols", lambda: listener.health.get("symbols") == 10, 400)
                 wait_for("the feed", lambda: listener.health.get("connected"), 60)
                 wait_for("its first questions", lambda: ask(config, "status")["once"] == [])
                 known += 1

@@ -79,18 +79,27 @@ def test_attempts_are_bounded(exchange: Exchange) -> None:
     assert len(exchange.asked) == 2
 
 
-def test_history_is_asked_for_at_a_pace_and_repairs_go_ahead_of_it(exchange: Exchange) -> None:
+def test_history_has_500_turns_a_second(exchange: Exchange) -> None:
+    async def story(rest: Rest, _venue: Venue, _governor: Governor) -> None:
+        began = time.monotonic()
+        for _ in range(100):
+            # Nobody is asked: that would take its time, too.
+            rest._settle(1, await rest._turn(1, Priority.HISTORY), None)
+        # All but the first two, as two may go after a rest.
+        assert time.monotonic() - began > 98 / 500
+
+    play(exchange, story, limit=1_000_000)
+
+
+def test_repairs_go_ahead_of_history(exchange: Exchange) -> None:
     async def story(rest: Rest, venue: Venue, _: Governor) -> None:
         async def ask(interval: str, priority: Priority) -> None:
             await rest.get(venue.klines("BTCUSDT", interval, 5), priority)
 
-        began = time.monotonic()
         tasks = [asyncio.create_task(ask("5m", Priority.HISTORY)) for _ in range(100)]
         await asyncio.sleep(0)
         await ask("1m", Priority.KLINES)
         await asyncio.gather(*tasks)
-        # 500 a second, but for the first two, as two may go after a rest.
-        assert time.monotonic() - began > 98 / 500
 
     play(exchange, story, limit=1_000_000)
     assert len(exchange.asked) == 101

@@ -206,3 +206,29 @@ def test_a_question_that_is_given_up_gives_its_turn_back(exchange: Exchange) -> 
         await rest.get(venue.time(), Priority.METADATA)
 
     play(exchange, story)
+
+
+def test_nobody_is_sent_elsewhere(exchange: Exchange) -> None:
+    elsewhere = f"http://127.0.0.1:{exchange.port}/fapi/v1/klines"
+    exchange.refusals.append(("time", 302, {"Location": elsewhere}, {}))
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        with pytest.raises(RestError) as caught:
+            await rest.get(venue.time(), Priority.METADATA, attempts_max=1)
+        assert caught.value.status == 302
+
+    play(exchange, story)
+    assert [path for path, _ in exchange.asked] == ["time"]
+
+
+def test_an_answer_that_is_too_large_is_abandoned(exchange: Exchange) -> None:
+    exchange.add("LARGEUSDT")
+    exchange.symbols["LARGEUSDT"]["filler"] = "x" * 34_000_000
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        with pytest.raises(RestError, match="more than 33554432 bytes"):
+            await rest.get(venue.exchange_info(), Priority.METADATA, attempts_max=1)
+        exchange.symbols["LARGEUSDT"]["filler"] = "x" * 30_000_000
+        assert len((await rest.get(venue.exchange_info(), Priority.METADATA, attempts_max=1)).body) > 30_000_000
+
+    play(exchange, story)

@@ -83,7 +83,7 @@ def test_a_limit_that_a_former_ingest_has_used_is_asked_for_first(exchange: Exch
 
 
 def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_path: Path) -> None:
-    path = write_config(tmp_path, exchange={"backfill_rows": 5}, simulator={"symbols": 3, "trades_per_second": 200.0})
+    path = write_config(tmp_path, exchange={"backfill_rows": 59}, simulator={"symbols": 3, "trades_per_second": 200.0})
     config = load({"KLAGG_CONFIG": str(path)})
     simulator = f"http://127.0.0.1:{config.simulator.port}/simulator"
     simulated, ingest = Room("simulator", path), Room("ingest", path)

@@ -67,7 +67,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _verify(config: Config) -> int:
     import psycopg
 
-    from services.persist.verify import verify
+    from services.persist.verify import UNKNOWABLE, verify
     from shared.postgres import database_url
 
     told = time.monotonic()
@@ -87,10 +87,13 @@ def _verify(config: Config) -> int:
     for result in results:
         state = f"{result.failures} FAILED" if result.failures else "ok"
         print(f"{result.check.name:26} {state:12} {result.check.says}")
+        for remark in result.remarks:
+            print(f"    {remark}")
         for place in result.places:
             print(f"    {place}")
         if result.failures > len(result.places):
             print(f"    ... and {result.failures - len(result.places)} more")
+    print(UNKNOWABLE)
     return 1 if any(result.failures for result in results) else 0
 
 

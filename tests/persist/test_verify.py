@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.persist import store
-from services.persist.verify import CHECKS, verify
+from services.persist.checks import CHECKS
+from services.persist.verify import verify
 from shared.config import load
 from shared.postgres import database_url
 from tests.database import database

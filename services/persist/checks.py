@@ -1,8 +1,9 @@
 """What must be true of a stored history if every trade was applied exactly once, as SQL.
 
-Decides what is a failure and how it is told. Knows no trade: what cannot be seen in the tables stands in verify.py. Each
-query takes an array of symbols and yields (symbol, interval, open time as text, what is wrong), one row a place; a row
-without a symbol is a remark: (null, what was counted, null, how many).
+Decides what is a failure and how it is told. Knows no trade: what cannot be seen in the tables stands in verify.py.
+
+Each query takes an array of symbols and yields (symbol, interval, open time as text, what is wrong), one row a place; a
+row without a symbol is a remark: (null, what was counted, null, how many).
 
 The rules of ids: a *segment* is the rows of a symbol and interval from one that has figures of the exchange's own,
 which carry no ids, to before the next. Trade times may fall from one id to the next, so that ids of neighbouring rows
@@ -23,7 +24,7 @@ UNEXPLAINED_MAX = 1_000
 """Ranges that a symbol's mark remembers. Where it has so many it may have forgotten older ones, which rows tell of."""
 TRUNCATED = "0.00000001"
 """The exchange's own klines of spot truncate the quote of each trade to so much."""
-OFF_GRID_MONDAY = "1970-01-05 00:00+00"
+MONDAY = "1970-01-05 00:00+00"
 """A midnight, and a Monday: all fixed intervals but 3d are counted from it."""
 
 
@@ -54,6 +55,21 @@ def _broken(rules: dict[str, str]) -> str:
     return f"concat_ws('; ', {', '.join(named)})"
 
 
+def _opens(interval: str, time: str) -> str:
+    """Return SQL for where the kline of an interval opens that a time falls into; `s` is its symbol, `i` a span."""
+    origin = f"CASE {interval} WHEN '3d' THEN grid_3d ELSE '{MONDAY}' END"
+    return f"CASE {interval} WHEN '1M' THEN date_trunc('month', {time}) ELSE date_bin(i.length, {time}, {origin}) END"
+
+
+def _told(row: str) -> str:
+    """Return what tells the figures of a row, inside of a `concat('...')`."""
+    prices = ", ' ', ".join(f"({row}).{name}" for name in ("open", "high", "low", "close"))
+    return (
+        f"prices ', {prices}, ', volume ', ({row}).volume, ' of ', ({row}).trade_count, ' trades, ', ({row}).id_count,"
+        f" ' ids of ', ({row}).first_id, ' to ', ({row}).last_id, '"
+    )
+
+
 _FITS = "scale(trim_scale({})) <= {}"
 _NO_IDS = "id_count = 0 AND first_id = 0 AND last_id = 0 AND open_id = 0 AND close_id = 0"
 _SLACK = f"CASE WHEN source = 'trades' THEN 0 ELSE trade_count * {TRUNCATED} END"
@@ -70,6 +86,8 @@ _ROW_RULES = {
             AND high * (volume - taker_buy_volume) + {_SLACK}""",
     "it has no trades, but a volume or two prices": "trade_count > 0 OR volume = 0 AND quote_volume = 0 AND high = low",
     "it has one trade, but two prices": "trade_count <> 1 OR high = low",
+    "it has two trades, but three prices": """
+        trade_count <> 2 OR high = GREATEST(open, close) AND low = LEAST(open, close)""",
     "there is no such source": "source IN ('trades', 'exchange', 'both')",
     "its ids cannot be": f"""CASE source
         WHEN 'exchange' THEN {_NO_IDS}
@@ -103,7 +121,6 @@ _MARK_RULES = {
         "proven_time <= GREATEST(seam_time, newest_trade + interval '1 minute')",
     "its seam, ', seam_time, ', is no minute, or behind what is proven":
         "seam_time = date_bin('1 minute', seam_time, 'epoch') AND seam_time <= proven_time",
-    "klines behind its seam, ', seam_time, ', hold figures from before one": "newest_both < seam_time OR newest_both IS NULL",
     "the minute before its seam, ', seam_time, ', is made of trades":
         "NOT EXISTS (SELECT FROM klines WHERE symbol = m.symbol AND interval = '1m' AND source = 'trades'"
         " AND open_time = m.seam_time - interval '1 minute')",
@@ -121,7 +138,8 @@ CHECKS = (
         "prices above 0 within low and high, volumes at these prices, ids, decimals and flags that go together",
         f"""
         SELECT symbol, interval, open_time::text, broken || concat(': prices ', open, ' ', high, ' ', low, ' ', close,
-            ', volume ', volume, ', quote ', quote_volume, ', trades ', trade_count, ', ids ', first_id, ' to ', last_id)
+            ', volume ', volume, ', quote ', quote_volume, ', trades ', trade_count,
+            ', ids ', first_id, ' to ', last_id)
         FROM klines LEFT JOIN (SELECT symbol, price_decimals, quantity_decimals FROM symbols) AS s USING (symbol)
         CROSS JOIN LATERAL (SELECT {_broken(_ROW_RULES)} AS broken) AS b
         WHERE symbol = ANY(%(symbols)s) AND broken <> ''
@@ -135,9 +153,7 @@ CHECKS = (
             ELSE concat('ends ', close_time, ', its place is ', opens, ' to before ', ends) END
         FROM klines k LEFT JOIN symbols s USING (symbol)
         LEFT JOIN (VALUES {_SPANS}) AS i (interval, length, child) ON i.interval = k.interval
-        CROSS JOIN LATERAL (SELECT CASE WHEN k.interval = '1M' THEN date_trunc('month', open_time)
-            ELSE date_bin(length, open_time, CASE k.interval WHEN '3d' THEN grid_3d ELSE '{OFF_GRID_MONDAY}' END)
-            END AS opens) AS o
+        CROSS JOIN LATERAL (SELECT {_opens("k.interval", "open_time")} AS opens) AS o
         CROSS JOIN LATERAL (SELECT opens + coalesce(length, interval '1 month') AS ends) AS e
         WHERE symbol = ANY(%(symbols)s)
             AND (i.interval IS NOT NULL AND open_time = opens AND close_time = ends - interval '1 ms') IS NOT TRUE
@@ -177,19 +193,20 @@ CHECKS = (
         "closed",
         "what had ended when its symbol was saved is closed, and nothing else",
         f"""
-        SELECT symbol, interval, open_time::text, concat('ends ', close_time, ', is ', CASE WHEN NOT closed THEN 'not ' END,
-            'closed, and the newest minute is ', minute)
-        FROM klines JOIN ({_NEWEST}) AS newest USING (symbol) LEFT JOIN symbols USING (symbol) LEFT JOIN engine_state ON true
+        SELECT symbol, interval, open_time::text, concat('ends ', close_time, ', is ',
+            CASE WHEN NOT closed THEN 'not ' END, 'closed, and the newest minute is ', minute)
+        FROM klines JOIN ({_NEWEST}) AS newest USING (symbol)
+        LEFT JOIN symbols USING (symbol) LEFT JOIN engine_state ON true
         WHERE symbol = ANY(%(symbols)s) AND (CASE WHEN close_time < minute THEN closed
             ELSE NOT closed OR NOT active AND close_time < exchange_time END) IS NOT TRUE
         """,
     ),
     Check(
         "final",
-        "what ended before its symbol's proven time is final, or unexplained; what ends later is not, but for the exchange's own",
+        "what ended before its symbol's proven time is final or unexplained; later only the exchange's own is",
         f"""
-        SELECT symbol, interval, open_time::text, concat('ends ', close_time, ', is ', CASE WHEN NOT final THEN 'not ' END,
-            'final, and proven is what was before ', proven_time)
+        SELECT symbol, interval, open_time::text, concat('ends ', close_time, ', is ',
+            CASE WHEN NOT final THEN 'not ' END, 'final, and proven is what was before ', proven_time)
         FROM klines JOIN symbols s USING (symbol) CROSS JOIN LATERAL (
             SELECT EXISTS (SELECT FROM klines WHERE symbol = s.symbol AND interval = '1m' AND revision > 0
                 AND open_time > proven_time - interval '{FALL_MAX}') AS corrected
@@ -204,7 +221,8 @@ CHECKS = (
         "flat klines",
         "a kline without trades has the close before it",
         f"""
-        SELECT symbol, interval, open_time::text, concat('is at ', close, ' without a trade, the close before is ', before)
+        SELECT symbol, interval, open_time::text, 
+            concat('is at ', close, ' without a trade, the one before at ', before)
         FROM (
             SELECT symbol, interval, open_time, close, trade_count,
                 lag(close) OVER (PARTITION BY symbol, interval ORDER BY open_time) AS before
@@ -220,7 +238,8 @@ CHECKS = (
             SELECT symbol, u.first_id, u.last_id, timestamptz 'epoch' + from_time * interval '1 ms' AS from_time,
                 timestamptz 'epoch' + GREATEST(from_time, to_time) * interval '1 ms' AS to_time
             FROM symbols CROSS JOIN LATERAL (SELECT (u ->> 0)::int8 AS first_id, (u ->> 1)::int8 AS last_id,
-                (u ->> 2)::int8 AS from_time, (u ->> 3)::int8 AS to_time FROM jsonb_array_elements(unexplained) AS u) AS u
+                (u ->> 2)::int8 AS from_time, (u ->> 3)::int8 AS to_time 
+                FROM jsonb_array_elements(unexplained) AS u) AS u
             WHERE symbol = ANY(%(symbols)s)
             UNION ALL SELECT symbol, lower(gap), upper(gap) - 1, '-infinity', 'infinity'
             FROM symbols CROSS JOIN unnest(gaps) AS gap WHERE symbol = ANY(%(symbols)s)
@@ -238,7 +257,8 @@ CHECKS = (
             FROM behind
         ), parts AS (
             SELECT symbol, interval, min(open_time) AS open_time, max(close_time) AS close_time,
-                min(first_id) AS first_id, max(last_id) AS last_id, sum(id_count) AS ids, min(before) FILTER (WHERE first_id > before) AS before
+                min(first_id) AS first_id, max(last_id) AS last_id, sum(id_count) AS ids,
+                min(before) FILTER (WHERE first_id > before) AS before
             FROM numbered GROUP BY symbol, interval, segment, part
         ), counted AS (
             SELECT *, last_id - first_id + 1 - ids AS inside, first_id - before - 1 AS outside FROM parts
@@ -249,12 +269,14 @@ CHECKS = (
             SELECT coalesce(sum(GREATEST(0, LEAST(n.last_id, c.last_id) - GREATEST(n.first_id, c.first_id) + 1)), 0)
                 AS known_inside,
                 coalesce(sum(GREATEST(0, LEAST(n.last_id, c.first_id - 1) - GREATEST(n.first_id, before + 1) + 1))
-                    FILTER (WHERE before IS NOT NULL), 0) AS known_outside
+                    FILTER (WHERE before IS NOT NULL), 0) AS known_outside,
+                coalesce(bool_or(c.first_id BETWEEN n.first_id AND n.last_id
+                    OR c.last_id BETWEEN n.first_id AND n.last_id), false) AS denied
             FROM named n WHERE n.symbol = c.symbol AND from_time <= close_time + interval '{FALL_MAX}'
                 AND to_time >= open_time
         ) AS k
         WHERE (inside <> 0 OR outside <> 0 OR symbol IN (SELECT symbol FROM named))
-            AND (inside <> known_inside OR outside <> known_outside)
+            AND (inside <> known_inside OR outside <> known_outside OR denied)
         """,
     ),
     Check(
@@ -272,7 +294,7 @@ CHECKS = (
                     FILTER (WHERE source <> 'trades') OVER (PARTITION BY symbol, interval ORDER BY open_time) AS segment
                 FROM {_OWN}
             ) AS segments WHERE id_count > 0
-        ) AS k WHERE behind < last_id AND revision = 0
+        ) AS k WHERE behind < last_id AND revision = 0 OR behind = last_id
         """,
     ),
     Check(
@@ -281,7 +303,8 @@ CHECKS = (
         f"""
         WITH named AS (
             SELECT symbol, timestamptz 'epoch' + (u ->> 2)::int8 * interval '1 ms' AS from_time,
-                timestamptz 'epoch' + GREATEST((u ->> 2)::int8, (u ->> 3)::int8) * interval '1 ms' AS to_time, u ->> 4 AS outcome
+                timestamptz 'epoch' + GREATEST((u ->> 2)::int8, (u ->> 3)::int8) * interval '1 ms' AS to_time,
+                u ->> 4 AS outcome
             FROM symbols CROSS JOIN jsonb_array_elements(unexplained) AS u WHERE symbol = ANY(%(symbols)s)
         )
         SELECT symbol, interval, open_time::text, concat('unexplained ', unexplained, ', audited ', audited,
@@ -293,54 +316,79 @@ CHECKS = (
         ) AS n
         WHERE symbol = ANY(%(symbols)s) AND (symbol IN (SELECT symbol FROM named) OR unexplained OR audited)
             AND NOT (CASE WHEN unexplained THEN open_ones > 0 ELSE open_ones = 0 OR source = 'exchange' END
-                AND CASE WHEN audited THEN audited_ones > 0 ELSE audited_ones = 0 OR unexplained OR source <> 'trades' END)
-            AND (SELECT jsonb_array_length(s.unexplained) FROM symbols s WHERE s.symbol = klines.symbol) < {UNEXPLAINED_MAX}
+                AND CASE WHEN audited THEN audited_ones > 0 
+                    ELSE audited_ones = 0 OR unexplained OR source <> 'trades' END)
+            AND (SELECT jsonb_array_length(s.unexplained) FROM symbols s WHERE s.symbol = klines.symbol)
+                < {UNEXPLAINED_MAX}
         """,
     ),
     Check(
         "longer klines are merged",
         "each longer kline is the merge of the shorter ones in it: prices, sums and ids",
         f"""
-        WITH compared AS MATERIALIZED (
-            SELECT p.symbol, p.interval, p.open_time, concat(child, ' make ', c.trade_count, ' trades, volume ', c.volume,
-                    ', prices ', concat_ws(' ', c.open, c.high, c.low, c.close), ', ', c.id_count, ' ids of ', c.first_id,
-                    ' to ', c.last_id, '; it has ', p.trade_count, ', ', p.volume, ', ',
-                    concat_ws(' ', p.open, p.high, p.low, p.close), ', ', p.id_count, ' ids of ', p.first_id, ' to ', p.last_id) AS what,
-                CASE WHEN p.source = 'trades' AND c.official OR p.source = 'exchange' AND c.id_count > 0 THEN 'of two sources'
-                    WHEN p.source <> 'trades' AND c.begins IS DISTINCT FROM p.open_time THEN 'without all shorter ones'
-                    ELSE 'whole' END AS how,
-                ({" AND ".join(f"p.{name} = c.{name}" for name in SUMS)}
-                    AND (p.trade_count = 0 OR (p.open, p.high, p.low, p.close) = (c.open, c.high, c.low, c.close))) IS TRUE AS same,
+        WITH by_id AS (
+            SELECT p.symbol, p.interval, p.open_time, min(c.open_time) AS begins,
+                bool_or(c.source <> 'trades' AND c.trade_count > 0) AS official,
+                min(c.open) FILTER (WHERE c.trade_count > 0 AND c.open_id = p.open_id) AS open,
+                max(c.high) FILTER (WHERE c.trade_count > 0) AS high,
+                min(c.low) FILTER (WHERE c.trade_count > 0) AS low,
+                min(c.close) FILTER (WHERE c.trade_count > 0 AND c.close_id = p.close_id) AS close,
+                sum(c.id_count) AS id_count, coalesce(min(c.first_id) FILTER (WHERE c.id_count > 0), 0) AS first_id,
+                coalesce(max(c.last_id) FILTER (WHERE c.id_count > 0), 0) AS last_id,
+                coalesce(min(c.open_id) FILTER (WHERE c.trade_count > 0), 0) AS open_id,
+                coalesce(max(c.close_id) FILTER (WHERE c.trade_count > 0), 0) AS close_id,
+                {", ".join(f"sum(c.{name}) AS {name}" for name in SUMS)}
+            FROM klines c JOIN (VALUES {_SPANS}) AS i (interval, length, child) ON i.child = c.interval
+            LEFT JOIN symbols s ON s.symbol = c.symbol
+            JOIN klines p ON p.symbol = c.symbol AND p.interval = i.interval
+                AND p.open_time = {_opens("i.interval", "c.open_time")} AND p.source = 'trades'
+            WHERE c.symbol = ANY(%(symbols)s) AND p.symbol = ANY(%(symbols)s)
+            GROUP BY p.symbol, p.interval, p.open_time
+        ), firsts AS (
+            SELECT symbol, interval AS child, min(open_time) AS first FROM {_OWN} GROUP BY symbol, interval
+        ), by_time AS (
+            SELECT p.symbol, p.interval, p.open_time, c.*
+            FROM (VALUES {_FAMILIES}) AS family (parent, child)
+            JOIN klines p ON p.interval = parent AND p.symbol = ANY(%(symbols)s) AND p.source <> 'trades'
+            JOIN firsts ON firsts.symbol = p.symbol AND firsts.child = family.child
+                AND (p.open_time >= first OR p.source = 'both')
+            CROSS JOIN LATERAL (
+                SELECT max(open_time) AS time FROM klines WHERE symbol = p.symbol AND interval = family.child
+                    AND open_time BETWEEN p.open_time AND p.close_time AND source <> 'trades' AND trade_count > 0
+            ) AS told
+            CROSS JOIN LATERAL (
+                SELECT min(open_time) AS begins, NULL::boolean AS official,
+                    (array_agg(open ORDER BY CASE WHEN time IS NULL THEN open_id END, open_time)
+                        FILTER (WHERE trade_count > 0))[1] AS open,
+                    max(high) FILTER (WHERE trade_count > 0) AS high, min(low) FILTER (WHERE trade_count > 0) AS low,
+                    (array_agg(close ORDER BY close_id DESC, open_time DESC)
+                        FILTER (WHERE trade_count > 0 AND (open_time >= time) IS NOT FALSE))[1] AS close,
+                    coalesce(sum(id_count) FILTER (WHERE (open_time >= time) IS NOT FALSE), 0) AS id_count,
+                    coalesce(min(first_id)
+                        FILTER (WHERE id_count > 0 AND (open_time >= time) IS NOT FALSE), 0) AS first_id,
+                    coalesce(max(last_id)
+                        FILTER (WHERE id_count > 0 AND (open_time >= time) IS NOT FALSE), 0) AS last_id,
+                    0::int8 AS open_id, 0::int8 AS close_id, {", ".join(f"sum({name}) AS {name}" for name in SUMS)}
+                FROM klines WHERE symbol = p.symbol AND interval = family.child
+                    AND open_time BETWEEN p.open_time AND p.close_time
+            ) AS c
+        ), compared AS MATERIALIZED (
+            SELECT p, c, CASE WHEN p.source = 'trades' AND c.official OR p.source = 'exchange' AND c.id_count > 0
+                    THEN 'of two sources'
+                WHEN p.source <> 'trades' AND c.begins IS DISTINCT FROM p.open_time THEN 'without all shorter ones'
+                ELSE 'whole' END AS how,
+                ({" AND ".join(f"p.{name} = c.{name}" for name in SUMS)} AND (p.trade_count = 0
+                    OR (p.open, p.high, p.low, p.close) = (c.open, c.high, c.low, c.close))) IS TRUE AS same,
                 ((p.id_count, p.first_id, p.last_id) = (c.id_count, c.first_id, c.last_id)
                     AND (p.source <> 'trades' OR (p.open_id, p.close_id) = (c.open_id, c.close_id))) IS TRUE AS same_ids
             FROM (VALUES {_FAMILIES}) AS family (parent, child)
             JOIN klines p ON p.interval = parent AND p.symbol = ANY(%(symbols)s)
-            CROSS JOIN LATERAL (
-                SELECT max(open_time) AS time FROM klines WHERE p.source <> 'trades' AND symbol = p.symbol
-                    AND interval = child AND open_time BETWEEN p.open_time AND p.close_time
-                    AND source <> 'trades' AND trade_count > 0
-            ) AS reset
-            CROSS JOIN LATERAL (
-                SELECT min(open_time) AS begins, bool_or(source <> 'trades' AND trade_count > 0) AS official,
-                    max(high) FILTER (WHERE trade_count > 0) AS high, min(low) FILTER (WHERE trade_count > 0) AS low,
-                    (array_agg(open ORDER BY CASE WHEN reset.time IS NULL THEN open_id END, open_time)
-                        FILTER (WHERE trade_count > 0))[1] AS open,
-                    (array_agg(close ORDER BY close_id DESC, open_time DESC) FILTER (
-                        WHERE trade_count > 0 AND (reset.time IS NULL OR open_time >= reset.time)))[1] AS close,
-                    coalesce(sum(id_count) FILTER (WHERE reset.time IS NULL OR open_time >= reset.time), 0) AS id_count,
-                    coalesce(min(first_id) FILTER (
-                        WHERE id_count > 0 AND (reset.time IS NULL OR open_time >= reset.time)), 0) AS first_id,
-                    coalesce(max(last_id) FILTER (
-                        WHERE id_count > 0 AND (reset.time IS NULL OR open_time >= reset.time)), 0) AS last_id,
-                    coalesce(min(open_id) FILTER (WHERE trade_count > 0), 0) AS open_id,
-                    coalesce(max(close_id) FILTER (WHERE trade_count > 0), 0) AS close_id,
-                    {", ".join(f"sum({name}) AS {name}" for name in SUMS)}
-                FROM klines WHERE symbol = p.symbol AND interval = child
-                    AND open_time BETWEEN p.open_time AND p.close_time
-            ) AS c
+            LEFT JOIN (SELECT * FROM by_id UNION ALL SELECT * FROM by_time) AS c USING (symbol, interval, open_time)
         )
-        SELECT symbol, interval, open_time::text, what FROM compared
-        WHERE how = 'whole' AND NOT (same AND same_ids) OR how = 'without all shorter ones' AND NOT same_ids
+        SELECT (p).symbol, (p).interval, (p).open_time::text,
+            concat('the shorter ones make {_told("c")}; it has {_told("p")}')
+        FROM compared
+        WHERE how = 'whole' AND NOT (same AND same_ids) OR how = 'without all shorter ones' AND (p).source = 'both' AND NOT same_ids
         UNION ALL SELECT NULL, CASE how WHEN 'whole' THEN 'longer klines were compared'
             ELSE concat('could not be: ', how) END, NULL, count(*)::text FROM compared GROUP BY how
         """,
@@ -350,10 +398,10 @@ CHECKS = (
         "what is known of a symbol fits its klines: its last id, what is proven, its seam, and that nothing is missing",
         f"""
         SELECT symbol, '', minute::text, broken FROM (
-            SELECT wanted.symbol, s.symbol IS NOT NULL AS known, newest.minute, price_decimals, quantity_decimals, active, grid_3d,
-                seam_time, proven_time, last_id, coalesce(gaps, '{{}}') AS gaps, coalesce(lacking, '[]') AS lacking, ids.*,
-                (SELECT exchange_time FROM engine_state) AS exchange_time,
-                (SELECT max(open_time) FROM klines WHERE symbol = s.symbol AND source = 'both') AS newest_both
+            SELECT wanted.symbol, s.symbol IS NOT NULL AS known, newest.minute, price_decimals, quantity_decimals,
+                active, grid_3d, seam_time, proven_time, last_id, coalesce(gaps, '{{}}') AS gaps,
+                coalesce(lacking, '[]') AS lacking, ids.*,
+                (SELECT exchange_time FROM engine_state) AS exchange_time
             FROM unnest(%(symbols)s::text[]) AS wanted (symbol) LEFT JOIN symbols s USING (symbol)
             LEFT JOIN ({_NEWEST}) AS newest USING (symbol)
             CROSS JOIN LATERAL (
@@ -367,6 +415,11 @@ CHECKS = (
         ) AS m CROSS JOIN LATERAL (SELECT CASE WHEN known THEN {_broken(_MARK_RULES)}
             ELSE 'it is not in the table of symbols' END AS broken) AS b
         WHERE broken <> ''
+        UNION ALL
+        SELECT symbol, interval, open_time::text, concat('opens behind its seam, ', seam_time,
+            ', and holds figures of both sources')
+        FROM klines JOIN symbols USING (symbol)
+        WHERE symbol = ANY(%(symbols)s) AND source = 'both' AND open_time >= seam_time
         """,
     ),
 )  # fmt: skip

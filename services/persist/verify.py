@@ -43,17 +43,18 @@ class Result(NamedTuple):
     """What else is to be known of it: how much was compared, and how much could not be."""
 
 
-def verify(connection: Connection, progress: Progress) -> list[Result]:
-    """Hold the whole history to every check, as one consistent state. Raises psycopg.Error."""
+def verify(connection: Connection, progress: Progress, symbols: list[str] | None = None) -> list[Result]:
+    """Hold the history, or that of some symbols, to every check, as one consistent state. Raises psycopg.Error."""
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return hold(connection, progress)
+        return hold(connection, progress, symbols)
 
 
-def hold(connection: Connection, progress: Progress) -> list[Result]:
+def hold(connection: Connection, progress: Progress, symbols: list[str] | None = None) -> list[Result]:
     """Hold what the connection's transaction sees to every check. Raises psycopg.Error."""
     connection.execute("SET LOCAL timezone = 'UTC'; SET LOCAL jit = off")
-    symbols = [str(row[0]) for row in connection.execute(_SYMBOLS)]
+    if symbols is None:
+        symbols = [str(row[0]) for row in connection.execute(_SYMBOLS)]
     results = []
     for check in CHECKS:
         failures = 0

@@ -94,7 +94,7 @@ class Made:
             store.save(self._connection, self._told(saved))
 
     def _told(self, saved: DirtyBatch) -> DirtyBatch:
-        """Have the ids that were left out told as unexplained, in marks and rows, where the engine takes them for missing."""
+        """Have the ids that were left out told as unexplained, in marks and rows."""
         rows = placed_rows(saved.rows).copy()
         marks = []
         for place, mark in enumerate(saved.marks):
@@ -138,8 +138,10 @@ def make(connection: store.Connection) -> None:
     for symbol, seed in (("BEGUN", 6), ("QUIET", 8)):
         trades = past(seed)
         played.add(symbol, history(trades, SEAM), SEAM)
+        # What the exchange answers to the question for trades from the seam on: all ids up to here are before it.
+        played.engine.book.symbols["last_id"][played.engine.roster.index[symbol]] = trades[-1].id
         if symbol == "BEGUN":
-            made.trade(symbol, dense(seed, begin=SEAM))
+            made.trade(symbol, dense(seed, trades[-1].id + 1, SEAM))
     made.save()
     made.until(REMOVED + 30_000)
     played.apply(RemoveSymbol("REMOVED", played.time))
@@ -150,4 +152,3 @@ def make(connection: store.Connection) -> None:
     made.trade("RELISTED", dense(9, begin=RELISTED))
     made.until(END + 20_000)
     connection.execute("ANALYZE")
-

@@ -1,8 +1,9 @@
 """Changes of a true history: those that make it false, and those that leave it true although they look odd.
 
-Data only. `ROWS` names one kline each: (symbol, interval, which of them), the newest that fits. `{row}` in SQL is that
+Data only, a line a change. `ROWS` names one kline each: (symbol, interval, which of them), the newest that fits. `{row}` in SQL is that
 kline's key as a condition, `{time}` its open time. What a change must be told with is its symbol, and the kline.
 """
+# ruff: noqa: E501
 
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ class Mutation(NamedTuple):
     """Whom it is about, if no single kline."""
 
 
-TRADED = "trade_count > 3 AND id_count > 2 AND closed AND high > low AND taker_buy_volume > 0 AND volume > taker_buy_volume"
+TRADED = (
+    "trade_count > 3 AND id_count > 2 AND closed AND high > low AND taker_buy_volume > 0 AND volume > taker_buy_volume"
+)
 ROWS: dict[str, tuple[str, str, str]] = {
     "a minute": ("PLAIN", "1m", TRADED + " AND close <> open"),
     "a flat minute": ("PLAIN", "1m", "trade_count = 0 AND closed"),
@@ -37,10 +40,10 @@ ROWS: dict[str, tuple[str, str, str]] = {
 }
 
 NUMBERS = {
-    "open": "0.01",
-    "high": "0.01",
-    "low": "-0.01",
-    "close": "-0.01",
+    "open": "high",
+    "high": "high",
+    "low": "-low",
+    "close": "high",
     "volume": "0.001",
     "quote_volume": "0.00001",
     "trade_count": "1",
@@ -48,10 +51,20 @@ NUMBERS = {
     "taker_buy_quote_volume": "0.00001",
 }
 """Columns, and what is added to them."""
+PRICES = {"open": "0.01", "high": "0.01", "low": "-0.01", "close": "-0.01"}
+"""Of a minute within a longer kline's prices nobody else knows, so that these are for longer ones."""
 IDS = ("first_id", "last_id", "id_count", "open_id", "close_id")
 
 _SHIFTED = {"close_time": "close_time + interval '1 ms'", "open_time": "open_time + interval '7 ms'"}
-_MADE_OF_IDS = ("a minute", "an hour", "an open day", "a corrected minute", "an audited minute", "a minute after relisting")
+_MADE_OF_IDS = (
+    "a minute",
+    "an hour",
+    "an open day",
+    "a corrected minute",
+    "an audited minute",
+    "a minute after relisting",
+)
+_LONGER = ("three minutes", "an hour", "an open day", "an hour begun by the exchange", "the exchange's day")
 _EXCHANGES = ("an hour begun by the exchange", "the exchange's minute", "the exchange's day")
 
 
@@ -74,7 +87,9 @@ WHERE symbol = 'PLAIN' AND interval = '1m' AND open_time IN ({times})
 """
 _FIGURES = "open, high, low, close, volume, quote_volume, trade_count, taker_buy_volume, taker_buy_quote_volume"
 _ALL_IDS = ", ".join(IDS)
-_PAIR = "SELECT open_time FROM klines WHERE symbol = 'PLAIN' AND interval = '1m' AND trade_count > 0 AND id_count > 0 AND "
+_PAIR = (
+    "SELECT open_time FROM klines WHERE symbol = 'PLAIN' AND interval = '1m' AND trade_count > 0 AND id_count > 0 AND "
+)
 _NEAR = _PAIR + "open_time IN (timestamptz '2026-03-31 01:00+00', timestamptz '2026-03-31 01:01+00')"
 _FAR = _PAIR + "open_time IN (timestamptz '2026-03-31 01:00+00', timestamptz '2026-03-31 01:07+00')"
 
@@ -91,9 +106,11 @@ def _hole(symbol: str, more: str = "") -> str:
 FALSE: list[Mutation] = [
     # A value of each column.
     *(_set(row, name, f"{name} + {step}") for row in (*_MADE_OF_IDS, *_EXCHANGES) for name, step in NUMBERS.items()),
-    *(_set(row, name, f"{name} - {step}") for row in ("a minute", "three minutes") for name, step in NUMBERS.items()),
-    *(_set(row, name, f"{name} + 1") for row in _MADE_OF_IDS for name in IDS),
-    *(_set(row, name, f"{name} - 1") for row in ("a minute", "three minutes") for name in IDS),
+    *(_set(row, name, f"{name} + {step}") for row in _LONGER for name, step in PRICES.items()),
+    *(_set(row, name, f"{name} - {step}") for row in _LONGER for name, step in list(NUMBERS.items())[4:]),
+    *(_set(row, name, f"{name} + 1") for row in _MADE_OF_IDS if row != "a corrected minute" for name in IDS),
+    *(_set(row, name, f"{name} - 1") for row in ("three minutes", "an hour") for name in IDS),
+    *(_set("a corrected minute", name, f"{name} + 1") for name in ("first_id", "id_count", "open_id")),
     *(_set(row, name, value) for row in ("a minute", "an hour", "the exchange's day") for name, value in _SHIFTED.items()),
     *(_set(row, "closed", "NOT closed") for row in (*_MADE_OF_IDS, "an open month", "the newest minute", "a flat minute")),
     *(_set(row, "final", "NOT final") for row in (*_MADE_OF_IDS, "an unexplained minute", "the newest minute", "a flat minute")),
@@ -137,7 +154,7 @@ FALSE: list[Mutation] = [
     _set("an hour", "(open_time, close_time)", "(SELECT open_time - interval '1 year', close_time - interval '1 year')"),
     _set("a minute", "symbol", "'NEVER'"),
     _set("a minute", "symbol", "'NOBODY'"),
-    _set("an hour", "interval", "'2h'") if False else _set("an hour", "interval", "'60m'"),
+    _set("an hour", "interval", "'60m'"),
     Mutation(
         "a kline of another symbol is copied over one",
         f"UPDATE klines SET ({_FIGURES}, {_ALL_IDS}) = (SELECT {_FIGURES}, {_ALL_IDS} FROM klines AS o"
@@ -201,7 +218,6 @@ FALSE: list[Mutation] = [
     _all("PLAIN", "all is final", "UPDATE klines SET final = closed WHERE symbol = 'PLAIN'"),
     _all("PLAIN", "all is closed", "UPDATE klines SET closed = true WHERE symbol = 'PLAIN'"),
     _all("PLAIN", "the week is closed", "UPDATE klines SET closed = true WHERE symbol = 'PLAIN' AND interval = '1w'"),
-    _all("FALLEN", "it is called another symbol's", "UPDATE klines SET symbol = 'NEVER' WHERE symbol = 'FALLEN'") if False else
     _all("NEVER", "another's klines are its own", "UPDATE klines SET symbol = 'NEVER' WHERE symbol = 'FALLEN'"),
     _all("PLAIN", "hours are the merge of other hours", "UPDATE klines AS k SET volume = o.volume, quote_volume = o.quote_volume FROM klines AS o WHERE o.symbol = k.symbol AND o.interval = k.interval AND o.open_time = k.open_time - interval '1 hour' AND k.symbol = 'PLAIN' AND k.interval = '1h'"),
     _all("PLAIN", "a day lacks an hour", "UPDATE klines AS k SET volume = k.volume - h.volume, trade_count = k.trade_count - h.trade_count FROM klines AS h WHERE h.symbol = 'PLAIN' AND h.interval = '1h' AND h.open_time = '2026-03-31 01:00+00' AND k.symbol = 'PLAIN' AND k.interval = '1d' AND NOT k.closed"),
@@ -236,7 +252,6 @@ FALSE: list[Mutation] = [
     _mark("HOLED", "unexplained", "jsonb_set(unexplained, '{0,1}', to_jsonb((unexplained -> 0 -> 1)::int8 + 1))"),
     _mark("HOLED", "unexplained", "jsonb_set(unexplained, '{0,4}', '\"audited\"')"),
     _mark("HOLED", "unexplained", "jsonb_set(unexplained, '{1,4}', '\"open\"')"),
-    _mark("HOLED", "unexplained", "jsonb_set(unexplained, '{0,3}', '0')") if False else
     _mark("HOLED", "unexplained", "jsonb_set(unexplained, '{0,2}', '0')"),
     _mark("PLAIN", "unexplained", "'[[30, 32, 1774915200000, 1774915260000, \"open\"]]'"),
     _mark("PLAIN", "unexplained", "'[[30, 32, 0, 2000000000000, \"adopted\"]]'"),

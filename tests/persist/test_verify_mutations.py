@@ -1,8 +1,7 @@
-"""`klagg verify`, judged: it sees every change that makes a history false, where it is, and none that leaves it true."""
+"""`klagg verify`, judged: it sees every change that makes a history false and where it is, and no other."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -31,18 +30,23 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Conne
             yield connection
 
 
+OTHERS = ("NEVER", "NOBODY")
+"""Whom a mutation gives what is another's. The rest of the history is looked at where nothing is false."""
+
+
 class Changed(Exception):
     """Takes a change back."""
 
 
 def found(connection: store.Connection, mutation: Mutation) -> tuple[list[Result], int]:
     """Return what verify says of a changed history, and the open time of the kline that the change is about, ms."""
-    sql, time = mutation.sql, 0
+    sql, time, symbol = mutation.sql, 0, mutation.symbol
     if mutation.row:
         symbol, interval, which = ROWS[mutation.row]
         key = f"symbol = '{symbol}' AND interval = '{interval}'"
         row = connection.execute(f"SELECT max(open_time) FROM klines WHERE {key} AND ({which})").fetchone()
-        assert row is not None and row[0] is not None, f"there is no {mutation.row}"
+        assert row is not None
+        assert row[0] is not None, f"there is no {mutation.row}"
         time = int(row[0].timestamp() * 1000)
         sql = sql.replace("{time}", f"timestamptz '{row[0]}'")
         sql = sql.replace("{row}", f"{key} AND open_time = timestamptz '{row[0]}'")
@@ -51,7 +55,7 @@ def found(connection: store.Connection, mutation: Mutation) -> tuple[list[Result
         with connection.transaction():
             if connection.execute(sql).rowcount == 0 and not mutation.symbol == mutation.row == "":
                 raise AssertionError(f"{mutation.name}: nothing was changed")
-            results = hold(connection, lambda *_: None)
+            results = hold(connection, lambda *_: None, sorted({symbol, *OTHERS}) if symbol else None)
             raise Changed
     except Changed:
         return results, time
@@ -63,8 +67,10 @@ def is_named(places: list[str], mutation: Mutation, time: int) -> bool:
         return any(place.startswith((f"{mutation.symbol} ", f"{mutation.symbol}:")) for place in places)
     symbol = ROWS[mutation.row][0]
     for place in places:
-        name, interval, *rest = place.split(": ")[0].split(" ", 2)
-        if name == symbol and interval in INTERVAL_INDEX and rest:
+        name, interval, *rest = [*place.split(": ")[0].split(" ", 2), ""]
+        if name == symbol and interval == ROWS[mutation.row][1] and rest == [""]:
+            return True  # None of them is left.
+        if name == symbol and interval in INTERVAL_INDEX and rest[0]:
             opens = int(datetime.fromisoformat(rest[0]).replace(tzinfo=UTC).timestamp() * 1000)
             own = opens if interval == "3d" else open_time_of(interval, time)
             if own <= opens + 999 and opens <= next_open_time(interval, own):

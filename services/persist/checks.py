@@ -221,7 +221,7 @@ CHECKS = (
         "flat klines",
         "a kline without trades has the close before it",
         f"""
-        SELECT symbol, interval, open_time::text, 
+        SELECT symbol, interval, open_time::text,
             concat('is at ', close, ' without a trade, the one before at ', before)
         FROM (
             SELECT symbol, interval, open_time, close, trade_count,
@@ -238,7 +238,7 @@ CHECKS = (
             SELECT symbol, u.first_id, u.last_id, timestamptz 'epoch' + from_time * interval '1 ms' AS from_time,
                 timestamptz 'epoch' + GREATEST(from_time, to_time) * interval '1 ms' AS to_time
             FROM symbols CROSS JOIN LATERAL (SELECT (u ->> 0)::int8 AS first_id, (u ->> 1)::int8 AS last_id,
-                (u ->> 2)::int8 AS from_time, (u ->> 3)::int8 AS to_time 
+                (u ->> 2)::int8 AS from_time, (u ->> 3)::int8 AS to_time
                 FROM jsonb_array_elements(unexplained) AS u) AS u
             WHERE symbol = ANY(%(symbols)s)
             UNION ALL SELECT symbol, lower(gap), upper(gap) - 1, '-infinity', 'infinity'
@@ -316,7 +316,7 @@ CHECKS = (
         ) AS n
         WHERE symbol = ANY(%(symbols)s) AND (symbol IN (SELECT symbol FROM named) OR unexplained OR audited)
             AND NOT (CASE WHEN unexplained THEN open_ones > 0 ELSE open_ones = 0 OR source = 'exchange' END
-                AND CASE WHEN audited THEN audited_ones > 0 
+                AND CASE WHEN audited THEN audited_ones > 0
                     ELSE audited_ones = 0 OR unexplained OR source <> 'trades' END)
             AND (SELECT jsonb_array_length(s.unexplained) FROM symbols s WHERE s.symbol = klines.symbol)
                 < {UNEXPLAINED_MAX}
@@ -326,7 +326,11 @@ CHECKS = (
         "longer klines are merged",
         "each longer kline is the merge of the shorter ones in it: prices, sums and ids",
         f"""
-        WITH by_id AS (
+        WITH children AS MATERIALIZED (
+            SELECT i.interval AS parent, {_opens("i.interval", "c.open_time")} AS opens, c.*
+            FROM klines c JOIN (VALUES {_SPANS}) AS i (interval, length, child) ON i.child = c.interval
+            LEFT JOIN (SELECT symbol, grid_3d FROM symbols) AS s USING (symbol) WHERE symbol = ANY(%(symbols)s)
+        ), by_id AS (
             SELECT p.symbol, p.interval, p.open_time, min(c.open_time) AS begins,
                 bool_or(c.source <> 'trades' AND c.trade_count > 0) AS official,
                 min(c.open) FILTER (WHERE c.trade_count > 0 AND c.open_id = p.open_id) AS open,
@@ -338,11 +342,8 @@ CHECKS = (
                 coalesce(min(c.open_id) FILTER (WHERE c.trade_count > 0), 0) AS open_id,
                 coalesce(max(c.close_id) FILTER (WHERE c.trade_count > 0), 0) AS close_id,
                 {", ".join(f"sum(c.{name}) AS {name}" for name in SUMS)}
-            FROM klines c JOIN (VALUES {_SPANS}) AS i (interval, length, child) ON i.child = c.interval
-            LEFT JOIN symbols s ON s.symbol = c.symbol
-            JOIN klines p ON p.symbol = c.symbol AND p.interval = i.interval
-                AND p.open_time = {_opens("i.interval", "c.open_time")} AND p.source = 'trades'
-            WHERE c.symbol = ANY(%(symbols)s) AND p.symbol = ANY(%(symbols)s)
+            FROM children c JOIN klines p ON p.symbol = c.symbol AND p.interval = parent AND p.open_time = opens
+            WHERE p.source = 'trades' AND p.symbol = ANY(%(symbols)s)
             GROUP BY p.symbol, p.interval, p.open_time
         ), firsts AS (
             SELECT symbol, interval AS child, min(open_time) AS first FROM {_OWN} GROUP BY symbol, interval
@@ -388,7 +389,8 @@ CHECKS = (
         SELECT (p).symbol, (p).interval, (p).open_time::text,
             concat('the shorter ones make {_told("c")}; it has {_told("p")}')
         FROM compared
-        WHERE how = 'whole' AND NOT (same AND same_ids) OR how = 'without all shorter ones' AND (p).source = 'both' AND NOT same_ids
+        WHERE how = 'whole' AND NOT (same AND same_ids)
+            OR NOT same_ids AND how = 'without all shorter ones' AND (p).source = 'both'
         UNION ALL SELECT NULL, CASE how WHEN 'whole' THEN 'longer klines were compared'
             ELSE concat('could not be: ', how) END, NULL, count(*)::text FROM compared GROUP BY how
         """,

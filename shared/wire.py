@@ -34,13 +34,15 @@ class Instrument(msgspec.Struct, frozen=True, array_like=True):
 class Covered(msgspec.Struct, frozen=True, array_like=True):
     """A range of ids, both ends inclusive, that an answer is about in whole.
 
-    An id of the range that is not among the batch's rows was left out: it lies before the time that was asked for, or
-    nobody has said what it is. Void is only what a row says to be: one with a trade count of 0.
+    An id of the range that is not among the batch's rows was left out, and nobody has said what it is. Void is only
+    what a row says to be: one with a trade count of 0.
     """
 
     instrument: int
     first_id: int
     last_id: int
+    older_to: int = -1
+    """Ids up to this one are older than the time that was asked for: that of a trade which is. -1: none is known."""
 
 
 class Trades(msgspec.Struct, frozen=True, tag="trades"):

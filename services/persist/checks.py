@@ -355,15 +355,16 @@ CHECKS = (
                 AND (p.open_time >= first OR p.source = 'both')
             CROSS JOIN LATERAL (
                 SELECT max(open_time) AS time FROM klines WHERE symbol = p.symbol AND interval = family.child
-                    AND open_time BETWEEN p.open_time AND p.close_time AND source <> 'trades' AND trade_count > 0
+                    AND open_time BETWEEN p.open_time AND p.close_time AND source <> 'trades'
             ) AS told
             CROSS JOIN LATERAL (
                 SELECT min(open_time) AS begins, NULL::boolean AS official,
                     (array_agg(open ORDER BY CASE WHEN time IS NULL THEN open_id END, open_time)
                         FILTER (WHERE trade_count > 0))[1] AS open,
                     max(high) FILTER (WHERE trade_count > 0) AS high, min(low) FILTER (WHERE trade_count > 0) AS low,
-                    (array_agg(close ORDER BY close_id DESC, open_time DESC)
-                        FILTER (WHERE trade_count > 0 AND (open_time >= time) IS NOT FALSE))[1] AS close,
+                    (array_agg(close ORDER BY (open_time >= time) IS NOT FALSE DESC,
+                        CASE WHEN (open_time >= time) IS NOT FALSE THEN close_id END DESC NULLS LAST, open_time DESC)
+                        FILTER (WHERE trade_count > 0))[1] AS close,
                     coalesce(sum(id_count) FILTER (WHERE (open_time >= time) IS NOT FALSE), 0) AS id_count,
                     coalesce(min(first_id)
                         FILTER (WHERE id_count > 0 AND (open_time >= time) IS NOT FALSE), 0) AS first_id,

@@ -116,6 +116,14 @@ They end with minutes. So there is something to prove where a mark passes the en
 there, and where the batch itself brought a row that its mark proves: those symbols are named.
 """
 
+_FLAG = """
+UPDATE klines SET unexplained = true, final = false
+FROM json_to_recordset(%s::json) AS ids (symbol text, from_time int8, to_time int8)
+WHERE klines.symbol = ids.symbol AND NOT unexplained
+    AND open_time <= timestamptz 'epoch' + to_time * interval '1 millisecond'
+    AND close_time >= timestamptz 'epoch' + from_time * interval '1 millisecond'
+"""
+"""Klines may leave the engine's memory before it turns out that ids which may belong to them are unexplained."""
 
 _NEWEST = f"""
     COPY (
@@ -182,6 +190,9 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
                     copy.write(block)
             cursor.execute(_UPSERT)
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
+        unexplained = _unexplained(batch.marks)
+        if unexplained:
+            cursor.execute(_FLAG, [msgspec.json.encode(unexplained).decode()])
         cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])
         cursor.execute(
             "INSERT INTO engine_state (exchange_time) VALUES (%s)"
@@ -239,6 +250,16 @@ def _mark(*row: Any) -> SymbolMark:
         msgspec.convert(audit, AuditMark),
         msgspec.convert(unexplained, list[Unexplained]),
     )
+
+
+def _unexplained(marks: list[SymbolMark]) -> list[dict[str, Any]]:
+    """Return between which times ids of symbols are unexplained, from times on that may be older than memory."""
+    return [
+        {"symbol": mark.symbol, "from_time": ids.from_time, "to_time": ids.to_time}
+        for mark in marks
+        for ids in mark.unexplained
+        if ids.outcome == "open"
+    ]
 
 
 def _names(marks: list[SymbolMark]) -> list[str]:

@@ -120,8 +120,12 @@ def expected(trades: Iterable[Trade], until: int = 0) -> dict[tuple[str, int], d
 
 
 def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
+    """Return a batch; what covers ids from 0 on was asked for by a time: ids before its first trade are older."""
     rows = np.array([(0, *trade) for trade in trades], TRADE)
-    covered = [Covered(0, first, last) for first, last in more.pop("covered", [])]
+    covered = [
+        Covered(0, first, last, -1 if first else int(rows["id"].min(initial=last + 1)) - 1)
+        for first, last in more.pop("covered", [])
+    ]
     return Trades(pack_instruments([Instrument(symbol, *decimals)]), rows.tobytes(), covered=covered, **more)
 
 
@@ -221,11 +225,13 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
     for interval, rows in by_interval.items():
         if not rows:
             continue
-        open_time, close, klines = min(rows), 0, []
-        while True:
-            after = next_open(interval, open_time)
-            if after > until:
-                break
+        first, end, opens = min(rows), opens_at(interval, until), []
+        while end > first and len(opens) < limit:
+            end = opens_at(interval, end - 1)
+            opens.insert(0, end)
+        older = [row["close"] for time, row in sorted(rows.items()) if time < end and row["trade_count"]]
+        close, klines = older[-1] if older else 0, []
+        for open_time in opens:
             kline = np.zeros(1, KLINE)
             kline["open_time"], kline["flags"] = open_time, CLOSED | FINAL | EXCHANGE
             row = rows.get(open_time)
@@ -236,9 +242,8 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
             else:
                 kline["open"] = kline["high"] = kline["low"] = kline["close"] = close
             klines.append(kline)
-            open_time = after
         if klines:
-            answer.append(IntervalKlines(interval, np.concatenate(klines[-limit:]).tobytes()))
+            answer.append(IntervalKlines(interval, np.concatenate(klines).tobytes()))
     return answer
 
 

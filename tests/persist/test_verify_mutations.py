@@ -17,6 +17,9 @@ from tests.persist.histories import make
 from tests.persist.mutations import FALSE, ROWS, TRUE, Mutation
 from tests.support import write_config
 
+pytestmark = pytest.mark.timeout(600)
+"""Some 350 times the whole proof: half a minute on a machine of one's own."""
+
 
 @pytest.fixture(scope="module")
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Connection]:

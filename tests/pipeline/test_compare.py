@@ -61,8 +61,8 @@ def test_a_minute_that_the_exchange_has_otherwise_is_named(tmp_path: Path) -> No
                 " AND trade_count > 0 ORDER BY open_time, symbol LIMIT 1"
             ).fetchall()[0]
             connection.execute(
-                "UPDATE klines SET volume = volume + 1, quote_volume = quote_volume + high, trade_count = trade_count + 1,"
-                " high = high + 1 WHERE symbol = %s AND open_time <= %s AND close_time >= %s",
+                "UPDATE klines SET volume = volume + 1, quote_volume = quote_volume + high, high = high + 1,"
+                " trade_count = trade_count + 1 WHERE symbol = %s AND open_time <= %s AND close_time >= %s",
                 [symbol, moment, moment],
             )
         code, text = compare(path, "--symbols", symbol)

@@ -38,6 +38,7 @@ from services.engine.continuity import missing_ids
 from services.engine.history import put_rows
 from services.engine.kernel import apply_answer, apply_trades
 from services.engine.repair import Repair
+from services.engine.rewriting import Rewriting
 from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
@@ -71,6 +72,8 @@ from shared.wire import (
 
 FUTURE_MAX_MS = 10_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
+NAMED_MAX, NAME_MAX = 20, 64
+"""Symbols that health names, and characters of each: a name that the store refuses may be of any length."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 
@@ -96,6 +99,9 @@ class KlineEngine:
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
+        self._rewriting = Rewriting(self.book, self.unsaved, self.roster, self.repair)
+        self.store_changes = 0
+        """How often the store turned out to be set back, emptied or another, and all was saved again."""
         self.lag_ms = 0
         """How old the feed's newest trades were when they came, by the exchange's clock: the load that is too much."""
         self.started = False
@@ -110,7 +116,6 @@ class KlineEngine:
         self._absent: dict[str, SymbolMark] = {}
         """Symbols that begin anew and what was known of them: from their proven time on, something is lacking."""
         self._introduce_at = 0
-        self._store_session = 0
         self._held: list[Trades] = []
         """Of a replay: trades that would push rows out of memory which are unsaved, or lack what is being asked for."""
 
@@ -136,7 +141,7 @@ class KlineEngine:
             case Persisted():
                 self._persisted(event, now_ns)
             case StoreState():
-                self._store_changed(event.session)
+                self._store_changed(event)
             case _:
                 assert_never(event)
 
@@ -321,6 +326,7 @@ class KlineEngine:
                 begin = end
         if parts[-1].last:
             self.started = True
+            self.saving.point = parts[-1].point
             self.saving.wait(now_ns)
             self._open_minutes(now)
             self._introduce(now_ns)
@@ -454,14 +460,19 @@ class KlineEngine:
         return self._beginnings.marks_of(symbols)
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
-        if not self.saving.acknowledge(event.session, event.batch, now_ns):
+        taken_again = self.saving.acknowledge(event, now_ns)
+        if taken_again is None:
             self._drop("acknowledgements of nothing")
+        for symbol, since in (taken_again or {}).items():
+            self._rewriting.since(symbol, since)
 
-    def _store_changed(self, session: int) -> None:
-        if session != self._store_session:
-            self._store_session = session
-            self.saving.lost(0)
-            self.saving.hurry()
+    def _store_changed(self, state: StoreState) -> None:
+        if self.started and not state.point.continues(self.saving.point, self.session):
+            self.store_changes += 1
+            self._rewriting.all_of(state)
+            self.saving.point = state.point
+        self.saving.lost(0)
+        self.saving.hurry()
 
     # Figures.
 
@@ -494,6 +505,8 @@ class KlineEngine:
             "lag_ms": self.lag_ms,
             "rows_unsaved": len(self.unsaved),
             "saving": self.saving.under_way,
+            "store_changes": self.store_changes,
+            "symbols_not_saved": [self.symbols[symbol][:NAME_MAX] for symbol in self.saving.refused][:NAMED_MAX],
             "batches": self.saving.batch,
             "begun_anew": self.begun_anew,
             "audit": self.audit.totals(),

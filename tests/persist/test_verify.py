@@ -60,7 +60,8 @@ THIRD += "AND interval = '1m' AND trade_count > 1 AND id_count > 1 ORDER BY open
     ("spoil", "checks"),
     [
         (f"UPDATE klines SET low = close + 1 WHERE {THIRD}", {"each kline can be"}),
-        (f"UPDATE klines SET taker_buy_volume = volume + 1 WHERE {THIRD}", {"each kline can be", "longer klines are merged"}),
+        (f"UPDATE klines SET taker_buy_volume = volume + 1 WHERE {THIRD}",
+         {"each kline can be", "longer klines are merged"}),
         (f"UPDATE klines SET volume = volume + 0.001 WHERE {THIRD}", {"longer klines are merged"}),
         (f"DELETE FROM klines WHERE {THIRD}",
          {"no gap in time", "no id is missing or twice", "longer klines are merged"}),

@@ -10,6 +10,7 @@ from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import (
     AddSymbol,
     FeedState,
+    Listed,
     RemoveSymbol,
     Subscribe,
     Trades,
@@ -49,6 +50,7 @@ def test_symbols_are_announced_by_volume_with_every_closed_kline_of_every_interv
         assert abs(state.exchange_time - exchange.now) < 2_000
         assert not played.engine.of(AddSymbol)
         assert exchange.names() == ["!miniTicker@arr"]
+        assert sorted(played.engine.wait(Listed).symbols) == ["BTCUSDT", "ETHUSDT"]
         played.engine.ask(Subscribe([], complete=True))
         bitcoin = played.engine.wait(AddSymbol, lambda event: event.symbol == "BTCUSDT")
         ether = played.engine.wait(AddSymbol, lambda event: event.symbol == "ETHUSDT")

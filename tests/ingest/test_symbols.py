@@ -151,3 +151,17 @@ def test_until_the_exchange_says_what_trades_the_engine_is_believed() -> None:
     assert symbols.refresh(listings("A", "C", "D", "E")).removed == ["A", "B"]
     assert symbols.known == {"C", "D"}
     assert symbols.take() is None
+
+
+def test_who_is_preferred_is_next_and_nobody_is_lost() -> None:
+    symbols = Symbols([], 4)
+    symbols.refresh(listings("A", "B", "C", "D", "E"))
+    symbols.set_volumes({"A": 5.0, "B": 4.0, "C": 3.0, "D": 2.0, "E": 1.0})
+    assert symbols.names == ["A", "B", "C", "D"]
+    symbols.engine_knows(["B"])
+    assert symbols.names == ["A", "B", "C", "D"]
+    symbols.prefer(["D", "E", "NOBODY"])
+    assert symbols.take() == "D"
+    symbols.prefer(["D"])
+    assert announced(symbols) == ["A", "C"]
+    assert symbols.names == ["A", "B", "C", "D"]

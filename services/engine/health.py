@@ -44,7 +44,7 @@ class Pulse:
 
     def traded(self, event_time: int, lag_ms: int, now_ns: int) -> None:
         """The feed has brought trades."""
-        if self._traded_at is None or now_ns - self._traded_at > SILENCE_NS:
+        if self._traded_at is not None and now_ns - self._traded_at > SILENCE_NS:
             self.silences.append((self.trade_time, event_time))
         self._traded_at = now_ns
         self.trade_time = max(self.trade_time, event_time)

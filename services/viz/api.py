@@ -90,7 +90,9 @@ def _whole(name: str, text: str, lowest: int, highest: int) -> int:
 _COLUMNS = {
     "open_time": "(extract(epoch from open_time) * 1000)::bigint",
     "close_time": "(extract(epoch from close_time) * 1000)::bigint",
-    "gap": "false",
+    # Missing ids that lie in a kline, or between it and its neighbours.
+    "gap": "not final and id_count > 0 and exists (select from symbols where symbols.symbol = klines.symbol"
+    " and gaps && int8range(greatest(first_id - 1, 0), last_id + 1, '[]'))",
 }
 _TEXTS = {
     "open",

@@ -360,6 +360,8 @@ def test_it_says_what_is_missing_and_heals(browser: Browser, tmp_path: Path) -> 
         engine.progress = {"missing_ids": 0, "audit": {"mismatched": 1}}
         expect(page.locator("#state-proof")).to_have_attribute("data-state", "bad")
         engine.progress = {"lag_ms": 4_100}
-        expect(page.locator("#state-engine")).to_have_attribute("title", "The engine is 4 s behind the exchange")
+        expect(page.locator("#state-engine")).to_have_attribute(
+            "title", re.compile("^The engine is 4 s behind the exchange")
+        )
         expect(page.locator("#state-engine")).to_have_attribute("data-state", "wait")
         context.close()

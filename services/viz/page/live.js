@@ -41,7 +41,7 @@ export function verdict({ connection, heardAgo, status, statusAgo, empty }) {
   if (status.feed !== "connected") return dead("exchange", silence, "There is no connection to the exchange.");
   if (trades > tradesMax) return dead("exchange", silence, "The connection is there, and nothing comes over it.");
   if (status.lag) {
-    return dead("engine", `${status.lag} s behind the exchange`, "There is more to do than this machine can; nothing is lost.");
+    return dead("engine", `The engine is ${status.lag} s behind the exchange`, "There is more to do than this machine can; nothing is lost.");
   }
   return { live: true, place: "", title: "", more: "" };
 }

@@ -2,6 +2,7 @@
 // from then on this page counts by itself, so that a server which is stopped is noticed as well.
 
 export const HEARD_MAX_MS = 1500; // The server speaks every 500 ms.
+const COUNTED_MAX_MS = 600; // So long, and not longer, this page counts by itself: a late server is late, nobody else.
 
 const seconds = (ms) => `${Math.max(1, Math.round(ms / 1000))} s`;
 const dead = (place, title, more = "") => ({ live: false, place, title, more });
@@ -22,7 +23,7 @@ export function verdict({ connection, heardAgo, status, statusAgo, empty }) {
   }
   if (!status) return dead("page", "");
   const [engineMax, feedMax, tradesMax] = status.limits;
-  const aged = (age) => (age === null ? Infinity : age + statusAgo);
+  const aged = (age) => (age === null ? Infinity : age + Math.min(statusAgo, COUNTED_MAX_MS));
   if (status.engine_age === null) {
     if (!empty) return dead("engine", "History only: the engine is not running");
     const more = status.database ? `There is no history either: ${status.database}` : "Choose a symbol to see its history meanwhile.";

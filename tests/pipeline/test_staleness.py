@@ -192,7 +192,13 @@ def test_the_page_says_within_2_s_that_it_is_not_live_and_not_1_s_longer_than_th
     print(f"{what}: shown after {shown:.2f} s, gone {gone:.2f} s after trades came again")
     assert shown <= SHOWN_MAX_S
     assert gone <= GONE_MAX_S
-    repaired = seconds_until(lambda: house.looks()["drawn"] == 0 and house.is_whole(), 60)
+    try:
+        repaired = seconds_until(lambda: house.looks()["drawn"] == 0 and house.is_whole(), 60)
+    except AssertionError:
+        print(house.looks())
+        print(house.page.evaluate("klagg.chart.rows.filter((row) => klagg.chart.isUnsure(row))"))
+        print(house.page.evaluate("klagg.state.status"))
+        raise
     print(f"{what}: all klines as usual {repaired:.2f} s later")
 
 
@@ -220,7 +226,8 @@ def test_the_price_line_is_the_markets_last_wherever_the_chart_is_scrolled_to(ho
         shown = wait_for("the line", lambda: house.page.evaluate(same), 5, every=POLL_S)
         assert shown["left"].startswith("00:")
         last = shown["text"]
-        wait_for("the next price", lambda: house.page.evaluate(same)["text"] != last, 20, every=POLL_S)  # noqa: B023
+        another = f"() => klagg.chart.line.shown.text !== '{last}'"
+        wait_for("the next price", lambda: house.page.evaluate(another), 20, every=POLL_S)  # noqa: B023
     assert house.page.evaluate("klagg.chart.prices.options().lastValueVisible") is False
     height = house.page.evaluate("klagg.chart.prices.getPane().getHeight()")
     for label in house.page.evaluate("klagg.chart.line.views.map((view) => view.coordinate())"):

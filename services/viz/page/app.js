@@ -201,6 +201,7 @@ function showTicker() {
   write("low", ticker?.low ? grouped(ticker.low) : "—");
   write("volume", compact(ticker?.volume ?? ""));
   write("turnover", compact(ticker?.quoteVolume ?? ""));
+  showPrice();
   document.title = state.symbol ? `${last && `${grouped(last)} · `}${state.symbol} · klagg` : "klagg";
 }
 

@@ -347,10 +347,11 @@ def test_a_flat_kline_of_a_silent_time_is_doubtful_until_it_has_ids_or_is_final(
                 isUnsure(flat, null, [[10, 60]]), isUnsure({ ...flat, id_count: 1 }, null, [[100, 200]]),
                 isUnsure({ ...flat, final: true }, null, [[100, 200]]), isUnsure({ ...flat, final: true }, 100, []),
                 isUnsure({ ...flat, id_count: 1 }, 100, []), isUnsure({ ...flat, id_count: 1 }, 120, []),
+                isUnsure({ ...flat, gap: true }, null, []), isUnsure({ ...flat, gap: true, final: true }, null, []),
             ];
         })"""
     )
-    assert told == [False, True, False, False, False, False, False, True, False]
+    assert told == [False, True, False, False, False, False, False, True, False, True, False]
 
 
 def test_on_a_phone_the_list_is_behind_a_button(browser: Browser, market: Market) -> None:

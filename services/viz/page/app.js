@@ -266,7 +266,7 @@ function showMarks(row) {
   mark("mark-source", word, row.source, meaning);
   const range = row.last_id - row.first_id + 1;
   const lacking = range - row.id_count;
-  if (row.gap) mark("mark-proof", "trades missing", "broken", "They are being fetched");
+  if (row.gap && !row.final) mark("mark-proof", "trades missing", "broken", "They are being fetched");
   else if (row.unexplained) {
     mark("mark-proof", `${lacking > 0 ? `${count(lacking)} ` : ""}trades unexplained: not final`, "broken",
       "Ids were left out by whoever was asked for them; the exchange's own kline will show whether they carry trades");

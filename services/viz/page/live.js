@@ -55,8 +55,8 @@ export function verdict({ connection, heardAgo, status, statusAgo, empty }) {
  * none, in that its klines have ids or are final.
  */
 export function isUnsure(row, silentSince, silences) {
-  if (row.gap || row.unexplained) return true;
   if (row.final) return false;
+  if (row.gap || row.unexplained) return true;
   if (silentSince !== null && row.close_time >= silentSince) return true;
   return !row.id_count && silences.some(([from, until]) => row.open_time < until && row.close_time >= from);
 }

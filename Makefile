@@ -22,14 +22,15 @@ help:
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
 
 # supervisord opens the terminal anew for each log, which fails where that is a socket or belongs to another user (su):
-# there, all of them get a pipe. Root is named because supervisord scolds a root who is not.
+# there, all of them get a pipe. Root is named because supervisord scolds a root who is not. TZ is for the times of its own
+# lines; the rooms' are in UTC anyway.
 run: .venv/installed
 	@$(BIN)/klagg check
 	@if ! (: >>/dev/stdout) 2>/dev/null; then \
 		rm -f .venv/log; mkfifo .venv/log; cat <.venv/log & exec >.venv/log 2>&1; rm -f .venv/log; \
 	fi; \
 	if [ "$$(id -u)" = 0 ]; then set -- --user=root; fi; \
-	exec $(BIN)/supervisord -c supervisord.conf "$$@"
+	TZ=UTC exec $(BIN)/supervisord -c supervisord.conf "$$@"
 
 # The tests of the whole system keep every core busy by themselves, and promise seconds: one after the other.
 test: lint
@@ -76,8 +77,18 @@ clean:
 	rm -rf .venv .venv-peers build .compiled *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installed anew only when pyproject.toml has changed since.
-.venv/installed: pyproject.toml
+# What pip installed names the folder in which it did so. In another one, all of it would run what lies in the old place.
+ifneq ($(wildcard $(BIN)/klagg),)
+MOVED := $(shell venv="$$(pwd -P)/.venv/bin/python"; \
+	grep -qF -e "!$$venv" -e "exec' $$venv" -e "exec' \"$$venv\"" $(BIN)/klagg || echo moved)
+endif
+.PHONY: moved
+moved:
+	@echo 'The checkout was moved: .venv is made anew.'
+	@rm -rf .venv
+
+# Installed anew only when pyproject.toml has changed since, or the checkout was moved.
+.venv/installed: pyproject.toml $(MOVED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "klagg needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)."; \
 		echo 'Name another one: make run PYTHON=python3.12'; exit 1; }

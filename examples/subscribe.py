@@ -21,6 +21,7 @@ def main(endpoint: str, symbol: str, interval: str) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 10_000)  # whoever reads slower than this loses messages, and sees it below
+    socket.setsockopt(zmq.IPV6, "[" in endpoint)  # tcp://[::1]:5556
     socket.connect(endpoint)
     socket.subscribe(topic)
     print(f"{endpoint} {topic}: waiting for the first kline; Ctrl-C ends", flush=True)

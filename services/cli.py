@@ -5,16 +5,19 @@ would.
 """
 
 import argparse
-import errno
+import fcntl
 import logging
-import os
 import runpy
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from shared.addresses import at, is_loopback, listener
 from shared.config import Config, ConfigError, load
+from shared.private import NotPrivate
+from shared.sockets import ipc
 
 ROOMS = {
     "ingest": "the exchange's trades, as events for the engine",
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"klagg: configuration: {error}", file=sys.stderr)
         return 2
+    except NotPrivate as error:
+        print(f"klagg: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("klagg: interrupted", file=sys.stderr)
         return 130
@@ -95,43 +101,69 @@ def _verify(config: Config) -> int:
 
 
 def check(config: Config) -> int:
-    """Say what would keep klagg from running, before anything is started. Return the exit code."""
-    listeners = [("viz", config.viz.host, config.viz.port)]
+    """Say what will listen where, and what would keep klagg from running. Return the exit code. Raises NotPrivate."""
+    ipc(config.run_path, "events")  # Of a long data_dir, the sockets' folder must be ours.
+    places = [("viz", "http://", config.viz.host, config.viz.port)]
     if config.exchange.name == "simulator":
-        listeners.append(("simulator", config.simulator.host, config.simulator.port))
+        places.append(("simulator", "http://", config.simulator.host, config.simulator.port))
     if not config.database.url and config.database.port:
-        listeners.append(("database", "127.0.0.1", config.database.port))
-    protocol, _, address = config.engine.snapshots.partition("://")
-    interface, _, digits = address.rpartition(":")
-    if protocol == "tcp" and digits.isdigit():
-        listeners.append(("engine", interface.replace("*", "0.0.0.0").strip("[]"), int(digits)))
+        places.append(("database", "", "127.0.0.1", config.database.port))
+    host, port = listener(config.engine.snapshots)
+    if host:
+        places.append(("engine", "tcp://", host, port))
+    running = _running(config)
     code = 0
-    for section, host, port in listeners:
-        reason = _why_not(host, port)
-        if reason:
-            another = f"PORT={port + 1}" if section != "engine" else f"SNAPSHOTS=tcp://127.0.0.1:{port + 1}"
-            print(
-                f"klagg: {section} cannot listen on {host}:{port}: {reason}. "
-                f"To use another address: KLAGG_{section.upper()}_{another}",
-                file=sys.stderr,
-            )
-            code = 3
+    with ExitStack() as probes:
+        # The probes stay until the end: two settings may name the same address.
+        for section, protocol, host, port in places:
+            reason = _why_not(host, port, probes)
+            place = at(host, port)
+            if reason and not running:
+                another = f"PORT={port + 1}" if section != "engine" else f"SNAPSHOTS=tcp://127.0.0.1:{port + 1}"
+                print(
+                    f"klagg: {section} cannot listen on {place}: {reason}. "
+                    f"To use another address: KLAGG_{section.upper()}_{another}",
+                    file=sys.stderr,
+                )
+                code = 3
+            else:
+                public = "" if is_loopback(host) else "  (other machines can reach it)"
+                taken = f"  ({reason}: klagg runs on this folder, process {running})" if reason else ""
+                print(f"{section:10} {protocol}{place}{public}{taken}")
+    if not listener(config.engine.snapshots)[0]:
+        print(f"{'engine':10} {config.engine.snapshots}")
     return code
 
 
-def _why_not(host: str, port: int) -> str:
-    """Return why nobody could listen there; empty if one can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+def _running(config: Config) -> str:
+    """Return the process of a room that runs on this data_dir, by the lock that it holds; empty if there is none."""
+    for path in config.run_path.glob("*.lock"):
+        try:
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read() or "?"
+        except OSError:
+            continue
+    return ""
+
+
+def _why_not(host: str, port: int, probes: ExitStack) -> str:
+    """Return why nobody could listen there; empty if one can, and then the probe does until `probes` end."""
+    if host in dict(socket.if_nameindex()).values():
+        return ""  # ZeroMQ takes the name of an interface as well.
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            "0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        probe = probes.enter_context(socket.socket(family))
         # As servers do it: the last connections of a server that has just ended do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()
-        except OSError as error:
-            # What else may be wrong with an address, the room itself says best.
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return os.strerror(error.errno)
+        probe.bind(address)
+        probe.listen()
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 
@@ -146,8 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(room, help=f"run one process: {what}", description=f"Run one process: {what}.")
     commands.add_parser(
         "check",
-        help="say whether the configuration is right and its ports are free",
-        description="Read the configuration and try its ports. Exit code 2: it is wrong; 3: a port is taken.",
+        help="say what will listen where, and whether it can",
+        description="Read the configuration and try its addresses. Exit code 2: it is wrong; 3: an address cannot be "
+        "listened on.",
     )
     commands.add_parser(
         "verify",

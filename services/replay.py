@@ -27,6 +27,7 @@ from typing import Any
 import psycopg
 
 from services.persist.export import export_csv
+from shared.addresses import at
 from shared.config import Config, load
 from shared.interval import utc
 from shared.postgres import database_url
@@ -190,7 +191,7 @@ def _progress(status: dict[str, Any], done: int, symbols: int) -> str:
 
 def _status(config: Config) -> dict[str, Any]:
     """Ask the simulator how far it is; empty while it does not answer."""
-    url = f"http://{config.simulator.host}:{config.simulator.port}/simulator/status"
+    url = f"http://{at(config.simulator.host, config.simulator.port)}/simulator/status"
     # No proxy of the environment stands between two processes of one machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -24,7 +24,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from shared.sockets import QUEUE_MAX
+from shared.sockets import QUEUE_MAX, take_address
 from shared.wire import (
     HEALTH_TOPIC,
     NOT_DECODED,
@@ -231,7 +231,9 @@ def decode(topic: str, body: bytes) -> Snapshot | Tickers | Health:
 
 def connectable(endpoint: str) -> str:
     """Return where to connect to what listens on `endpoint`: "any address" is no address to go to."""
-    return endpoint.replace("//*:", "//127.0.0.1:").replace("//0.0.0.0:", "//127.0.0.1:")
+    for anywhere, here in (("//*:", "//127.0.0.1:"), ("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
+        endpoint = endpoint.replace(anywhere, here)
+    return endpoint
 
 
 def attach(context: Any, endpoint: str) -> Any:
@@ -244,5 +246,6 @@ def attach(context: Any, endpoint: str) -> Any:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    take_address(socket, endpoint)
     socket.connect(connectable(endpoint))
     return socket

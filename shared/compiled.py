@@ -9,13 +9,14 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+
+from shared.private import NotPrivate, closed_folder, private_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("engine", "ingest", "persist", "simulator")
@@ -70,19 +71,21 @@ def _folder() -> Path:
     for source in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     name = digest.hexdigest()[:16]
-    for parent in (ROOT / ".compiled", Path(tempfile.gettempdir()) / f"klagg-{os.getuid()}" / "compiled"):
-        folder = parent / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            os.utime(folder)
-        except OSError:
-            continue
-        for other in parent.iterdir():
-            if other.stat().st_mtime < time.time() - KEPT_S:
-                shutil.rmtree(other, ignore_errors=True)
-        return folder
-    raise OSError("there is no folder to keep compiled functions in")
+    # What numba loads is a pickle, so whoever writes it runs code as us: a folder that is not surely ours is none.
+    try:
+        folder = closed_folder(ROOT, ".compiled", name)
+    except (NotPrivate, OSError):
+        folder = private_folder("compiled", name)
+    os.utime(folder)
+    for other in folder.parent.iterdir():
+        if other.stat().st_mtime < time.time() - KEPT_S:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
-    numba.config.CACHE_DIR = str(_folder())  # type: ignore[attr-defined]
+    try:
+        numba.config.CACHE_DIR = str(_folder())  # type: ignore[attr-defined]
+    except (NotPrivate, OSError) as error:
+        # Whoever imports this has nothing yet that could say it.
+        sys.exit(f"klagg: there is no folder to keep compiled functions in: {error}")

@@ -9,9 +9,11 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
+
+from shared.addresses import is_loopback, listener
 
 EXCHANGES = ("simulator", "binance-usdm", "binance-spot")
 
@@ -34,7 +36,8 @@ class Exchange(_Section, frozen=True, kw_only=True):
     api_key: str = ""
     """Only for history of the `trade` stream (historicalTrades)."""
     backfill_rows: int = 99
-    """Closed klines an interval to begin with; up to 99 cost weight 1 a request."""
+    """Closed klines an interval to begin with; up to 99 cost weight 1 a request. An hour that is open at a start is
+    merged of its minutes, so that fewer than 59 would make it, and every longer kline, wrong."""
     weight_share: float = 0.9
     """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
     clock_speed: float = 1.0
@@ -62,6 +65,8 @@ class Engine(_Section, frozen=True, kw_only=True):
     """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
     snapshots: str = "tcp://127.0.0.1:5556"
     """Where the XPUB socket of the klines listens."""
+    snapshots_public: bool = False
+    """Other machines may reach it: it asks nobody for a password, and whoever reaches it reads all there is."""
 
 
 class Audit(_Section, frozen=True, kw_only=True):
@@ -108,6 +113,7 @@ class Simulator(_Section, frozen=True, kw_only=True):
 
 class Config(_Section, frozen=True, kw_only=True):
     data_dir: str = "data"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     exchange: Exchange = Exchange()
     engine: Engine = Engine()
     audit: Audit = Audit()
@@ -143,7 +149,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {_explained(error, Config)}") from error
     _check(path, config)
     return config
 
@@ -162,8 +168,8 @@ def _read(path: Path, required: bool) -> dict[str, Any]:
 _BY_HAND = {
     "KLAGG_EXCHANGE": ("exchange", "name"),
     "KLAGG_STREAM": ("exchange", "stream"),
-    "KLAGG_DATA_DIR": ("data_dir", ""),
 }
+_ABOVE_SECTIONS = ("data_dir", "log_level")
 
 
 def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -171,10 +177,11 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, text in environ.items():
         if not name.startswith("KLAGG_") or name == "KLAGG_CONFIG":
             continue
-        section, key = _BY_HAND.get(name) or ([*name.removeprefix("KLAGG_").lower().split("_", 1), ""])[:2]
-        if section == "data_dir":
-            values["data_dir"] = text
+        above = name.removeprefix("KLAGG_").lower()
+        if above in _ABOVE_SECTIONS:
+            values[above] = _parse(name, text, get_type_hints(Config)[above])
             continue
+        section, key = _BY_HAND.get(name) or ([*above.split("_", 1), ""])[:2]
         fields = (
             {field.name: field.type for field in msgspec.structs.fields(sections[section])}
             if section in sections
@@ -198,13 +205,24 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}={text!r}: {error}") from error
+        raise ConfigError(f"{name}={text!r}: {_explained(error, kind)}") from error
+
+
+def _explained(error: msgspec.ValidationError, kind: Any) -> str:
+    """Return what was wrong with a value of this kind. Where it is none of a few, msgspec does not say of which."""
+    text = str(error)
+    if not text.startswith("Invalid enum value"):
+        return text
+    _, _, place = text.partition(" - at `$.")
+    for key in place.rstrip("`").split(".") if place else ():
+        kind = get_type_hints(kind)[key]
+    return f"{text}: it is one of {', '.join(get_args(kind))}"
 
 
 def _check(path: Path, config: Config) -> None:
     bounds = [
         ("exchange.symbols_max", config.exchange.symbols_max, 1, 1020),
-        ("exchange.backfill_rows", config.exchange.backfill_rows, 0, 99),
+        ("exchange.backfill_rows", config.exchange.backfill_rows, 59, 99),
         ("exchange.weight_share", config.exchange.weight_share, 0.05, 1.0),
         ("exchange.silence_ms", config.exchange.silence_ms, 500, 600_000),
         ("exchange.symbols_refresh_ms", config.exchange.symbols_refresh_ms, 1_000, 86_400_000),
@@ -234,3 +252,12 @@ def _check(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: {name} = {value} is outside {lowest} .. {highest}")
     if config.exchange.clock_speed not in (0.0, 1.0):
         raise ConfigError(f"{path}: exchange.clock_speed = {config.exchange.clock_speed} is neither 0 nor 1")
+    try:
+        host, _ = listener(config.engine.snapshots)
+    except ValueError as error:
+        raise ConfigError(f"{path}: engine.snapshots = {config.engine.snapshots!r}: {error}") from error
+    if host and not is_loopback(host) and not config.engine.snapshots_public:
+        raise ConfigError(
+            f"{path}: engine.snapshots = {config.engine.snapshots!r} can be reached from other machines, and whoever"
+            " reaches it reads everything without a password: engine.snapshots_public = true says that this is meant"
+        )

@@ -5,11 +5,11 @@ Decides names and places only; who starts the server and who makes the tables is
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
 from shared.config import Config
+from shared.private import private_folder
 
 NAME = "klagg"
 """The embedded server's database and its user."""
@@ -36,9 +36,12 @@ def port(config: Config) -> int:
 
 
 def socket_folder(config: Config) -> Path:
-    """Return the folder of the embedded server's Unix socket."""
+    """Return the folder of the embedded server's Unix socket. Raises NotPrivate.
+
+    Whoever else has that folder could be the server that we are about to talk to, so clients look as well.
+    """
     folder = config.run_path / "postgres"
     if len(os.fsencode(folder)) > FOLDER_MAX:
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"klagg-{os.getuid()}" / digest
+        return private_folder(digest)
     return folder

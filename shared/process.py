@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shared.config import Config, ConfigError, load
+from shared.private import NotPrivate
 from shared.sockets import PortTaken
 
 PR_SET_PDEATHSIG, PR_SET_THP_DISABLE = 1, 41
@@ -36,25 +37,33 @@ class Unavailable(RuntimeError):
     """Something that the process needs is not there, in words for the person who runs it."""
 
 
+class Formatter(logging.Formatter):
+    """Lines that begin as `2026-11-23T12:34:56.789Z`: one clock for all rooms, wherever the machine stands."""
+
+    converter = time.gmtime  # type: ignore[assignment]  # typeshed has it without its argument
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+
 def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
     """Run a room's loop as this process: configuration, logging, and clear last words instead of a traceback.
 
     Exit codes: what `body` returns or 0; 2 for a wrong configuration; 3 for something that is not there or taken.
     supervisord (which sets SUPERVISOR_ENABLED) gets 2 and 3 after `RETRY_S`, so that the message does not rush by.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format=f"%(asctime)s {room:9} %(levelname)-7s %(message)s",
-    )
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(Formatter(f"%(asctime)s {room:9} %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     die_with_parent()
     take_descriptors()
     try:
-        code = body(load()) or 0
+        config = load()
+        logging.getLogger().setLevel(config.log_level.upper())
+        code = body(config) or 0
     except ConfigError as error:
         log.error("configuration: %s", error)
         code = 2
-    except (PortTaken, Unavailable) as error:
+    except (PortTaken, Unavailable, NotPrivate) as error:
         log.error("%s", error)
         code = 3
     except KeyboardInterrupt:

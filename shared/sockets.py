@@ -9,11 +9,12 @@ An ipc path can be stolen silently by a second bind, so a process that binds one
 import fcntl
 import hashlib
 import os
-import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zmq
+
+from shared.private import private_folder
 
 QUEUE_MAX = 100_000
 """Messages a queue holds at most; at a batch a message this is minutes of the busiest market."""
@@ -26,13 +27,11 @@ class PortTaken(RuntimeError):
 
 
 def ipc(run_dir: Path, name: str) -> str:
-    """Return the endpoint of an internal socket: `events`, `commands` or `store`."""
+    """Return the endpoint of an internal socket: `events`, `commands` or `store`. Raises NotPrivate."""
     path = run_dir.resolve() / f"{name}.ipc"
     if len(os.fsencode(path)) > IPC_PATH_MAX:
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"klagg-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / f"{digest}.ipc"
+        path = private_folder() / f"{digest}.ipc"
     return f"ipc://{path}"
 
 
@@ -54,6 +53,7 @@ def lock_room(run_dir: Path, room: str) -> IO[str]:
 def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
     """Return a bound socket. Raises PortTaken."""
     socket = _socket(context, kind)
+    take_address(socket, endpoint)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -79,6 +79,12 @@ def send(socket: "zmq.Socket[bytes]", message: bytes) -> bool:
     except zmq.Again:
         return False
     return True
+
+
+def take_address(socket: Any, endpoint: str) -> None:
+    """Let a socket that is to have this endpoint know which kind of address it is: ZeroMQ expects IPv4 unless told."""
+    if "[" in endpoint:
+        socket.setsockopt(zmq.IPV6, 1)
 
 
 def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":

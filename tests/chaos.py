@@ -49,6 +49,7 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "reorder", "seconds": 5, "share": 0.1},
     {"kind": "delay", "seconds": 5, "share": 0.02, "ms": 4_000},
     {"kind": "garbage", "seconds": 5, "share": 0.05},
+    {"kind": "omit", "seconds": 20, "share": 0.1},
     {"kind": "stall", "seconds": 5, "share": 0.5, "ms": 3_000},
     {"kind": "error", "seconds": 5, "share": 0.5},
     {"kind": "cut", "seconds": 5, "share": 0.3},

@@ -4,7 +4,9 @@ Decides what is compared when, and what a difference means. Official klines are 
 aggregates, which carry the time of their first fill: fills of a minute's last aggregate may count in the next minute at
 the exchange, and ids that were never executed may be inside of one (protocol §0.7, §4.4). Such differences are
 recognised, exactly: what a minute has too much is a part of its last trade at that trade's price, and the next one has
-as much too little. Everything else is a mismatch. Knows no messages that come in and changes no row.
+as much too little. And the exchange cuts what each trade is worth after 8 decimals (spot, where prices and quantities
+have more together): its quote volumes may be less by so much a trade. Everything else is a mismatch. Knows no messages
+that come in and changes no row.
 """
 
 from collections import Counter
@@ -23,6 +25,8 @@ FIELDS = (KLINE.names or ())[1:10]
 """What both have: prices, volumes and the count, but no ids."""
 MINUTES_MAX = 100
 """Minutes of one question: they cost weight 1 (protocol §3.3)."""
+QUOTE_DECIMALS = 8
+"""Of a trade's worth, as the exchange counts it."""
 BURNT_MIN, BURNT_SHARE = 3, 20
 """Ids inside of aggregates that were never executed: so many a minute, or one in so many."""
 MISMATCHES_MAX = 10
@@ -105,7 +109,8 @@ class Audit:
                 carried = None
                 mark.until = max(mark.until, open_time + MINUTE_MS)
                 continue
-            verdict, carried = judge(ours, row, carried, int(before["close"]) if before is not None else 0)
+            close_before = int(before["close"]) if before is not None else 0
+            verdict, carried = judge(ours, row, carried, close_before, self._cut(symbol))
             if open_time < mark.until:
                 continue
             if verdict == MISMATCHED and not ours["flags"] & FINAL:
@@ -129,8 +134,15 @@ class Audit:
         rows = self._book.rows[symbol, 0]
         held = {int(row["open_time"]): row for row in rows[(rows["flags"] & CLOSED) != 0]}
         both = [row for row in theirs if int(row["open_time"]) in held]
-        matches = [all(held[int(row["open_time"])][name] == row[name] for name in FIELDS) for row in both]
+        cut = self._cut(symbol)
+        matches = [_is_equal(held[int(row["open_time"])], row, cut) for row in both]
         return [int(row["open_time"]) for row in both], matches
+
+    def _cut(self, symbol: int) -> int:
+        """Return by how much less than ours a trade may be worth at the exchange, in units of our quote volumes."""
+        state = self._book.symbols[symbol]
+        more = int(state["price_decimals"] + state["quantity_decimals"]) - QUOTE_DECIMALS
+        return 10**more - 1 if more > 0 else 0
 
     def totals(self) -> dict[str, int]:
         """Return what was counted of all symbols."""
@@ -140,13 +152,16 @@ class Audit:
         return dict(totals)
 
 
-def judge(ours: np.void, theirs: np.void, carried: Carry | None, price_before: int) -> tuple[str, Carry | None]:
+def judge(
+    ours: np.void, theirs: np.void, carried: Carry | None, price_before: int, cut: int = 0
+) -> tuple[str, Carry | None]:
     """Compare a minute of ours with the exchange's; return (what it is, what is carried over into the next one).
 
-    `carried` from the minute before, None if that is not known; `price_before`: that minute's close.
+    `carried` from the minute before, None if that is not known; `price_before`: that minute's close; `cut`: by how much
+    less than ours a trade may be worth at the exchange.
     """
     for candidate in (carried,) if carried is not None else _candidates(ours, theirs, price_before):
-        left = _left_over(ours, theirs, candidate)
+        left = _left_over(ours, theirs, candidate, cut)
         if left is None or not _prices_fit(ours, theirs, candidate):
             continue
         if candidate.volume or left.volume:
@@ -175,7 +190,7 @@ def _candidates(ours: np.void, theirs: np.void, price_before: int) -> Iterator[C
             yield Carry(volume, taker, price_before)
 
 
-def _left_over(ours: np.void, theirs: np.void, carried: Carry) -> Carry | None:
+def _left_over(ours: np.void, theirs: np.void, carried: Carry, cut: int) -> Carry | None:
     """Return the fills of our last trade that the exchange counts later; None if sums differ by something else."""
     volume = int(ours["volume"]) + carried.volume - int(theirs["volume"])
     taker = int(ours["taker_buy_volume"]) + carried.taker - int(theirs["taker_buy_volume"])
@@ -183,11 +198,22 @@ def _left_over(ours: np.void, theirs: np.void, carried: Carry) -> Carry | None:
     taker_quote = int(ours["taker_buy_quote_volume"]) + carried.taker * carried.price
     taker_quote -= int(theirs["taker_buy_quote_volume"])
     price = int(ours["close"])
-    if volume < 0 or taker not in (0, volume) or quote != volume * price or taker_quote != taker * price:
+    cut_max = cut * int(theirs["trade_count"])
+    if volume < 0 or taker not in (0, volume):
+        return None
+    if not (0 <= quote - volume * price <= cut_max and 0 <= taker_quote - taker * price <= cut_max):
         return None
     if volume and not ours["trade_count"]:
         return None
     return Carry(volume, taker, price)
+
+
+def _is_equal(ours: np.void, theirs: np.void, cut: int) -> bool:
+    """Say whether a minute of ours is the exchange's in every field."""
+    cut_max = cut * int(theirs["trade_count"])
+    quotes = ("quote_volume", "taker_buy_quote_volume")
+    same = all(ours[name] == theirs[name] for name in FIELDS if name not in quotes)
+    return same and all(0 <= int(ours[name]) - int(theirs[name]) <= cut_max for name in quotes)
 
 
 def _prices_fit(ours: np.void, theirs: np.void, carried: Carry) -> bool:

@@ -72,6 +72,7 @@ class Beginnings:
     def _resume_gaps(self, symbol: int, mark: SymbolMark, minutes: Rows, proven: int) -> None:
         """Go on with a symbol's missing and unexplained ids; `minutes`: its 1m rows with ids, KLINE[n]."""
         minute_end = int(self._book.calendars[0, 0]["end_time"])
+        minutes = minutes[minutes["open_time"] >= mark.seam_time]  # What is older may have ids of another chain.
         gaps = np.zeros(len(mark.gaps), GAP)
         for gap, (first_id, last_id) in zip(gaps, mark.gaps, strict=True):
             before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
@@ -159,7 +160,8 @@ class Beginnings:
         if absent is not None:
             # What nobody could explain is replaced by the exchange's own klines.
             open_from = [ids.from_time for ids in absent.unexplained if ids.outcome == "open"]
-            proven = min(event.klines_until, absent.proven_time, *open_from)
+            # A minute of the exchange's at the least stands where one chain of ids ends and another begins.
+            proven = min(event.klines_until - MINUTE_MS, absent.proven_time, *open_from)
             self._repair.remember(symbol, absent.unexplained, adopted=True)
         if proven > 0:
             begins[:] = [open_time_of(name, proven, self._roster.grids[symbol]) for name in INTERVAL_NAMES]

@@ -48,8 +48,7 @@ NEW, DUPLICATE, NO_ROOM, NEW_GAP, FOUND = 0, 1, 2, 3, 4
 def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
     """Note an id as applied and return NEW, NEW_GAP if it opens one, FOUND if it was unexplained; or why it is refused.
 
-    symbol: a record with `last_id`, `newest_time`, `seen_time`, `fall_ms` and `gap_count`; gaps: GAP[GAPS_MAX], of
-    which the first `gap_count` are in use.
+    symbol: a record with the fields of SYMBOL that are ids and times; gaps: GAP[GAPS_MAX], `gap_count` of them in use.
     """
     if trade_id == symbol.last_id + 1:
         symbol.last_id = trade_id
@@ -74,7 +73,7 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
             if symbol.gap_count == len(gaps):
                 return NO_ROOM
             split(symbol, gaps, place, trade_id - 1, trade_id + 1)
-            gaps[place].to_time = min(gaps[place].to_time, time)
+            gaps[place].to_time = max(from_time, min(gaps[place].to_time, time))
             gaps[place + 1].from_time = max(gaps[place + 1].from_time, time)
         elif first == last:
             remove(symbol, gaps, place)
@@ -83,16 +82,27 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
             gaps[place].from_time = max(gaps[place].from_time, time)
         else:
             gaps[place].last_id = trade_id - 1
-            gaps[place].to_time = min(gaps[place].to_time, time)
+            gaps[place].to_time = max(from_time, min(gaps[place].to_time, time))
         _note_time(symbol, from_time, time)
         return outcome
     return DUPLICATE
 
 
 @compiled
+def is_behind_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
+    """Say whether an id that was not applied follows on trades from the seam on."""
+    if trade_id > symbol.last_id:
+        return symbol.newest_time >= symbol.seam_time
+    for place in range(symbol.gap_count):
+        if gaps[place].first_id <= trade_id <= gaps[place].last_id:
+            return gaps[place].from_time >= symbol.seam_time
+    return False
+
+
+@compiled
 def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
     """Note the time of an id that was applied; `before`: that of the ids before it."""
-    if time < before:
+    if symbol.seam_time <= time < before:
         symbol.fall_ms = max(symbol.fall_ms, min(before - time, FALL_MAX_MS))
     symbol.newest_time = max(symbol.newest_time, time)
     symbol.seen_time = max(symbol.seen_time, time)

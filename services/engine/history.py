@@ -117,11 +117,10 @@ def _catch_up(book, symbol):  # type: ignore[no-untyped-def]
 def _merge_next(row, piece):  # type: ignore[no-untyped-def]
     """Merge a kline that is later in time, of whichever source: only among trades do ids tell the order.
 
-    Where figures of the exchange's own follow on ids, the ids before them are not told: those of a kline are a range
-    without a hole.
+    Where figures of the exchange's own follow on ids, the ids before them are not told: they may not go on behind it.
     """
     began = row.trade_count > 0
-    if piece.flags & EXCHANGE and piece.trade_count > 0:
+    if piece.flags & EXCHANGE:
         row.first_id = 0
         row.last_id = 0
         row.id_count = 0

@@ -8,7 +8,7 @@ when somebody looks. Trades of older minutes, which are few, go into the rows di
 """
 
 from services.engine.book import add_to_rows, measure_room, rescale, settle
-from services.engine.continuity import DUPLICATE, FOUND, NEW_GAP, NO_ROOM, leave_out, skip_to, take_id
+from services.engine.continuity import DUPLICATE, FOUND, NEW_GAP, NO_ROOM, is_behind_seam, leave_out, skip_to, take_id
 from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
 from shared.compiled import compiled
@@ -52,6 +52,9 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             done = n
             break
         if counts and minute_end - trade.time > window_ms:
+            counters.beyond_window += 1
+            continue
+        if not counts and is_behind_seam(state, book.gaps[symbol], trade.id):
             counters.beyond_window += 1
             continue
         if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):

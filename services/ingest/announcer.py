@@ -97,6 +97,6 @@ class Announcer:
         log.info("history: %d of %d symbols, %d s left", announced, to_announce, round(self.time_left_ms() / 1000))
 
 
-def symbol_weight(kline_weight: int, rows: int) -> int:
+def symbol_weight(kline_weight: int) -> int:
     """Return what a symbol's history weighs."""
-    return kline_weight * len(INTERVAL_NAMES) if rows else 0
+    return kline_weight * len(INTERVAL_NAMES)

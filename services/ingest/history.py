@@ -106,8 +106,12 @@ class History:
         """By symbol: the ranges of ids that are on their way."""
 
     async def announcement(self, symbol: str, rows: int) -> AddSymbol:
-        """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed."""
-        parts, until, grid_3d = await self._closed_klines(symbol, rows) if rows else ([], 0, 0)
+        """Fetch a symbol's last closed klines of all intervals, at most `rows` each. Raises RestError, Malformed.
+
+        The engine merges what of an hour is over of its minutes, up to 59, of a day of its hours, and of a month of its
+        days: `rows` is no less than that.
+        """
+        parts, until, grid_3d = await self._closed_klines(symbol, rows)
         price_decimals, quantity_decimals = self._grown(symbol, parts)
         klines = []
         for part in parts:
@@ -129,18 +133,16 @@ class History:
 
     async def _closed_klines(self, symbol: str, rows: int) -> tuple[list[Parsed], int, int]:
         """Return (rows of each interval, the time before which all trades are in them, an open time of 3d or 0)."""
+        # Every page ends where all others do. However long one has to wait for its turn, it lacks nothing before that.
+        until = self._settled(time.monotonic_ns())
         whole: list[Parsed] = []
-        sent_ns = time.monotonic_ns()
         for outcome in await asyncio.gather(
-            *(self._klines(symbol, interval, rows + 1) for interval in INTERVAL_NAMES), return_exceptions=True
+            *(self._klines(symbol, interval, rows + 1, until - 1) for interval in INTERVAL_NAMES),
+            return_exceptions=True,
         ):
             if isinstance(outcome, BaseException):
                 raise outcome
-            part, part_sent_ns = outcome
-            whole.append(part)
-            sent_ns = min(sent_ns, part_sent_ns)
-        # The clock of the first request counts: what closed while the others went is in them or not, and is not used.
-        until = self._settled(sent_ns)
+            whole.append(outcome)
         grid_3d = int(whole[INTERVAL_INDEX["3d"]].open_times.max(initial=0))
         parts = [part.closed_before(until) for part in whole]
         minutes = parts[INTERVAL_INDEX["1m"]].open_times
@@ -148,12 +150,12 @@ class History:
             # The exchange's minutes end earlier than its clock: trades from there on come one by one.
             until = int(minutes[-1]) + MINUTE_MS
             parts = [part.closed_before(until) for part in parts]
-        return parts, until, grid_3d
+        return [part.newest(rows) for part in parts], until, grid_3d
 
-    async def _klines(self, symbol: str, interval: str, rows: int) -> tuple[Parsed, int]:
-        """Return a symbol's last klines, and when they were asked for, monotonic ns. Raises RestError, Malformed."""
-        answer = await self._rest.get(self._venue.klines(symbol, interval, rows), Priority.HISTORY)
-        return self._parse(symbol, interval, answer), answer.sent_ns
+    async def _klines(self, symbol: str, interval: str, rows: int, end_time: int) -> Parsed:
+        """Return a symbol's last klines that open by a time. Raises RestError, Malformed."""
+        request = self._venue.klines(symbol, interval, rows, end_time=end_time)
+        return self._parse(symbol, interval, await self._rest.get(request, Priority.HISTORY))
 
     def answer(self, ask: FetchTrades | FetchKlines, tasks: asyncio.TaskGroup) -> None:
         """Fetch what the engine asks for, once however often it asks."""
@@ -249,7 +251,15 @@ class History:
 
     async def _agg_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
         older_to = -1
-        if fetch.first:
+        if fetch.first and ask.last_id < 0:
+            page = await self._agg_page(self._venue.agg_trades(ask.symbol), self._urgency(ask))
+            if page.ids and page.ids[-1] < fetch.first:
+                # The newest trade says that there is no newer one, or, if its id is lower, that ids have begun anew.
+                self._answer(ask.symbol, page, page.ids[-1], page.ids[-1])
+                return
+            if page.ids and page.ids[0] > fetch.first:
+                page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+        elif fetch.first:
             page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         else:
             page, older_to = await self._since(ask.symbol, ask.from_time)
@@ -268,7 +278,8 @@ class History:
             fetch.first = reached + 1
             page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         if fetch.first == ask.first_id:
-            self._answer(ask.symbol, None, 0, -1)
+            # Nothing from there on, as far as the exchange says; of ids that are known to be, that is an answer.
+            self._answer(ask.symbol, None, fetch.first, ask.last_id)
 
     async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int]:
         """Return (the trades since a time, the id of the last one before it; -1 if there is none).

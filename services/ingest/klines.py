@@ -52,6 +52,9 @@ class Parsed(NamedTuple):
         end = int(np.searchsorted(self.close_times, time_ms))
         return Parsed(self.interval, *(column[:end] for column in self[1:]))
 
+    def newest(self, count: int) -> "Parsed":
+        return Parsed(self.interval, *(column[-count:] for column in self[1:]))
+
 
 def parse(interval: str, columns: Columns) -> tuple[Parsed, int]:
     """Return (rows, how many were refused). The columns are its own from here on."""

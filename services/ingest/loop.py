@@ -162,7 +162,7 @@ class Ingest:
             self._governor,
             self._complaints,
             rows,
-            symbol_weight(self._venue.klines("", INTERVAL_NAMES[0], rows + 1).weight, rows),
+            symbol_weight(self._venue.klines("", INTERVAL_NAMES[0], rows + 1).weight),
             self._rest_now,
             self._outbox.send,
         )

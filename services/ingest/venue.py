@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from shared.addresses import at
 from shared.config import Config
 
 TICKER_ROUTE = "market"
@@ -124,8 +125,9 @@ def venue_of(config: Config) -> Venue:
         base = "wss://fstream.binance.com"
         rest = "https://fapi.binance.com/fapi/v1"
     else:
-        base = f"ws://{config.simulator.host}:{config.simulator.port}"
-        rest = f"http://{config.simulator.host}:{config.simulator.port}/fapi/v1"
+        place = at(config.simulator.host, config.simulator.port)
+        base = f"ws://{place}"
+        rest = f"http://{place}/fapi/v1"
         key = key or "simulator"
     sockets = {route: f"{base}/{route}/stream" for route in ("market", "public")}
     return Venue(rest=rest, sockets=sockets, api_key=key, **_FUTURES)

@@ -19,6 +19,7 @@ from services.simulator.faults import AT_ONCE, LASTING, Fault, read_fault
 from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
+from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class Desk:
             "refused": simulator.refused + simulator.rest.weights.refused,
             "last_ids": market.last_ids(),
         }
+        if isinstance(market, ReplayedMarket):
+            told = market.left_out
+            content |= {
+                "left_out": {"count": told.left_out_count, "first": told.left_out},
+                "repeated": told.repeated,
+                "contradicting": {"count": told.contradicting_count, "first": told.contradicting},
+            }
         return _json(content)
 
     async def _truth(self, request: web.Request) -> web.Response:

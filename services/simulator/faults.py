@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterator, Mapping
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from services.simulator.frames import TICKER_STREAM, Chunk
 
@@ -30,6 +32,7 @@ LASTING = {
     "delay": "send a `share` of the trades `ms` later",
     "garbage": "send something that is no trade before a `share` of the trades",
     "lifetime": "end every websocket that is `ms` old",
+    "omit": "leave a `share` of ids out of REST's pages of trades, the same ones each time",
     "stall": "answer a `share` of REST requests `ms` later",
     "error": "answer a `share` of REST requests with 503",
     "cut": "break off in the middle of a `share` of REST's answers",
@@ -38,6 +41,8 @@ LASTING = {
 }
 REST = ("ban", "limit", "error", "cut", "stall")
 SECONDS_MAX = 3_600.0
+OMIT_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Scatters neighbouring ids over 64 bits (Fibonacci hashing)."""
 GARBAGE = (
     b'{"e":"aggTrade","E":1,"a":',
     b'{"e":"aggTrade","E":17,"a":-5,"s":"BTCUSDT","p":"1","q":"1","f":1,"l":1,"T":17,"m":true,"st":1}',
@@ -100,6 +105,14 @@ class Faults:
             if fault is not None and (kind == "ban" or self._dice.random() < fault.share):
                 return fault
         return None
+
+    def omits(self, ids: NDArray[np.int64], now_s: float) -> NDArray[np.bool_]:
+        """Say of each id whether pages of trades leave it out: by its number, so it is the same each time."""
+        fault = self.get("omit", now_s)
+        if fault is None:
+            return np.zeros(len(ids), bool)
+        scattered = ids.astype(np.uint64) * OMIT_FACTOR >> np.uint64(32)
+        return scattered < np.uint64(fault.share * 2**32)
 
     @property
     def quiet(self) -> bool:

@@ -35,6 +35,7 @@ from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limit
 from services.simulator.tap import Tap
 from services.simulator.venue import Leaving
 from services.simulator.writing import warm_up
+from shared.addresses import at
 from shared.config import Config
 from shared.process import Unavailable
 from shared.sockets import PortTaken
@@ -83,8 +84,8 @@ async def _run(config: Config) -> int:
         await web.TCPSite(runner, settings.host, settings.port).start()
     except OSError as error:
         await runner.cleanup()
-        raise PortTaken(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
-    log.info("listening on %s:%d: %s", settings.host, settings.port, simulator.describe())
+        raise PortTaken(f"cannot listen on {at(settings.host, settings.port)}: {error}") from error
+    log.info("listening on %s: %s", at(settings.host, settings.port), simulator.describe())
     work = loop.create_task(simulator.run())
     stop = loop.create_task(ended.wait())
     try:
@@ -175,7 +176,9 @@ class Simulator:
             self.clock.set(time.time_ns() / 1_000_000, True)
         self.paused = False
         self._weight_base = self.clock.now(), time.monotonic()
-        self.rest = Rest(self.market, Weights(settings.weight_limit))
+        self.rest = Rest(
+            self.market, Weights(settings.weight_limit), lambda ids: self.faults.omits(ids, time.monotonic())
+        )
         self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)

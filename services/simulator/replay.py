@@ -4,12 +4,12 @@ Decides when the recording may begin, how far it has come and when it is over. K
 out: of single ones where the recording holds them, which is what the exchange does, else of aggregates.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from services.simulator.frames import TICKER_STREAM, Chunk, ticker_row
+from services.simulator.frames import TICKER_STREAM, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import MINUTE_MS, open_time
 from services.simulator.recording import Recording, RecordingError, Stream
 from services.simulator.rows import AGG_ROW, KLINE_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows, flat_rows, merge
@@ -34,8 +34,9 @@ class ReplayedMarket:
         self._by_kind: dict[tuple[str, str], int] = {
             (stream.symbol, stream.kind): place for place, stream in enumerate(self._streams) if stream.kind
         }
+        self.left_out = recording.told
         self._writers = {
-            place: AggWriter([self._instruments[stream.symbol]])
+            place: _writer(stream, self._instruments[stream.symbol])
             for place, stream in enumerate(self._streams)
             if stream.messages is None
         }
@@ -101,7 +102,7 @@ class ReplayedMarket:
     def agg_trades(
         self, instrument: Instrument, from_id: int | None, start: int | None, end: int | None, limit: int
     ) -> Rows:
-        rows = _by_id(self._rows(instrument.symbol, "aggTrade"))
+        rows = self._rows(instrument.symbol, "aggTrade")
         if end is not None:
             rows = rows[rows["time"] <= end]
         if from_id is not None:
@@ -111,7 +112,7 @@ class ReplayedMarket:
         return rows[-limit:]
 
     def single_trades(self, instrument: Instrument, from_id: int | None, limit: int) -> Rows:
-        rows = _by_id(self._rows(instrument.symbol, "trade"))
+        rows = self._rows(instrument.symbol, "trade")
         rows = rows[rows["kind"] == MARKET]
         return rows[-limit:] if from_id is None else rows[rows["id"] >= from_id][:limit]
 
@@ -178,7 +179,7 @@ class ReplayedMarket:
     def _messages(self, stream: Stream, place: int, start: int, end: int) -> list[bytes]:
         if stream.messages is not None:
             return stream.messages[start:end]
-        return self._writers[place].messages(stream.rows[start:end], np.zeros(end - start, np.int64))
+        return self._writers[place](stream.rows[start:end])
 
     def ticker(self) -> Chunk | None:
         """Return the changed symbols; while nothing happens, one of them, because the exchange is never silent."""
@@ -188,8 +189,12 @@ class ReplayedMarket:
         return Chunk(TICKER_STREAM, [f"[{','.join(rows)}]".encode()])
 
 
-def _by_id(rows: Rows) -> Rows:
-    return rows if (np.diff(rows["id"]) > 0).all() else rows[np.unique(rows["id"], return_index=True)[1]]
+def _writer(stream: Stream, instrument: Instrument) -> Callable[[Rows], list[bytes]]:
+    """Return what writes an archive's rows as the exchange would have sent them."""
+    if stream.kind == "trade":
+        return TradeTemplate(instrument).messages
+    writer = AggWriter([instrument])
+    return lambda rows: writer.messages(rows, np.zeros(len(rows), np.int64))
 
 
 def _minutes(rows: Rows, counts: Any, until: int) -> Rows:

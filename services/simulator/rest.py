@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from services.simulator.grid import INTERVALS, LENGTHS, MONTH_MAX_MS, end_times
-from services.simulator.rows import DayStats, Instrument, text_of
+from services.simulator.rows import DayStats, Instrument, Rows, text_of
 from services.simulator.venue import Market, TooOld
 from services.simulator.writing import kline_page
 
@@ -112,8 +113,12 @@ def _retry_after(wait_ms: int) -> dict[str, str]:
 
 
 class Rest:
-    def __init__(self, market: Market, weights: Weights) -> None:
+    def __init__(
+        self, market: Market, weights: Weights, omits: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
+    ) -> None:
+        """`omits` says which ids pages of trades leave out."""
         self.weights = weights
+        self._omits = omits
         self._market = market
         self._info: tuple[tuple[Any, ...], bytes] = ((), b"")
         self._routes: dict[str, tuple[Callable[[Mapping[str, str]], int], Callable[[Mapping[str, str]], bytes]]] = {
@@ -187,6 +192,7 @@ class Rest:
         instrument = self._symbol(asked)
         start, end = _span(asked)
         rows = self._market.agg_trades(instrument, _number(asked, "fromId"), start, end, _limit(asked, TRADES_MAX))
+        rows = self._named(rows)
         price, quantity = _template(instrument)
         text = f'{{"a":%d,"p":"{price}","q":"{quantity}","nq":"{quantity}","f":%d,"l":%d,"T":%d,"m":%s}}'
         columns = (
@@ -201,6 +207,9 @@ class Rest:
         )
         return _rows(text, columns)
 
+    def _named(self, rows: Rows) -> Rows:
+        return rows[~self._omits(rows["id"])] if self._omits is not None else rows
+
     def _trades(self, asked: Mapping[str, str]) -> bytes:
         return self._single(self._symbol(asked), None, _limit(asked, TRADES_MAX))
 
@@ -208,7 +217,7 @@ class Rest:
         return self._single(self._symbol(asked), _number(asked, "fromId"), _limit(asked, OLD_TRADES_MAX))
 
     def _single(self, instrument: Instrument, from_id: int | None, limit: int) -> bytes:
-        rows = self._market.single_trades(instrument, from_id, limit)
+        rows = self._named(self._market.single_trades(instrument, from_id, limit))
         price, quantity = instrument.price_decimals, instrument.quantity_decimals
         number, amount = _template(instrument)
         quote = _decimal(price + quantity)

@@ -225,11 +225,13 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
     for interval, rows in by_interval.items():
         if not rows:
             continue
-        open_time, close, klines = min(rows), 0, []
-        while True:
-            after = next_open(interval, open_time)
-            if after > until:
-                break
+        first, end, opens = min(rows), opens_at(interval, until), []
+        while end > first and len(opens) < limit:
+            end = opens_at(interval, end - 1)
+            opens.insert(0, end)
+        older = [row["close"] for time, row in sorted(rows.items()) if time < end and row["trade_count"]]
+        close, klines = older[-1] if older else 0, []
+        for open_time in opens:
             kline = np.zeros(1, KLINE)
             kline["open_time"], kline["flags"] = open_time, CLOSED | FINAL | EXCHANGE
             row = rows.get(open_time)
@@ -240,9 +242,8 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
             else:
                 kline["open"] = kline["high"] = kline["low"] = kline["close"] = close
             klines.append(kline)
-            open_time = after
         if klines:
-            answer.append(IntervalKlines(interval, np.concatenate(klines[-limit:]).tobytes()))
+            answer.append(IntervalKlines(interval, np.concatenate(klines).tobytes()))
     return answer
 
 

@@ -258,3 +258,19 @@ def test_a_mismatch_is_kept_although_a_later_minute_is_not_proven_yet() -> None:
     played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes(), True))
     assert counts(played) == {MISMATCHED: 1, "low": 1, MATCHED: 1}
     assert [mismatch.open_time for mismatch in played.engine.audit.mark_of(0).mismatches] == [START]
+
+
+def test_what_the_exchange_cuts_off_each_trades_worth_is_no_mismatch_and_more_is() -> None:
+    """Spot: 0.045 x 0.005773 counts as 0.00025978, which is 0.000259785 (6 and 4 decimals, quote volumes with 10)."""
+    ours, theirs = np.zeros(1, KLINE)[0], np.zeros(1, KLINE)[0]
+    for row in (ours, theirs):
+        row["open"] = row["high"] = row["low"] = row["close"] = 5_773
+        row["volume"], row["trade_count"] = 900, 2
+        row["quote_volume"] = 2 * 450 * 5_773
+    theirs["quote_volume"] = 2 * (450 * 5_773 // 100 * 100)
+    assert judge(ours, theirs, NONE, 0)[0] == MISMATCHED
+    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MATCHED
+    theirs["quote_volume"] -= 2 * 99
+    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED
+    theirs["quote_volume"] = ours["quote_volume"] + 1
+    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED

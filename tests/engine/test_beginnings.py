@@ -2,8 +2,10 @@
 
 import random
 from collections import Counter
+from datetime import UTC, datetime
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +73,46 @@ def test_history_and_live_trades_meet_without_a_trade_lost_or_counted_twice(seed
     newest = {(name, opens_at(name, START + 5 * MINUTE)) for name in INTERVAL_NAMES}
     assert newest <= played.rows().keys()
     assert played.engine.gaps(0) == []
+
+
+def closing(seam: int, rows: int) -> dict[tuple[str, int], tuple[dict[str, int], dict[str, int]]]:
+    """Begin at a seam with so many klines an interval; return (what is held, what is right) where they differ."""
+    trades = market(seam, 300, seam - 70 * DAY, 70 * DAY - 100 * MINUTE)
+    trades += market(seam, 600, seam - 100 * MINUTE, 103 * MINUTE, first_id=trades[-1].id + 1)
+    played = PlayedEngine(seam + 30_000)
+    played.add(klines=history(trades, seam, rows), until=seam)
+    played.until(seam + 3 * MINUTE)
+    live = [trade for trade in trades if trade.time >= seam]
+    played.apply(batch(live, covered=[(live[0].id, live[-1].id)]))
+    everything, rows_held = of_all(trades), held(played)
+    assert {(name, opens_at(name, seam)) for name in INTERVAL_NAMES} <= rows_held.keys()
+    return {key: (row, everything[key]) for key, row in rows_held.items() if row != everything[key]}
+
+
+LEAST = 59
+"""Minutes of an hour that may be over; exchange.backfill_rows is no less."""
+EDGES = {
+    "an hour": datetime(2026, 3, 18, 15, tzinfo=UTC),
+    "a day": datetime(2026, 3, 19, tzinfo=UTC),
+    "a week": datetime(2026, 3, 23, tzinfo=UTC),
+    "a month of 31 days": datetime(2026, 4, 1, tzinfo=UTC),
+    "a month of 28 days": datetime(2026, 3, 1, tzinfo=UTC),
+    "a year": datetime(2026, 1, 1, tzinfo=UTC),
+}
+
+
+@pytest.mark.parametrize("minutes", [-2, -1, 0, 1])
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_start_across_the_end_of_a_kline_is_right_with_the_fewest_klines(edge: str, minutes: int) -> None:
+    seam = int(EDGES[edge].timestamp() * 1000) + minutes * MINUTE
+    for rows in (LEAST, 99):
+        assert closing(seam, rows) == {}
+
+
+def test_fewer_klines_would_not_do() -> None:
+    # Otherwise the bound of the setting would be too high.
+    wrong = closing(int(EDGES["an hour"].timestamp() * 1000) - MINUTE, LEAST - 1)
+    assert {"1h", "2h", "1d", "1M"} <= {interval for interval, _ in wrong}
 
 
 def test_rows_say_where_their_figures_come_from() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, write_config
+from shared.config import load
+from shared.sockets import lock_room
+from tests.support import ROOT, free_port, write_config
 
 
 def klagg(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -38,9 +40,35 @@ def test_wrong_words_are_answered_with_the_usage(arguments: tuple[str, ...]) -> 
     assert "usage: klagg" in ended.stderr
 
 
-def test_check_is_silent_when_all_is_well(tmp_path: Path) -> None:
-    ended = klagg("check", KLAGG_CONFIG=str(write_config(tmp_path)))
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+def test_check_says_which_addresses_listen_where(tmp_path: Path) -> None:
+    path = write_config(tmp_path, viz={"host": "0.0.0.0"}, simulator={"host": "::1"})
+    config = load({"KLAGG_CONFIG": str(path)})
+    ended = klagg("check", KLAGG_CONFIG=str(path))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [line.split(maxsplit=2) for line in ended.stdout.splitlines()] == [
+        ["viz", f"http://0.0.0.0:{config.viz.port}", "(other machines can reach it)"],
+        ["simulator", f"http://[::1]:{config.simulator.port}"],
+        ["engine", config.engine.snapshots],
+    ]
+
+
+def test_check_refuses_an_address_that_is_not_of_this_machine_and_one_that_is_named_twice(tmp_path: Path) -> None:
+    port = free_port()
+    path = write_config(tmp_path, viz={"port": port}, simulator={"port": port})
+    ended = klagg("check", KLAGG_CONFIG=str(path), KLAGG_ENGINE_SNAPSHOTS="tcp://[::1]:1", KLAGG_VIZ_HOST="192.0.2.1")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (3, 1)
+    assert f"viz cannot listen on 192.0.2.1:{port}: " in ended.stderr
+    ended = klagg("check", KLAGG_CONFIG=str(path))
+    assert f"simulator cannot listen on 127.0.0.1:{port}: " in ended.stderr
+
+
+def test_check_lets_a_port_be_that_klagg_of_this_folder_has(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    config = load({"KLAGG_CONFIG": str(path)})
+    with socket.create_server(("127.0.0.1", config.viz.port)), lock_room(config.run_path, "viz"):
+        ended = klagg("check", KLAGG_CONFIG=str(path))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert f"klagg runs on this folder, process {os.getpid()}" in ended.stdout
 
 
 def test_check_says_what_is_wrong_with_the_configuration(tmp_path: Path) -> None:

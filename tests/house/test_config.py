@@ -78,6 +78,8 @@ WRONG_FILES = [
     ("[exchange]\nsymbols_max = 0", "exchange.symbols_max = 0"),
     ("[exchange]\nsymbols_max = 1021", "exchange.symbols_max = 1021"),
     ("[exchange]\nbackfill_rows = 100", "exchange.backfill_rows = 100"),
+    ("[exchange]\nbackfill_rows = 58", "exchange.backfill_rows = 58 is outside 59 .. 99"),
+    ("[exchange]\nbackfill_rows = 0", "exchange.backfill_rows = 0 is outside 59 .. 99"),
     ("[exchange]\nweight_share = 0", "exchange.weight_share"),
     ("[exchange]\nweight_share = nan", "exchange.weight_share"),
     ("[exchange]\nclock_speed = 0.5", "exchange.clock_speed"),
@@ -113,6 +115,38 @@ def test_a_wrong_file_is_refused_with_its_name_and_place(tmp_path: Path, text: s
         load_text(tmp_path, text)
     assert str(tmp_path / "klagg.toml") in str(refusal.value)
     assert place in str(refusal.value).replace("$.", "")
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://[::]:5556", "tcp://10.0.0.5:5556"])
+def test_snapshots_for_other_machines_are_refused_unless_they_are_meant(tmp_path: Path, endpoint: str) -> None:
+    text = f'[engine]\nsnapshots = "{endpoint}"\n'
+    with pytest.raises(ConfigError, match=r"engine\.snapshots_public = true says that this is meant"):
+        load_text(tmp_path, text)
+    assert load_text(tmp_path, text, KLAGG_ENGINE_SNAPSHOTS_PUBLIC="true").engine.snapshots == endpoint
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5556", "tcp://127.9.9.9:1", "tcp://[::1]:5556", "ipc:///tmp/x"])
+def test_snapshots_for_this_machine_need_no_word(tmp_path: Path, endpoint: str) -> None:
+    assert load_text(tmp_path, f'[engine]\nsnapshots = "{endpoint}"\n').engine.snapshots == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://::1:5556", "udp://127.0.0.1:1", "ipc://"]
+)
+def test_an_endpoint_that_nothing_could_listen_on_is_refused(tmp_path: Path, endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.snapshots"):
+        load_text(tmp_path, f'[engine]\nsnapshots = "{endpoint}"\n')
+
+
+def test_a_word_that_is_none_of_a_few_is_answered_with_all_of_them(tmp_path: Path) -> None:
+    names = "it is one of simulator, binance-usdm, binance-spot"
+    with pytest.raises(ConfigError, match=names):
+        load_text(tmp_path, '[exchange]\nname = "kraken"')
+    with pytest.raises(ConfigError, match=names):
+        load_text(tmp_path, "", KLAGG_EXCHANGE="kraken")
+    with pytest.raises(ConfigError, match="it is one of debug, info, warning, error"):
+        load_text(tmp_path, "", KLAGG_LOG_LEVEL="loud")
+    assert load_text(tmp_path, "", KLAGG_LOG_LEVEL="debug").log_level == "debug"
 
 
 WRONG_ENVIRONMENTS = [

@@ -27,6 +27,24 @@ def test_an_old_python_is_named_and_nothing_is_installed(tmp_path: Path) -> None
     assert not (folder / ".venv").exists()
 
 
+@pytest.mark.parametrize("name", ["klagg", "50% of klagg"])
+def test_a_checkout_that_was_moved_is_installed_anew(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    for part in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / part, folder)
+    first = "#!{}\n" if " " not in name else '#!/bin/sh\n\'\'\'exec\' "{}" "$0" "$@"\n'
+    (folder / ".venv" / "bin" / "klagg").write_text(first.format(folder / ".venv/bin/python"), encoding="utf-8")
+    (folder / ".venv" / "installed").touch()
+
+    def wanted(where: Path) -> str:
+        return subprocess.run(["make", "-n", "-C", where, "run"], capture_output=True, text=True, timeout=30).stdout
+
+    assert "was moved" not in wanted(folder)
+    moved = folder.rename(tmp_path / f"{name} elsewhere")
+    assert "was moved" in wanted(moved)
+
+
 def test_make_alone_tells_what_it_can_do() -> None:
     ended = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, timeout=30)
     for target in ("make run", "make test", "make bench"):

@@ -415,7 +415,7 @@ class Played:
 
 @contextmanager
 def playing(folder: Path, exchange: Exchange, **settings: Any) -> Iterator[Played]:
-    settings = {"backfill_rows": 5, **settings}
+    settings = {"backfill_rows": 59, **settings}
     config = write_config(folder, exchange=settings, simulator={"port": exchange.port})
     with Engine(config) as engine:
         room = Room("ingest", config)

@@ -90,7 +90,7 @@ def test_the_ticker_moves_the_clock_until_it_is_measured() -> None:
 
 
 def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_path: Path) -> None:
-    path = write_config(tmp_path, exchange={"backfill_rows": 5}, simulator={"symbols": 3, "trades_per_second": 200.0})
+    path = write_config(tmp_path, exchange={"backfill_rows": 59}, simulator={"symbols": 3, "trades_per_second": 200.0})
     config = load({"KLAGG_CONFIG": str(path)})
     simulator = f"http://127.0.0.1:{config.simulator.port}/simulator"
     simulated, ingest = Room("simulator", path), Room("ingest", path)

@@ -29,19 +29,20 @@ STOP_MAX_S = 5.0
 class House:
     """supervisord with the project's own configuration; only its socket and pid file lie elsewhere."""
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(self, folder: Path, checkout: Path = ROOT, **environ: str) -> None:
         self.config_path = write_config(
             folder, simulator={"symbols": 20, "trades_per_second": 200.0, "history_days": 2}
         )
         self.config = load({"KLAGG_CONFIG": str(self.config_path)})
         conf = (ROOT / "supervisord.conf").read_text(encoding="utf-8")
         for name in ("supervisord.pid", "supervisord.sock"):
-            conf = conf.replace(f"%(here)s/{name}", str(folder / name))
+            conf = conf.replace(name, str(folder / name))
         self.conf_path = folder / "supervisord.conf"
-        self.conf_path.write_text(conf.replace("%(here)s", str(ROOT)), encoding="utf-8")
+        self.conf_path.write_text(conf, encoding="utf-8")
         self.log_path = folder / "terminal.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
+        self._checkout = checkout
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KLAGG_")}
         path = f"{SUPERVISORD.parent}:{os.environ['PATH']}"
         self._environ = clean | {"KLAGG_CONFIG": str(self.config_path), "PATH": path} | environ
@@ -50,7 +51,7 @@ class House:
         with self.log_path.open("wb") as terminal:
             self.process = subprocess.Popen(
                 [SUPERVISORD, "-c", self.conf_path, "-u", str(os.getuid())],
-                cwd="/",
+                cwd=self._checkout,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=terminal,
@@ -122,6 +123,22 @@ def house(tmp_path: Path) -> Iterator[House]:
     house = House(tmp_path)
     try:
         yield house
+    finally:
+        house.clean_up()
+
+
+def test_a_percent_sign_is_no_obstacle_in_path_or_in_the_checkouts(tmp_path: Path) -> None:
+    checkout = tmp_path / "100% of it, %(here)s"
+    checkout.mkdir()
+    for part in ("services", "shared", ".venv"):
+        (checkout / part).symlink_to(ROOT / part)
+    house = House(tmp_path, checkout, PATH=f"/nowhere/50% %(ENV_HOME)s:{os.environ['PATH']}")
+    try:
+        house.conf_path = checkout / "supervisord.conf"
+        house.conf_path.write_text((ROOT / "supervisord.conf").read_text(encoding="utf-8"), encoding="utf-8")
+        house.start()
+        wait_for("the page", house.page, timeout=START_MAX_S)
+        wait_for("the database", lambda: " is ready in " in house.log, timeout=START_MAX_S)
     finally:
         house.clean_up()
 

@@ -66,8 +66,8 @@ class Exchange:
             self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]
         self.falls = world.nature.random() < 0.2
         """Times fall from one id to the next, by up to minutes."""
-        self.leaves_out = world.nature.random() < 0.3
-        """REST names some ids late, and some never."""
+        self.leaves_out = world.nature.random() < 0.3 and not self.falls
+        """REST names some ids late, and some never. Where times fall too, nobody could say which minute lacks them."""
         self.relisted: dict[str, int] = {}
         """By symbol: the first id after which ids began anew."""
         self._named_at: dict[tuple[str, int], float] = {}
@@ -75,8 +75,8 @@ class Exchange:
         for name in self.trades:
             self._misbehave(name)
         self._end = START + span_ms
-        self._klines: dict[tuple[str, int], dict[str, tuple[Rows, list[int]]]] = {}
-        """By symbol and how many trades have left: all klines there will be of those, and when each ends."""
+        self._klines: dict[str, dict[str, tuple[Rows, list[int]]]] = {}
+        """All klines there will be, and when each ends: what falls back in time, the exchange knew all along."""
 
     def _misbehave(self, name: str) -> None:
         nature, trades = self.world.nature, self.trades[name]
@@ -126,17 +126,13 @@ class Exchange:
 
     def klines(self, symbol: str, until: int, limit: int) -> dict[str, IntervalKlines]:
         """Return the last klines of each interval that are closed at `until`."""
-        # Where times rise, what has not left yet is in no closed kline.
-        trades = self.past(symbol) if self.falls else self.trades[symbol]
-        key = symbol, len(trades)
-        if key not in self._klines:
-            whole = {part.interval: kline_rows(part.rows) for part in history(trades, self._end, 10**6)}
-            self._klines = {known: klines for known, klines in self._klines.items() if known[0] != symbol}
-            self._klines[key] = {
+        if symbol not in self._klines:
+            whole = {part.interval: kline_rows(part.rows) for part in history(self.trades[symbol], self._end, 10**6)}
+            self._klines[symbol] = {
                 name: (rows, [next_open(name, time) for time in rows["open_time"].tolist()])
                 for name, rows in whole.items()
             }
-        closed = {name: rows[: bisect_right(ends, until)] for name, (rows, ends) in self._klines[key].items()}
+        closed = {name: rows[: bisect_right(ends, until)] for name, (rows, ends) in self._klines[symbol].items()}
         return {name: IntervalKlines(name, rows[-limit:].tobytes()) for name, rows in closed.items() if len(rows)}
 
     def page(self, symbol: str, first_id: int) -> list[Trade] | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -51,6 +52,17 @@ def test_what_is_out_of_order_comes_all_the_same() -> None:
     came += sent(faults, 9.0)
     assert came != sorted(came)
     assert sorted(came) == list(range(500))
+
+
+def test_ids_that_pages_leave_out_are_the_same_ones_while_it_lasts() -> None:
+    faults = Faults(1)
+    ids = np.arange(1_000_000, 1_010_000)
+    assert not faults.omits(ids, 0.0).any()
+    faults.begin(Fault(kind="omit", share=0.1, seconds=10), 0.0)
+    omitted = faults.omits(ids, 1.0)
+    assert 800 < omitted.sum() < 1_200
+    assert (faults.omits(ids[500:], 9.0) == omitted[500:]).all()
+    assert not faults.omits(ids, 10.1).any()
 
 
 def test_a_share_is_a_share_and_an_end_is_an_end() -> None:

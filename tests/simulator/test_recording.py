@@ -74,7 +74,8 @@ def test_frames_as_received_and_what_is_none_is_left_out(tmp_path: Path, packed:
     path = tmp_path / ("frames.jsonl.gz" if packed else "frames.jsonl")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     same(rows(path))
-    assert Recording([str(path)]).refused == 2
+    (left_out,) = Recording([str(path)]).told.left_out
+    assert (left_out.line, left_out.beginning) == (3, "{broken"), "an answer of the exchange is none of its events"
     assert np.all(np.diff(Recording([str(path)]).times) >= 0)
 
 
@@ -99,3 +100,212 @@ def test_a_file_that_is_no_recording_is_refused_in_words(tmp_path: Path, name: s
 def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"cannot read .*absent\.jsonl"):
         Recording([str(tmp_path / "absent.jsonl")])
+
+
+CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases"
+ROW = "7,100.10,2.000,10,12,1790164800000,true"
+
+
+def read(folder: Path, content: str | bytes, name: str = "ETHUSDT-aggTrades-2026-09-23.csv") -> Recording:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Recording([str(path)])
+
+
+def archive(*rows: str) -> str:
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("8,NaN,1,13,13,1790164800020,false", "price 'NaN' cannot be"),
+        ("8,,1,13,13,1790164800020,false", "price '' is no number"),
+        ("8,-1.5,1,13,13,1790164800020,false", "price '-1.5' cannot be"),
+        ("8,0.00,1,13,13,1790164800020,false", "price 0 cannot be"),
+        ("8,1e400,1,13,13,1790164800020,false", "too many digits"),
+        ("8,1" + "0" * 30 + ",1,13,13,1790164800020,false", "too many digits"),
+        ("8,1.0,-2,13,13,1790164800020,false", "quantity '-2' cannot be"),
+        ("8,1.0,inf,13,13,1790164800020,false", "quantity 'inf' cannot be"),
+        ("8,1.0,2,13,13,0,false", "time 0 cannot be"),
+        ("8,1.0,2,13,13,1e12,false", "time '1e12' is no whole number"),
+        ("9223372036854775807,1.0,2,13,13,1790164800020,false", "id 9223372036854775807 cannot be"),
+        ("-8,1.0,2,13,13,1790164800020,false", "id '-8' is no whole number"),
+        ("8,1.0,2,14,13,1790164800020,false", "fills 14 to 13 cannot be"),
+        ("8,1.0,2,13,13,1790164800020,no", "maker 'no' is neither true nor false"),
+        ("8,1.0,2,13,13,1790164800020,", "maker '' is neither true nor false"),
+        ("8,1.0,2,13,13,1790164800020", "6 columns, and not 7 or 8"),
+        ("8,1", "2 columns, and not 7 or 8"),
+        ("price,8,1.0,2,13,1790164800020,true", "id 'price' is no whole number"),
+    ],
+)
+def test_a_row_that_cannot_be_is_left_out_and_told_and_the_others_are_read(
+    tmp_path: Path, row: str, reason: str
+) -> None:
+    recording = read(tmp_path, archive(HEADER.strip(), ROW, row, "9,99.90,1,14,20,1790164861000,False"))
+    assert recording.streams[0].rows["id"].tolist() == [7, 9]
+    (left_out,) = recording.told.left_out
+    assert (left_out.file, left_out.line) == ("ETHUSDT-aggTrades-2026-09-23.csv", 3)
+    assert left_out.beginning == row[:60]
+    assert reason in left_out.reason
+    assert recording.told.left_out_count == 1
+
+
+def test_numbers_with_exponents_are_read_exactly(tmp_path: Path) -> None:
+    recording = read(
+        tmp_path, archive("1,1.037e-05,1e+06,1,1,1698796800000,0", "2,0.00001038,5000.25,2,2,1698796801000,1")
+    )
+    assert recording.instruments["ETHUSDT"].price_decimals == 8
+    rows = recording.streams[0].rows
+    assert rows["price"].tolist() == [1037, 1038]
+    assert rows["quantity"].tolist() == [100_000_000, 500_025]
+    assert rows["maker"].tolist() == [False, True]
+
+
+def test_numbers_padded_with_zeros_and_exact_ones_go_together(tmp_path: Path) -> None:
+    recording = read(tmp_path, archive("1,2.50000000,1,1,1,1698796800000,0", "2,2.255,1,2,2,1698796801000,1"))
+    assert recording.instruments["ETHUSDT"].price_decimals == 3
+    assert recording.streams[0].rows["price"].tolist() == [2500, 2255]
+
+
+def test_a_byte_order_mark_costs_no_trade(tmp_path: Path) -> None:
+    recording = read(tmp_path, b"\xef\xbb\xbf" + LINES.encode())
+    same(recording.streams[0].rows)
+    assert not recording.told.left_out
+
+
+def test_a_file_cut_in_the_middle_of_a_line_is_told(tmp_path: Path) -> None:
+    recording = read(tmp_path, LINES + "10,1")
+    same(recording.streams[0].rows)
+    assert [(line.line, line.beginning) for line in recording.told.left_out] == [(4, "10,1")]
+
+
+def test_all_files_of_a_zip_are_read_but_what_macos_puts_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "two-days.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("__MACOSX/._ETHUSDT-aggTrades-2026-09-23.csv", b"\0\5\x16\7")
+        packed.writestr("b/ETHUSDT-aggTrades-2026-09-24.csv", LINES.split("\n")[2])
+        packed.writestr("a/ETHUSDT-aggTrades-2026-09-23.csv", "\n".join(LINES.split("\n")[:2]))
+    same(Recording([str(path)]).streams[0].rows)
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("__MACOSX/._ETHUSDT-aggTrades-2026-09-23.csv", b"\0\5\x16\7")
+    with pytest.raises(RecordingError, match="__MACOSX"):
+        Recording([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "symbol"),
+    [
+        ("BTCUSD_PERP-aggTrades-2023-11-01.csv", "BTCUSD_PERP"),
+        ("btcusdt_230630-aggTrades-2023-06.csv", "BTCUSDT_230630"),
+        ("1000SHIBUSDT-aggTrades-2023-06-01.csv", "1000SHIBUSDT"),
+        ("币安人生USDT-aggTrades-2026-01-01.csv", "币安人生USDT"),
+    ],
+)
+def test_an_archives_name_is_its_symbol_in_whole(tmp_path: Path, name: str, symbol: str) -> None:
+    assert list(read(tmp_path, LINES, name).instruments) == [symbol]
+
+
+@pytest.mark.parametrize("header", ["id,price,qty,quote_qty,time,is_buyer_maker\n", ""])
+@pytest.mark.parametrize("more", ["", ",True"])
+def test_archives_of_single_trades_are_read(tmp_path: Path, header: str, more: str) -> None:
+    content = f"{header}5,100.10,2.5,250.25,1790164800000,true{more}\n6,100.2,1,100.2,1790164800001000,false{more}\n"
+    recording = read(tmp_path, content, "ETHUSDT-trades-2026-09-23.csv")
+    (stream,) = recording.streams
+    assert (stream.name, stream.kind, stream.messages) == ("ethusdt@trade", "trade", None)
+    assert stream.rows[["id", "time", "price", "quantity", "kind", "maker"]].tolist() == [
+        (5, 1_790_164_800_000, 10010, 25, 0, True),
+        (6, 1_790_164_800_001, 10020, 10, 0, False),
+    ]
+
+
+def frame(number: int, time: int, price: str = "100.1", symbol: str = "ETHUSDT") -> str:
+    data = {"e": "aggTrade", "E": time + 3, "s": symbol, "a": number, "p": price, "q": "0.5", "f": number}
+    return json.dumps(data | {"l": number, "T": time, "m": True})
+
+
+def test_raw_frames_and_frames_behind_a_timestamp_are_read(tmp_path: Path) -> None:
+    at = 1_790_164_800_000
+    wrapped = [
+        f'{{"stream":"ethusdt@aggTrade","data":{frame(2, at + 10)}}}',
+        f'2026-09-23T12:00:00.0200000Z {{"stream":"ethusdt@aggTrade","data":{frame(3, at + 20)}}}',
+    ]
+    recording = read(tmp_path, "\n".join([frame(1, at), *wrapped]), "frames.jsonl")
+    assert [stream.name for stream in recording.streams] == ["ethusdt@aggTrade"]
+    assert recording.streams[0].rows["id"].tolist() == [1, 2, 3]
+    assert recording.streams[0].messages is not None
+    assert json.loads(recording.streams[0].messages[0])["a"] == 1
+
+
+@pytest.mark.parametrize("symbol", ["../../X", "A/B", "A\\B", "A\0B", "", "X" * 65, "A B", "A\nB"])
+def test_a_symbol_that_is_no_name_is_left_out(tmp_path: Path, symbol: str) -> None:
+    recording = read(
+        tmp_path, f"{frame(1, 1_790_164_800_000)}\n{frame(1, 1_790_164_800_000, symbol=symbol)}", "f.jsonl"
+    )
+    assert list(recording.instruments) == ["ETHUSDT"]
+    assert "is no symbol" in recording.told.left_out[0].reason
+
+
+def test_nothing_in_a_file_names_the_first_reason(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"nothing in .*csv; .* line 2: price 'x' is no number"):
+        read(tmp_path, HEADER + "7,x,2.000,10,12,1790164800000,true\n")
+
+
+def test_trades_are_in_the_order_of_their_ids_whatever_that_of_files_and_lines(tmp_path: Path) -> None:
+    rows = [f"{n},100.{n},1,{n},{n},{1_790_164_800_000 + n * 7},true" for n in range(1, 90)]
+    early, late = tmp_path / "ETHUSDT-aggTrades-early.csv", tmp_path / "ETHUSDT-aggTrades-late.csv"
+    early.write_text("\n".join(rows[:40][::-1]))
+    late.write_text("\n".join(rows[40:]))
+    one = Recording([str(late), str(early)])
+    other = read(tmp_path, "\n".join(rows))
+    assert (one.streams[0].rows == other.streams[0].rows).all()
+    assert (one.times == other.times).all()
+
+
+def test_a_trade_leaves_no_earlier_than_the_one_before_it_whatever_its_time(tmp_path: Path) -> None:
+    at = 1_790_164_800_000
+    rows = [
+        f"{n},100,1,{n},{n},{time},true" for n, time in ((1, at), (2, at + 90_000), (3, at + 30_000), (4, at + 95_000))
+    ]
+    recording = read(tmp_path, "\n".join(rows))
+    assert recording.streams[0].rows["time"].tolist() == [at, at + 90_000, at + 30_000, at + 95_000]
+    assert recording.times.tolist() == [at + 5, at + 90_005, at + 90_005, at + 95_005]
+
+
+def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path) -> None:
+    rows = ["7,100,1,7,7,1790164800000,true", "8,101,1,8,8,1790164800010,true"]
+    overlap = tmp_path / "ETHUSDT-aggTrades-2026-09-24.csv"
+    overlap.write_text("\n".join([rows[1], "7,102,1,7,7,1790164800000,true"]))
+    first = tmp_path / "ETHUSDT-aggTrades-2026-09-23.csv"
+    first.write_text("\n".join(rows))
+    recording = Recording([str(first), str(overlap)])
+    assert recording.streams[0].rows["price"].tolist() == [100, 101]
+    assert recording.told.repeated == 1
+    assert [tuple(again) for again in recording.told.contradicting] == [("ETHUSDT", 7, overlap.name, 2)]
+
+
+def test_a_pause_of_years_is_refused_in_words(tmp_path: Path) -> None:
+    rows = ["7,100,1,7,7,1554000000000,true", "8,101,1,8,8,1790164800010,true"]
+    with pytest.raises(RecordingError, match="nothing happens for 2733 days"):
+        read(tmp_path, "\n".join(rows))
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="no cases beside the checkout")
+@pytest.mark.parametrize(
+    ("case", "ids", "left_out"),
+    [
+        ("c09", [1, 2, 3], []),
+        ("c09b", [1, 2, 3], []),
+        ("c12", list(range(1, 101)), []),
+        ("c14b", list(range(1, 11)), []),
+        ("c15", list(range(1, 504)), [505]),
+        ("c17", list(range(1, 9)), []),
+        ("c30", list(range(1, 9)), []),
+        ("c31", list(range(1, 9)), []),
+    ],
+)
+def test_what_people_report_of_files_is_read_or_told(case: str, ids: list[int], left_out: list[int]) -> None:
+    recording = Recording([str(path) for path in sorted((CASES / case).iterdir())])
+    (stream,) = recording.streams
+    assert stream.rows["id"].tolist() == ids
+    assert [line.line for line in recording.told.left_out] == left_out

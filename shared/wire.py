@@ -214,9 +214,8 @@ class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
 
 
 class Listed(msgspec.Struct, frozen=True, tag="listed"):
-    """All symbols that trade and are wanted, whether they have begun or wait for their history."""
-
     symbols: list[str]
+    """All that trade and are wanted, whether they have begun or wait for their history."""
 
 
 AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | StoreState | FeedState | Listed
@@ -260,9 +259,8 @@ class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
 
 
 class Prefer(msgspec.Struct, frozen=True, tag="prefer"):
-    """Somebody looks at these symbols: of those that are still to be announced, they are next."""
-
     symbols: list[str]
+    """Somebody looks at these: of those that are still to be announced, they are next."""
 
 
 Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines | Prefer

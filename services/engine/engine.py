@@ -187,12 +187,6 @@ class KlineEngine:
                 waits.append(max(0, at - now_ns) // 1_000_000)
         return min(waits, default=None)
 
-    @property
-    def waiting(self) -> list[str]:
-        """What trades and has not begun: its history is still to come."""
-        index, active = self.roster.index, self.book.symbols["active"]
-        return [name for name in self.listed or () if name not in index or not active[index[name]]]
-
     def prefer(self, symbols: list[str]) -> None:
         """Let these begin before all others that wait."""
         self._commands.append(Prefer(symbols))

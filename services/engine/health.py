@@ -115,7 +115,7 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
         "to_announce": feed.to_announce if feed is not None else 0,
         "announce_ms": feed.announce_ms if feed is not None else 0,
         "listed": engine.listed is not None,
-        "waiting": engine.waiting,
+        "waiting": waiting(engine),
         "symbols": int(states["active"].sum()),
         "symbols_with_gaps": len(gaps),
         "missing_ids": sum(last - first + 1 for ranges in gaps.values() for first, last in ranges),
@@ -135,6 +135,12 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
         **{name: int(engine.book.counters[0][name]) for name in COUNTERS.names or ()},
         "dropped": dict(engine.dropped),
     }
+
+
+def waiting(engine: "KlineEngine") -> list[str]:
+    """Return what trades and has not begun: its history is still to come."""
+    index, active = engine.roster.index, engine.book.symbols["active"]
+    return [name for name in engine.listed or () if name not in index or not active[index[name]]]
 
 
 def _age(at_ns: int | None, now_ns: int) -> float | None:

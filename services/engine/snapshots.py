@@ -16,6 +16,7 @@ from services.engine.book import number_of, numbered, settle
 from services.engine.dirty import forget
 from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
+from services.engine.health import waiting
 from services.engine.needs import DAY_INTERVAL
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
@@ -112,7 +113,7 @@ class Snapshots:
         """Tell who is waited for: a subscription to the klines of a symbol that has not begun is a wish for it."""
         wished = [
             name
-            for name in self._engine.waiting
+            for name in waiting(self._engine)
             if any(kline_topic(name, interval).encode() in self._prefixes for interval in INTERVAL_NAMES)
         ]
         if wished:

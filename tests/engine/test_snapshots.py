@@ -5,6 +5,7 @@ from typing import Any
 import msgpack
 
 from services.engine.encoding import ROWS_MAX
+from services.engine.health import waiting
 from services.engine.snapshots import Snapshots
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Listed, Prefer, RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
@@ -232,7 +233,7 @@ def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(Listed(["BTCUSDT", "ETHUSDT", "XRPUSDT"]))
-    assert played.engine.waiting == ["ETHUSDT", "XRPUSDT"]
+    assert waiting(played.engine) == ["ETHUSDT", "XRPUSDT"]
     subscriber = Subscriber(played)
 
     def preferred(time: int) -> list[str]:

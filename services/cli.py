@@ -132,7 +132,20 @@ def check(config: Config) -> int:
                 print(f"{section:10} {protocol}{place}{public}{taken}")
     if not listener(config.engine.snapshots)[0]:
         print(f"{'engine':10} {config.engine.snapshots}")
-    return code
+    # The tables of a klagg that runs on this folder are its own.
+    return code if running else max(code, _check_database(config))
+
+
+def _check_database(config: Config) -> int:
+    """Look at a database of one's own. One that is not there is told of, and no obstacle: persist waits for it."""
+    if not config.database.url:
+        return 0
+    from services.persist.tables import look
+
+    reason, waits = look(config.database.url)
+    if reason:
+        print(f"klagg: database: {reason}{'; persist waits for it' if waits else ''}", file=sys.stderr)
+    return 3 if reason and not waits else 0
 
 
 def _running(config: Config) -> str:
@@ -178,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(room, help=f"run one process: {what}", description=f"Run one process: {what}.")
     commands.add_parser(
         "check",
-        help="say what will listen where, and whether it can",
-        description="Read the configuration and try its addresses. Exit code 2: it is wrong; 3: an address cannot be "
-        "listened on.",
+        help="say what will listen where, whether it can, and whether the database is fit",
+        description="Read the configuration, try its addresses and look at database.url. Exit code 2: it is wrong; 3: "
+        "an address cannot be listened on, or the database cannot be used.",
     )
     commands.add_parser(
         "verify",

@@ -6,6 +6,7 @@ that people set by hand. Relative paths count from the configuration file's fold
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,14 @@ import msgspec
 from shared.addresses import is_loopback, listener
 
 EXCHANGES = ("simulator", "binance-usdm", "binance-spot")
+_HOST = r"(\[[0-9A-Fa-f:.%]+\]|[\w.%-]*)(:\d*)?"
+_DATABASE_URL = re.compile(
+    r"postgres(ql)?://(([\w.~!$*+-]|%[0-9A-Fa-f]{2})*(:([^@/%\s]|%[0-9A-Fa-f]{2})*)?@)?"
+    rf"{_HOST}(,{_HOST})*(/[^/?#@\s]*)?(\?[^#@\s]*)?"
+)
+"""Stricter than libpq, which takes parts of a mistyped password for hosts and ports, and tells them to the log."""
+_WORD = r"\w+\s*=\s*('([^'\\]|\\.)*'|[^'\s]\S*)"
+_DATABASE_WORDS = re.compile(rf"\s*{_WORD}(\s+{_WORD})*\s*")
 
 
 class ConfigError(ValueError):
@@ -250,6 +259,13 @@ def _check(path: Path, config: Config) -> None:
     for name, value, lowest, highest in bounds:
         if not lowest <= value <= highest:
             raise ConfigError(f"{path}: {name} = {value} is outside {lowest} .. {highest}")
+    url = config.database.url
+    if url and not (_DATABASE_URL if "://" in url else _DATABASE_WORDS).fullmatch(url):
+        # Without a word of it: any of them may be the password.
+        raise ConfigError(
+            f"{path}: database.url (or KLAGG_DATABASE_URL) is no URL of a PostgreSQL, as in"
+            " postgresql://user:password@host:5432/database; in a password, write %25 for %, %40 for @, %2F for /"
+        )
     if config.exchange.clock_speed not in (0.0, 1.0):
         raise ConfigError(f"{path}: exchange.clock_speed = {config.exchange.clock_speed} is neither 0 nor 1")
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.kline import KLINE, PLACED_KLINE, TRADE
+from shared.point import StorePoint as StorePoint
 
 Rows = NDArray[np.void]
 
@@ -176,19 +177,26 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
     last: bool
     exchange_time: int
     """The engine's exchange time when the last batch was cut; 0 for an empty store."""
+    point: StorePoint = StorePoint()
 
 
 class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
-    """The batch of this number is committed."""
+    """The batch of this number is committed, in these tables, but for the symbols that the database refuses."""
 
     session: int
     batch: int
+    tables: str = ""
+    refused: list[str] = []
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
-    """Persist has come up: what was sent to a former one and not acknowledged must be sent again."""
+    """Persist has come up, or the store is not what a batch was for: what is not acknowledged must be sent again."""
 
     session: int
+    point: StorePoint = StorePoint()
+    exchange_time: int = 0
+    unfinished: list[tuple[str, str, int, int]] = []
+    """Klines that the store lacks or may have to change: symbol, interval, first and last open time."""
 
 
 class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
@@ -285,6 +293,8 @@ class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
     marks: list[SymbolMark]
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; (symbol, interval, open_time) is unique in it."""
+    after: StorePoint = StorePoint()
+    """What the store has, as far as the engine knows; else nothing is saved, and the answer is `StoreState`."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

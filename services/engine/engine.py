@@ -38,6 +38,7 @@ from services.engine.health import Pulse, figures
 from services.engine.history import put_rows
 from services.engine.kernel import apply_answer, apply_trades
 from services.engine.repair import Repair
+from services.engine.rewriting import Rewriting
 from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
 from shared.clock import ExchangeClock
@@ -98,6 +99,9 @@ class KlineEngine:
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
+        self._rewriting = Rewriting(self.book, self.unsaved, self.roster, self.repair)
+        self.store_changes = 0
+        """How often the store turned out to be set back, emptied or another, and all was saved again."""
         self.lag_ms = 0
         """How old the feed's newest trades were when they came, by the exchange's clock: the load that is too much."""
         self.pulse = Pulse()
@@ -115,7 +119,6 @@ class KlineEngine:
         self._absent: dict[str, SymbolMark] = {}
         """Symbols that begin anew and what was known of them: from their proven time on, something is lacking."""
         self._introduce_at = 0
-        self._store_session = 0
         self._held: list[Trades] = []
         """Of a replay: trades that would push rows out of memory which are unsaved, or lack what is being asked for."""
 
@@ -141,7 +144,7 @@ class KlineEngine:
             case Persisted():
                 self._persisted(event, now_ns)
             case StoreState():
-                self._store_changed(event.session)
+                self._store_changed(event)
             case Listed():
                 self.listed = event.symbols
             case _:
@@ -334,6 +337,7 @@ class KlineEngine:
                 begin = end
         if parts[-1].last:
             self.started = True
+            self.saving.point = parts[-1].point
             self.saving.wait(now_ns)
             self._open_minutes(now)
             self._introduce(now_ns)
@@ -467,17 +471,22 @@ class KlineEngine:
         return self._beginnings.marks_of(symbols)
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
-        if not self.saving.acknowledge(event.session, event.batch, now_ns):
+        taken_again = self.saving.acknowledge(event, now_ns)
+        if taken_again is None:
             self._drop("acknowledgements of nothing")
         else:
             self.pulse.saved(now_ns)
+        for symbol, since in (taken_again or {}).items():
+            self._rewriting.since(symbol, since)
 
-    def _store_changed(self, session: int) -> None:
-        self.pulse.met("persist", session)
-        if session != self._store_session:
-            self._store_session = session
-            self.saving.lost(0)
-            self.saving.hurry()
+    def _store_changed(self, state: StoreState) -> None:
+        self.pulse.met("persist", state.session)
+        if self.started and not state.point.continues(self.saving.point, self.session):
+            self.store_changes += 1
+            self._rewriting.all_of(state)
+            self.saving.point = state.point
+        self.saving.lost(0)
+        self.saving.hurry()
 
     # Figures.
 

@@ -19,6 +19,8 @@ SILENCE_NS = 2 * SECOND_NS
 """A market without a trade for longer than this was not heard: some symbol trades several times a second."""
 SILENCES_MAX = 8
 """The newest; klines of symbols that have not traded since an older one are as old as that."""
+NAMED_MAX, NAME_MAX = 20, 64
+"""Symbols that health names, and characters of each: a name that the store refuses may be of any length."""
 WORST_S = 60
 """The worst lag is that of so long."""
 
@@ -129,6 +131,8 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
         "restarts": {room: pulse.restarts[room] for room in ("ingest", "persist")},
         "rows_unsaved": len(engine.unsaved),
         "saving": engine.saving.under_way,
+        "store_changes": engine.store_changes,
+        "symbols_not_saved": [engine.symbols[symbol][:NAME_MAX] for symbol in engine.saving.refused][:NAMED_MAX],
         "batches": engine.saving.batch,
         "begun_anew": engine.begun_anew,
         "audit": engine.audit.totals(),

@@ -57,6 +57,7 @@ class Loop:
         self._connected: bool | None = None
         self._is_behind = False
         self._was_started = False
+        self._store_changes = 0
         log.info(
             "ready in %.1f s; snapshots on %s; waiting for the store and for the exchange's time",
             time.monotonic() - started_at,
@@ -157,6 +158,9 @@ class Loop:
         """Say what has changed, once."""
         if isinstance(event, StoreState) and not self._engine.started:
             self._load_at = 0.0
+        if self._engine.store_changes > self._store_changes:
+            self._store_changes = self._engine.store_changes
+            log.warning("the store was set back, emptied or replaced: all that memory holds is saved again")
         if isinstance(event, Restored):
             self._load_at = time.monotonic() + LOAD_AGAIN_S
         if isinstance(event, FeedState) and event.connected != self._connected:

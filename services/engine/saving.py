@@ -16,7 +16,7 @@ from shared.compiled import compiled
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVALS
 from shared.kline import PLACED_KLINE
-from shared.wire import DirtyBatch, Rows, SymbolMark
+from shared.wire import DirtyBatch, Persisted, Rows, StorePoint, SymbolMark
 
 BATCH_ROWS_MAX = 1_500
 """Rows a batch, about, a new symbol's: to make it takes some 1 ms, in which no trade is applied."""
@@ -57,6 +57,12 @@ class Saving:
         self._rest_until = 0
         """However many rows are waiting, ns."""
         self.batch = 0
+        self.point = StorePoint()
+        """What the store has, as far as it was told."""
+        self.refused: dict[int, int] = {}
+        """Symbols that the store does not take, and the exchange's time when the first of their batches was cut."""
+        self._cut_time = 0
+        """When the batch under way was cut."""
         self._under_way: NDArray[np.int64] | None = None
         self._spoken = np.zeros(0, np.int64)
         """The symbols whose marks are in the batch under way."""
@@ -122,7 +128,7 @@ class Saving:
         if not len(self._unsaved) and not self._passing and not marks_changed.any():
             return None
         numbers = self._unsaved.take(BATCH_ROWS_MAX)
-        self._under_way, self._sent_at = numbers, now_ns
+        self._under_way, self._sent_at, self._cut_time = numbers, now_ns, exchange_time
         self._passing, self._passing_under_way = [], self._passing
         self.batch += 1
         return self._batch_of(numbers, exchange_time)
@@ -145,12 +151,24 @@ class Saving:
             passing["symbol"], passing["interval"], passing["kline"] = places[symbol], interval, klines
             parts.append(passing)
         placed = b"".join(part.tobytes() for part in parts)
-        return DirtyBatch(self._session, self.batch, exchange_time, self._marks_of(spoken), placed)
+        return DirtyBatch(self._session, self.batch, exchange_time, self._marks_of(spoken), placed, self.point)
 
-    def acknowledge(self, session: int, batch: int, now_ns: int) -> bool:
-        """The store has a batch. Return False if it is not the one under way."""
-        if (session, batch) != (self._session, self.batch) or self._under_way is None:
-            return False
+    def acknowledge(self, event: Persisted, now_ns: int) -> dict[int, int] | None:
+        """The store has a batch, except for the symbols that it refuses.
+
+        Return those that it takes again, and since when it did not; None if the batch is not the one under way.
+        """
+        if (event.session, event.batch) != (self._session, self.batch) or self._under_way is None:
+            return None
+        self.point = StorePoint(event.tables, event.session, event.batch)
+        taken_again = {}
+        if event.refused or self.refused:
+            names = set(event.refused)
+            for symbol in self._spoken.tolist():
+                if self._symbols[symbol] in names:
+                    self.refused.setdefault(symbol, self._cut_time)
+                elif symbol in self.refused:
+                    taken_again[symbol] = self.refused.pop(symbol)
         self._unsaved.release(self._under_way)
         self._under_way = None
         self._passing_under_way = []
@@ -158,7 +176,7 @@ class Saving:
         in_use = 2 * len(self._symbols) * len(INTERVALS)
         rest = REST if len(self._unsaved) <= in_use else BACKLOG_REST
         self._rest_until = now_ns + (now_ns - self._sent_at) * rest
-        return True
+        return taken_again
 
     def lost(self, now_ns: int) -> None:
         """The batch under way could not be sent or is lost: its rows are unsaved again."""

@@ -16,9 +16,12 @@ import psycopg
 import zmq
 
 from services.persist import store
+from services.persist.aside import Aside, refuses
 from services.persist.copying import warm_up
+from services.persist.tables import NOT_READY
 from shared.config import Config
-from shared.postgres import database_url
+from shared.kline import PLACED_KLINE
+from shared.postgres import database_url, words_of
 from shared.process import StopSignal, be_modest
 from shared.sockets import connect, ipc, lock_room
 from shared.wire import (
@@ -27,7 +30,6 @@ from shared.wire import (
     Finished,
     Load,
     Persisted,
-    StoreState,
     WireError,
     decode_store_request,
     encode,
@@ -40,6 +42,8 @@ RETRY_SHARE = 0.1
 """Of the time that the database has been away for: what was away for a second is found again a tenth later."""
 SEND_MAX_MS = 2_000
 """An engine that reads nothing for so long is gone; the next one asks again."""
+REASONS_MAX = 5
+"""Different ones that are told while the database is away."""
 FIGURES_S = 60.0
 
 Answer = TypeVar("Answer")
@@ -73,7 +77,9 @@ class Loop:
         self._context = context
         self._stop = stop
         self._connection: store.Connection | None = None
-        self._away = False
+        self._away: set[str] = set()
+        """Why the database is away, as far as it was told; empty if it is not."""
+        self._aside = Aside()
         self._session = time.time_ns() // 1_000
         self._engine_session: int | None = None
         self._finished = False
@@ -85,12 +91,12 @@ class Loop:
     def run(self) -> None:
         """Serve until a signal, and then until the engine has finished or is gone. Raises Stopped, Unavailable."""
         warm_up()
-        self._with_database(lambda _: None)
-        # Not before the database is there: questions would pile up in the queue.
+        state = self._with_database(self._state)
+        # Not before the database is there and ours: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)
         # Before questions can come: an engine that hears it after its question asks again.
-        self._say(StoreState(self._session))
+        self._say(state)
         requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
         poller = zmq.Poller()
         poller.register(requests, zmq.POLLIN)
@@ -153,9 +159,19 @@ class Loop:
             log.info("left out a batch of an engine that is gone")
             return
         self._engine_session = batch.session
-        self._rows += self._with_database(lambda connection: store.save(connection, batch))
+        try:
+            tables, refused = self._with_database(
+                lambda connection: self._aside.save(batch, time.monotonic(), lambda part: store.save(connection, part))
+            )
+        except store.Changed:
+            self._say(self._with_database(self._state))
+            return
+        self._rows += len(batch.rows) // PLACED_KLINE.itemsize
         self._batches += 1
-        self._say(Persisted(batch.session, batch.batch))
+        self._say(Persisted(batch.session, batch.batch, tables, refused))
+
+    def _state(self, connection: store.Connection) -> AppEvent:
+        return store.state(connection, self._session)
 
     def _say(self, event: AppEvent) -> None:
         try:
@@ -166,22 +182,24 @@ class Loop:
     def _with_database(self, work: Callable[[store.Connection], Answer]) -> Answer:
         """Do something with the database, again and again until it is there for it.
 
-        Raises Stopped, and Unavailable or another psycopg.Error if waiting would not help.
+        Raises Stopped, and what waiting would not help against.
         """
         began, asked_at = time.monotonic(), 0.0
         while True:
             try:
                 if self._connection is None:
-                    self._connection = store.connect(database_url(self._config))
+                    self._connection = store.connect(database_url(self._config), self._session)
                     if not self._config.database.url:
                         # What is stored may wait for what is live.
                         be_modest(self._connection.info.backend_pid)
                 answer = work(self._connection)
-            except psycopg.OperationalError as error:
+            except NOT_READY as error:
+                if isinstance(error, psycopg.Error) and refuses(error):
+                    raise
                 self._lost(error)
             else:
                 if self._away:
-                    self._away = False
+                    self._away.clear()
                     log.info("the database is there, after %.1f s", time.monotonic() - began)
                 return answer
             if self._stop.asked:
@@ -191,10 +209,11 @@ class Loop:
             wait = min(max(RETRY_S, RETRY_SHARE * (time.monotonic() - began)), RETRY_MAX_S)
             select.select([] if self._stop.asked else [self._stop.fd], [], [], random.uniform(wait / 2, wait))
 
-    def _lost(self, error: psycopg.OperationalError) -> None:
+    def _lost(self, error: Exception) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if not self._away:
-            self._away = True
-            log.warning("waiting for the database: %s", " ".join(str(error).split()))
+        reason = words_of(error)
+        if len(self._away) < REASONS_MAX and reason not in self._away:
+            self._away.add(reason)
+            log.warning("waiting for the database: %s", reason)

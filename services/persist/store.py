@@ -1,14 +1,13 @@
-"""The tables: made, migrated, written and read back. All of klagg's SQL that writes is here.
+"""The tables: written and read back. All of klagg's SQL that writes klines is here; who makes the tables is tables.py.
 
-Decides how klines look in SQL. Every batch is one transaction: its rows, the marks of their symbols, and the exchange's
-time. Rows go through a temporary table, because COPY cannot overwrite. Writing a row again overwrites it: a batch may
-come twice.
+Decides how klines look in SQL. Every batch is one transaction: its rows, the marks of their symbols, the exchange's
+time, and its own number. A batch whose engine knows the store by another number than it has is not saved. Rows go
+through a temporary table, because COPY cannot overwrite. Writing a row again overwrites it: a batch may come twice.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -27,26 +26,26 @@ from services.persist.copying import (
     staged,
     unstaged,
 )
+from services.persist.tables import Connection as Connection
+from services.persist.tables import claim, open_session, prepare
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, FINAL, UNEXPLAINED
-from shared.process import Unavailable
-from shared.wire import AuditMark, DirtyBatch, Restored, Rows, SymbolMark, Unexplained, placed_rows
+from shared.wire import (
+    AuditMark,
+    DirtyBatch,
+    Restored,
+    Rows,
+    StorePoint,
+    StoreState,
+    SymbolMark,
+    Unexplained,
+    placed_rows,
+)
 
-SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
-"""One file a version, applied in order."""
-SERVER_MIN = 15
-"""The first PostgreSQL that knows MERGE."""
-MIGRATION_LOCK = 0x6B6C616767
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
-Connection = psycopg.Connection[tuple[Any, ...]]
-OPTIONS: dict[str, Any] = {
-    "application_name": "klagg persist",
-    "connect_timeout": 5,
-    # A server that is silent for so long, ms, is gone, and with it what was not committed.
-    "tcp_user_timeout": 30_000,
-    "keepalives_idle": 10,
-}
+TIME_MAX = 2**53
+"""Later than any kline: what comes behind one that was still open, the store need not have."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = logging.getLogger(__name__)
@@ -125,6 +124,25 @@ WHERE klines.symbol = ids.symbol AND NOT unexplained
 """
 """Klines may leave the engine's memory before it turns out that ids which may belong to them are unexplained."""
 
+_TABLES = "concat_ws(' ', identity, pg_relation_filenode('klines'), pg_relation_filenode('symbols'))"
+"""Emptied or restored tables are other files, whoever's identity stands beside them; so are those of a VACUUM FULL,
+after which rows are written again for nothing."""
+_SAVED = f"""
+INSERT INTO engine_state (exchange_time, session, batch) VALUES (%s, %s, %s)
+ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time, session = excluded.session,
+    batch = excluded.batch
+RETURNING {_TABLES.replace("identity", "engine_state.identity")}
+"""
+_MS = "(extract(epoch FROM {}(open_time)) * 1000)::int8"
+_UNFINISHED = f"""
+SELECT symbol, interval, {_MS.format("min")}, CASE WHEN bool_and(closed) THEN {_MS.format("max")} ELSE {TIME_MAX} END
+FROM klines WHERE NOT final GROUP BY symbol, interval
+UNION ALL
+SELECT symbol, range ->> 0, (range ->> 1)::int8, (range ->> 2)::int8
+FROM symbols, jsonb_array_elements(lacking) AS range
+"""
+
+
 _NEWEST = f"""
     COPY (
         SELECT (of_part.number - 1) * {len(INTERVAL_NAMES)} + i.number - 1, newest.klines
@@ -141,49 +159,42 @@ _NEWEST = f"""
 """
 
 
-def connect(url: str) -> Connection:
-    """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, OperationalError."""
-    connection = psycopg.connect(url, autocommit=True, **OPTIONS)
-    if connection.info.server_version < SERVER_MIN * 10_000:
-        raise Unavailable(
-            f"the database is a PostgreSQL {connection.info.server_version // 10_000}; klagg needs {SERVER_MIN}"
-        )
-    connection.execute("SET client_min_messages = warning")
-    migrate(connection)
-    # Batches change the size of the staging table, and nobody counts its rows: without these, a plan might read all of
-    # klines instead of looking for each row in the index.
-    for scan in ("hashjoin", "mergejoin", "seqscan"):
-        connection.execute(f"SET enable_{scan} = off")
-    connection.execute(_STAGING)
+def connect(url: str, owner: int = 0) -> Connection:
+    """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, psycopg.Error.
+
+    `owner`: a number of this process's own, which takes the tables for as long as the connection lasts.
+    """
+    name = f"klagg persist {owner}" if owner else "klagg persist"
+    connection = open_session(url, name)
+    try:
+        if owner:
+            claim(connection, name)
+        prepare(connection)
+        # Batches change the size of the staging table, and nobody counts its rows: without these, a plan might read all
+        # of klines instead of looking for each row in the index.
+        for scan in ("hashjoin", "mergejoin", "seqscan"):
+            connection.execute(f"SET enable_{scan} = off")
+        connection.execute(_STAGING)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the tables to this version, whichever they are. Raises Unavailable if they are newer than this program."""
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_version"
-            " (version int PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
-        version = int(str(row[0])) if row else 0
-        if version > len(SCHEMAS):
-            raise Unavailable(
-                f"the database has version {version} of klagg's tables; this one knows {len(SCHEMAS)}: use a newer one"
-            )
-        for number, name in enumerate(SCHEMAS[version:], version + 1):
-            connection.execute(files("services.persist").joinpath(name).read_bytes())
-            connection.execute("INSERT INTO schema_version (version) VALUES (%s)", [number])
+class Changed(Exception):
+    """The store is not what the batch is for: it was set back or emptied, or another engine has saved into it."""
 
 
-def save(connection: Connection, batch: DirtyBatch) -> int:
-    """Save a batch in one transaction and return how many rows it has. Saving it twice is saving it once.
+def save(connection: Connection, batch: DirtyBatch) -> str:
+    """Save a batch in one transaction and return which tables it is in. Saving it twice is saving it once.
 
-    Raises WireError, and psycopg.OperationalError if the database is not there.
+    Raises WireError, Changed, and psycopg.OperationalError if the database is not there.
     """
     rows = checked(placed_rows(batch.rows), batch.marks)
     with connection.transaction(), connection.cursor() as cursor:
+        stored, _ = _point(connection)
+        if not stored.continues(batch.after, batch.session):
+            raise Changed
         if len(rows):
             with cursor.copy(f"COPY staging ({_COLUMNS}) FROM STDIN (FORMAT BINARY)") as copy:
                 for block in staged(rows, batch.marks):
@@ -194,12 +205,8 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
         if unexplained:
             cursor.execute(_FLAG, [msgspec.json.encode(unexplained).decode()])
         cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])
-        cursor.execute(
-            "INSERT INTO engine_state (exchange_time) VALUES (%s)"
-            " ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time",
-            [_moment(batch.exchange_time)],
-        )
-    return len(rows)
+        cursor.execute(_SAVED, [_moment(batch.exchange_time), batch.session, batch.batch])
+        return str(cursor.fetchone()[0])  # type: ignore[index]
 
 
 def load(connection: Connection, session: int, wanted: list[int]) -> Iterator[Restored]:
@@ -210,8 +217,7 @@ def load(connection: Connection, session: int, wanted: list[int]) -> Iterator[Re
     symbols = max(1, PART_ROWS_MAX // sum(wanted))
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        state = connection.execute("SELECT exchange_time FROM engine_state").fetchone()
-        exchange_time = _ms(state[0]) if state else 0
+        point, exchange_time = _point(connection)
         marks = _marks(connection)
         for begin in range(0, len(marks), symbols):
             part = marks[begin : begin + symbols]
@@ -220,8 +226,22 @@ def load(connection: Connection, session: int, wanted: list[int]) -> Iterator[Re
                 rows, unfit = unstaged(b"".join(copy), part)
             if unfit:
                 log.warning("%d klines of %s and others have numbers beyond 64 bits", unfit, part[0].symbol)
-            yield Restored(session, part, rows.tobytes(), False, exchange_time)
-        yield Restored(session, [], b"", True, exchange_time)
+            yield Restored(session, part, rows.tobytes(), False, exchange_time, point)
+        yield Restored(session, [], b"", True, exchange_time, point)
+
+
+def state(connection: Connection, session: int) -> StoreState:
+    """Return what the store has last, and what of it is not done. Raises psycopg.OperationalError."""
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        point, exchange_time = _point(connection)
+        return StoreState(session, point, exchange_time, connection.execute(_UNFINISHED).fetchall())
+
+
+def _point(connection: Connection) -> tuple[StorePoint, int]:
+    """Return what the store has last, and the exchange's time then."""
+    row = connection.execute(f"SELECT {_TABLES}, session, batch, exchange_time FROM engine_state").fetchone()
+    return (StorePoint(*row[:3]), _ms(row[3])) if row else (StorePoint(), 0)
 
 
 def _marks(connection: Connection) -> list[SymbolMark]:

@@ -12,10 +12,21 @@ import time
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
-from services.postgres.server import Become, Installation, installation, make_cluster, other_server, start, user_for
+from services.postgres.server import (
+    Become,
+    Installation,
+    installation,
+    make_cluster,
+    other_server,
+    password_of,
+    start,
+    user_for,
+    write_access,
+)
 from shared.config import Config
-from shared.postgres import NAME, database_url, embedded_url, socket_folder
+from shared.postgres import NAME, READER, database_url, embedded_url, password_file, socket_folder, tcp_url
 from shared.process import StopSignal, Unavailable
 from shared.sockets import lock_room
 
@@ -54,6 +65,7 @@ def _serve(config: Config, stop: StopSignal) -> int:
     began = time.monotonic()
     new = not (cluster / "PG_VERSION").exists()
     make_cluster(install, cluster, become)
+    write_access(cluster)
     if new:
         log.info("made an empty PostgreSQL %s cluster in %.1f s", install.version, time.monotonic() - began)
     wait = RESTART_S
@@ -91,14 +103,27 @@ def _start(
         else:
             url = database_url(config)
             log.info('PostgreSQL %s is ready in %.1f s: psql "%s"', install.version, time.monotonic() - began, url)
+            if config.database.port:
+                log.info("by TCP: %s, with the password in %s", tcp_url(config), password_file(config))
             break
     return server
 
 
 def _make_database(config: Config) -> None:
+    """Make the database, and who may read it by TCP, unless they are there."""
     with psycopg.connect(embedded_url(config, "postgres"), autocommit=True, connect_timeout=2) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone():
             connection.execute(f"CREATE DATABASE {NAME}")
+        if config.database.port:
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [READER]).fetchone():
+                connection.execute(f"CREATE ROLE {READER}")
+            password = sql.Literal(password_of(password_file(config)))
+            connection.execute(
+                sql.SQL("ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(
+                    sql.Identifier(READER), password
+                )
+            )
+            connection.execute(f"GRANT pg_read_all_data TO {READER}")
 
 
 def _end(server: "subprocess.Popen[bytes]") -> int:

@@ -11,21 +11,31 @@ import ctypes
 import logging
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.config import Config
-from shared.postgres import NAME, port, socket_folder
+from shared.postgres import NAME, READER, port, socket_folder
 from shared.process import PR_SET_PDEATHSIG, Unavailable
 
 CLONE_NEWUSER = 0x10000000
 SHARED_BUFFERS = "64MB"
 """The newest klines of 500 symbols are 20 MB; what is older is read seldom, and the kernel caches it too."""
+
+PASSWORD_BYTES = 24
+ACCESS = f"""\
+# Written by klagg at every start.
+# The socket lies in a folder that only its owner may enter; by TCP comes who knows the password, and only reads.
+local  all      {NAME}                     trust
+host   {NAME}   {READER}  127.0.0.1/32      scram-sha-256
+"""
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +146,8 @@ def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
             install.binary("initdb"),
             f"--pgdata={half_made}",
             f"--username={NAME}",
-            "--auth=trust",
+            "--auth-local=trust",
+            "--auth-host=reject",
             "--encoding=UTF8",
             "--locale=C",
             "--no-instructions",
@@ -156,11 +167,31 @@ def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
     half_made.rmdir()
 
 
+def write_access(cluster: Path) -> None:
+    """Write who may come how, whatever stands there: a cluster made by an older klagg let everybody in by TCP."""
+    file, written = cluster / "pg_hba.conf", cluster / ".pg_hba.conf"
+    written.write_text(ACCESS, encoding="ascii")
+    written.chmod(0o644)  # The server may be another user; nobody else enters the folder.
+    written.replace(file)
+
+
+def password_of(file: Path) -> str:
+    """Return the password in a file that only its owner reads; it is made where there is none."""
+    with suppress(FileExistsError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "w", encoding="ascii") as made:
+            made.write(secrets.token_urlsafe(PASSWORD_BYTES) + "\n")
+    file.chmod(0o600)
+    return file.read_text(encoding="ascii").strip()
+
+
 def start(install: Installation, cluster: Path, config: Config, become: Become) -> "subprocess.Popen[bytes]":
     """Start the server; it listens when it is ready."""
     settings = {
         "listen_addresses": "127.0.0.1" if config.database.port else "",
         "port": port(config),
+        "hba_file": cluster / "pg_hba.conf",
+        "password_encryption": "scram-sha-256",
         "unix_socket_directories": socket_folder(config),
         "unix_socket_permissions": "0700",
         "shared_buffers": SHARED_BUFFERS,

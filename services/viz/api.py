@@ -17,6 +17,7 @@ import psycopg
 
 from services.viz.rows import ROW_FIELDS, Row
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
+from shared.postgres import OPTIONS, session_settings
 
 LIMIT_MAX = 1_500
 LIMIT_DEFAULT = 500
@@ -194,9 +195,10 @@ class Reader:
             if time.monotonic() - self._tried_at < RETRY_S:
                 raise DatabaseAway(self.away)
             self._tried_at = time.monotonic()
+            url, options = self._url_of(), OPTIONS | {"connect_timeout": CONNECT_TIMEOUT_S}
             self._connection = await psycopg.AsyncConnection.connect(
-                self._url_of(), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="klagg viz"
+                url, autocommit=True, application_name="klagg viz", **options
             )
+            await self._connection.execute(session_settings(url, read_only=True))
             await self._connection.execute(f"set statement_timeout = {QUERY_TIMEOUT_MS}")
-            await self._connection.execute("set default_transaction_read_only = on")
         return self._connection

@@ -136,6 +136,9 @@ class State(msgspec.Struct, frozen=True):
         reasons += self._feed_reasons()
         if self.save_late_s:
             reasons.append(f"nothing was saved for {self.save_late_s} s: {self.number('rows_unsaved')} klines wait")
+        refused = self.health.get("symbols_not_saved")
+        if isinstance(refused, list) and refused:
+            reasons.append(f"the database refuses {', '.join(map(str, refused))}")
         gap_age = self.age("gap_age_s") or 0.0
         if self.number("missing_ids") and gap_age > gap_max_s:
             reasons.append(f"{self.number('missing_ids')} trades are missing, some for {gap_age:.0f} s")

@@ -5,7 +5,7 @@ import pytest
 
 from services.engine import saving as saving_module
 from shared.interval import INTERVAL_NAMES
-from shared.wire import Persisted, StoreState, decode_store_request, encode, placed_rows
+from shared.wire import Persisted, StorePoint, StoreState, decode_store_request, encode, placed_rows
 from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
 
 
@@ -154,3 +154,27 @@ def test_a_batch_survives_its_journey() -> None:
     assert saved is not None
     assert saved.marks[0].gaps == [(1, 8)]
     assert np.array_equal(np.unique(placed_rows(saved.rows)["interval"]), np.arange(15))
+
+
+def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_taken_again() -> None:
+    played = PlayedEngine()
+    for name in ("AUSDT", "BUSDT"):
+        played.add(name)
+        played.apply(batch([Trade(0, START, 100, 7)], symbol=name))
+    first = played.engine.take_batch(played.now_ns, last=True)
+    assert first is not None
+    played.apply(Persisted(SESSION, first.batch, "tables", ["BUSDT"]))
+    assert played.engine.health(0)["symbols_not_saved"] == ["BUSDT"]
+    # It is not sent again by itself.
+    assert played.engine.take_batch(played.now_ns, last=True) is None
+    played.apply(batch([Trade(1, START + 1, 100, 7)], symbol="BUSDT"))
+    played.until(START + 2 * MINUTE)
+    second = played.engine.take_batch(played.now_ns, last=True)
+    assert second is not None
+    assert second.after == StorePoint("tables", SESSION, first.batch)
+    played.apply(Persisted(SESSION, second.batch, "tables"))
+    assert played.engine.health(0)["symbols_not_saved"] == []
+    third = played.engine.take_batch(played.now_ns, last=True)
+    assert third is not None
+    assert [mark.symbol for mark in third.marks] == ["BUSDT"]
+    assert len(placed_rows(third.rows)) == len(played.rows("BUSDT"))

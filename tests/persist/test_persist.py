@@ -10,15 +10,27 @@ from typing import Any
 
 import psycopg
 import zmq
+from msgspec.structs import replace
 
 from shared.config import load
 from shared.postgres import database_url
 from shared.sockets import bind, ipc
-from shared.wire import Finished, Load, Persisted, Restored, StoreState, decode_event, encode
+from shared.wire import (
+    DirtyBatch,
+    Finished,
+    Load,
+    Persisted,
+    Restored,
+    StorePoint,
+    StoreState,
+    decode_event,
+    encode,
+)
 from tests.persist.test_store import NOW, batch, mark, rows
 from tests.support import Room, free_port, wait_for, write_config
 
 SESSION = 5
+NOTHING = StorePoint()
 WANTED = [100] * 15
 
 
@@ -96,7 +108,8 @@ def test_a_batch_of_an_engine_that_is_gone_is_left_out(tmp_path: Path) -> None:
         at.engine.say(_of(SESSION, 1, close=1))
         at.engine.say(Load(SESSION + 1, WANTED))
         at.engine.say(_of(SESSION, 2, close=2))
-        at.engine.say(_of(SESSION + 1, 1, close=3))
+        (restored,) = wait_for("its answer", lambda: [part for part in at.engine.of(Restored) if part.last])
+        at.engine.say(_of(SESSION + 1, 1, restored.point, close=3))
         wait_for("the newer engine's batch", lambda: len(at.engine.of(Persisted)) == 2)
         assert [event.session for event in at.engine.of(Persisted)] == [SESSION, SESSION + 1]
         assert at.query("SELECT close::text FROM klines") == [("0.03",)]
@@ -181,6 +194,5 @@ def test_a_second_persist_on_the_same_folder_says_so(tmp_path: Path) -> None:
         assert "another persist" in second.log
 
 
-def _of(session: int, number: int, **fields: Any) -> Any:
-    made = batch(rows(**fields), [mark()], number)
-    return type(made)(session, number, made.exchange_time, made.marks, made.rows)
+def _of(session: int, number: int, after: StorePoint = NOTHING, **fields: Any) -> DirtyBatch:
+    return replace(batch(rows(**fields), [mark()], number), session=session, after=after)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.persist import store
+from services.persist import store, tables
 from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
 from shared.calendar import next_open_time, open_time_of
@@ -273,10 +273,10 @@ def test_tables_of_a_newer_klagg_are_left_alone(url: str) -> None:
         connection.execute("INSERT INTO schema_version (version) VALUES (99)")
         try:
             with pytest.raises(Unavailable, match="version 99"):
-                store.migrate(connection)
+                tables.migrate(connection)
         finally:
             connection.execute("DELETE FROM schema_version WHERE version = 99")
-        store.migrate(connection)
+        tables.migrate(connection)
 
 
 def test_klines_are_exported_in_the_archives_form(connection: store.Connection, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from shared.config import Config, load
-from shared.postgres import database_url, socket_folder
+from shared.postgres import database_url, password_file, socket_folder, tcp_url
 from tests.support import ROOT, Room, free_port, running, wait_for, write_config
 
 
@@ -111,13 +111,59 @@ def test_sigterm_waits_for_clients_for_a_moment_and_drops_them_then(tmp_path: Pa
         client.close()
 
 
-def test_it_listens_on_the_port_it_is_told_to(tmp_path: Path) -> None:
-    port = free_port()
-    path, _ = config_of(tmp_path, port=port)
+def by_tcp(config: Config, user: str, password: str = "", database: str = "klagg") -> object:
+    url = f"postgresql://{user}@127.0.0.1:{config.database.port}/{database}"
+    with psycopg.connect(url, password=password, connect_timeout=5) as connection:
+        row = connection.execute("SELECT answer FROM kept").fetchone()
+        return row[0] if row else None
+
+
+def test_by_tcp_comes_who_knows_the_password_and_only_reads(tmp_path: Path) -> None:
+    path, config = config_of(tmp_path, port=free_port())
+    # A cluster as an older klagg made it let everybody in.
+    for start in (1, 2):
+        with running("postgres", config=path) as rooms:
+            ready(rooms["postgres"], start)
+            with psycopg.connect(database_url(config), autocommit=True) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS answer")
+            file = password_file(config)
+            assert file.stat().st_mode & 0o777 == 0o600
+            assert socket_folder(config).stat().st_mode & 0o777 == 0o700
+            password = file.read_text().strip()
+            assert password not in rooms["postgres"].log
+            assert tcp_url(config) in rooms["postgres"].log
+            assert by_tcp(config, "reader", password) == 42
+            for user, word, database in (
+                ("klagg", "", "klagg"),
+                ("klagg", password, "klagg"),
+                ("klagg", "", "postgres"),
+                ("reader", "", "klagg"),
+                ("reader", "wrong", "klagg"),
+                ("reader", password, "postgres"),
+            ):
+                with pytest.raises(psycopg.OperationalError):
+                    by_tcp(config, user, word, database)
+            with psycopg.connect(tcp_url(config), password=password, autocommit=True) as connection:
+                for statement in (
+                    "COPY kept FROM PROGRAM 'echo 1'",
+                    "INSERT INTO kept VALUES (1)",
+                    "SELECT pg_read_file('PG_VERSION')",
+                    "ALTER ROLE reader SUPERUSER",
+                ):
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        connection.execute(statement)
+        (config.postgres_path / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 trust\n")
+
+
+def test_a_password_file_of_somebody_elses_making_is_kept_and_closed(tmp_path: Path) -> None:
+    path, config = config_of(tmp_path, port=free_port())
+    password_file(config).parent.mkdir(parents=True)
+    password_file(config).write_text("my own\n")
     with running("postgres", config=path) as rooms:
         ready(rooms["postgres"])
-        with psycopg.connect(f"postgresql://klagg@127.0.0.1:{port}/klagg") as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert password_file(config).stat().st_mode & 0o777 == 0o600
+        with psycopg.connect(tcp_url(config), password="my own") as connection:
+            assert connection.execute("SELECT current_user").fetchone() == ("reader",)
 
 
 def test_a_deep_folder_is_no_obstacle(tmp_path: Path) -> None:

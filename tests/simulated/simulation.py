@@ -16,7 +16,6 @@ from shared.wire import (
     AppEvent,
     FeedState,
     Load,
-    StoreState,
 )
 from tests.engine.played import FIELDS, MINUTE, MS, START, Trade, expected, next_open
 from tests.simulated.feed import Feed
@@ -107,7 +106,7 @@ class Simulation:
                     self.engine.apply(part, now_ns)
             if self.store_known != self.store.session:
                 self.store_known = self.store.session
-                self.engine.apply(StoreState(self.store.session), now_ns)
+                self.engine.apply(self.store.state(), now_ns)
             self.engine.tick(now_ns)
             for command in self.engine.take_commands():
                 self.feed.obey(command)
@@ -129,7 +128,20 @@ class Simulation:
             away = min(away, 30_000)
         if world.nature.random() < 0.1:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
-        match source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything")):
+        match source.choice(
+            (
+                "engine",
+                "feed",
+                "store",
+                "database",
+                "connection",
+                "renewal",
+                "everything",
+                "set back",
+                "emptied",
+                "refused",
+            )
+        ):
             case "engine":
                 self.kill_engine(min(away, 10 * MINUTE))
             case "feed":
@@ -142,6 +154,13 @@ class Simulation:
                 self.feed.connect(False)
                 feed = self.feed
                 world.after(away, lambda: feed.connect(True))
+            case "set back":
+                world.after(away, self.store.backed_up())
+            case "emptied":
+                self.store.empty()
+            case "refused":
+                self.store.refuses = source.choice(sorted(self.exchange.trades))
+                world.after(away, self.take_all)
             case "renewal":
                 self.feed.renew()
             case "everything":
@@ -149,6 +168,10 @@ class Simulation:
                 self.kill_feed()
                 self.store.die()
         world.after(source.expovariate(1 / self.fault_mean_ms), self.strike)
+
+    def take_all(self) -> None:
+        """The database takes every symbol again."""
+        self.store.refuses = ""
 
     def kill_engine(self, away_ms: int) -> None:
         self.note_figures()

@@ -12,6 +12,8 @@ from shared.wire import (
     Load,
     Persisted,
     Restored,
+    StorePoint,
+    StoreState,
     SymbolMark,
     placed_rows,
 )
@@ -35,6 +37,35 @@ class Store:
         self.session = 1
         self.life = 0
         self.engine_session = 0
+        self.point = StorePoint()
+        self.refuses = ""
+        """A symbol that the database does not take at present."""
+
+    def backed_up(self) -> Callable[[], None]:
+        """Return what sets the store back to what it has, as a restore does, or a failover that lagged."""
+        rows = {key: row.copy() for key, row in self.rows.items()}
+        unproven = {name: set(keys) for name, keys in self.unproven.items()}
+        marks, time, point = dict(self.marks), self.time, self.point
+
+        def set_back() -> None:
+            if self.world.faults:
+                self.rows, self.unproven = rows, defaultdict(set, unproven)
+                self.marks, self.time, self.point = marks, time, point
+
+        return set_back
+
+    def empty(self) -> None:
+        self.rows, self.unproven, self.marks, self.time, self.point = {}, defaultdict(set), {}, 0, StorePoint()
+
+    def state(self) -> StoreState:
+        lacking = [(name, *part) for name, mark in self.marks.items() for part in mark.lacking]
+        open_times: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for (name, interval, time), row in self.rows.items():
+            if not row["flags"] & FINAL:
+                # Behind one that was still open there may be more to come.
+                open_times[name, interval] += [time] if row["flags"] & CLOSED else [time, 2**53]
+        unproven = [(*key, min(times), max(times)) for key, times in open_times.items()]
+        return StoreState(self.session, self.point, self.time, unproven + lacking)
 
     def load(self, request: Load) -> list[Restored]:
         self.engine_session = request.session
@@ -51,10 +82,10 @@ class Store:
             for place, key in enumerate(keys):
                 rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
                 rows[place]["kline"] = self.rows[key]
-            parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time))
-        return [*parts, Restored(request.session, [], b"", True, self.time)]
+            parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time, self.point))
+        return [*parts, Restored(request.session, [], b"", True, self.time, self.point)]
 
-    def take(self, saved: DirtyBatch, acknowledge: Callable[[Persisted], None]) -> None:
+    def take(self, saved: DirtyBatch, answer: Callable[[Persisted | StoreState], None]) -> None:
         """Save a batch once the database is there, unless this persist dies before."""
         life = self.life
 
@@ -64,8 +95,14 @@ class Store:
             if self.world.now < self.away_until:
                 self.world.after(1_000, commit)
                 return
+            if not self.point.continues(saved.after, saved.session):
+                answer(self.state())
+                return
+            refused = [mark.symbol for mark in saved.marks if mark.symbol == self.refuses]
             for placed in placed_rows(saved.rows):
                 name = saved.marks[placed["symbol"]].symbol
+                if name in refused:
+                    continue
                 kline = placed["kline"].copy()
                 key = name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])
                 self.judge(key, kline)
@@ -74,13 +111,15 @@ class Store:
                     self.unproven[name].discard(key)
                 else:
                     self.unproven[name].add(key)
-            self.marks |= {mark.symbol: mark for mark in saved.marks}
-            for mark in saved.marks:
+            taken = [mark for mark in saved.marks if mark.symbol not in refused]
+            self.marks |= {mark.symbol: mark for mark in taken}
+            for mark in taken:
                 self.flag(mark)
                 self.prove(mark)
             self.time = saved.exchange_time
+            self.point = StorePoint(self.point.tables or f"made at {self.world.now}", saved.session, saved.batch)
             if not self.world.fails(0.05):
-                acknowledge(Persisted(saved.session, saved.batch))
+                answer(Persisted(saved.session, saved.batch, self.point.tables, refused))
             else:
                 self.die()
 

@@ -27,6 +27,7 @@ def test_nothing_is_said_while_all_is_well() -> None:
         (state(started=False), "the engine waits for the store"),
         (state(database="gone"), "the database does not answer: gone"),
         (state(saved_age_s=5.0 + SAVE_LATE_S, rows_unsaved=12), "nothing was saved for 12 s: 12 klines wait"),
+        (state(symbols_not_saved=["EVILUSDT"]), "the database refuses EVILUSDT"),
         (state(connected=False), "there is no connection to the exchange"),
         (state(trade_age_s=None), "no trade has come yet"),
         (state(trade_age_s=9.9), "no trades for 10 s"),

@@ -1,0 +1,54 @@
+"""What the store had and has no more: marked to be saved again, and where memory has it no more, asked of the exchange.
+
+Decides which klines those are, of a store that was set back or emptied, and of a symbol that the store did not take for
+a while. When that is so, is the engine's to notice. Knows no clock.
+"""
+
+import numpy as np
+
+from services.engine.book import Book
+from services.engine.dirty import DirtyRows
+from services.engine.repair import Repair
+from services.engine.roster import Roster
+from shared.calendar import open_time_of
+from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
+from shared.wire import StoreState
+
+
+class Rewriting:
+    def __init__(self, book: Book, unsaved: DirtyRows, roster: Roster, repair: Repair) -> None:
+        self._book = book
+        self._unsaved = unsaved
+        self._roster = roster
+        self._repair = repair
+
+    def all_of(self, state: StoreState) -> None:
+        """Save again whatever is in memory, and want what a store in this state lacks besides."""
+        for symbol in range(len(self._roster.names)):
+            self.since(symbol, state.exchange_time)
+        for name, interval, first, last in state.unfinished:
+            symbol = self._roster.index.get(name, -1)
+            if symbol >= 0 and interval in INTERVAL_INDEX:
+                self._want(symbol, INTERVAL_INDEX[interval], first, last)
+
+    def since(self, symbol: int, time_ms: int) -> None:
+        """Save a symbol again, all of whose klines from a time on the store may lack; 0: only what is in memory."""
+        rows = self._book.rows[symbol]
+        intervals, places = np.nonzero(rows["open_time"])
+        # As the book numbers them (number_of).
+        self._unsaved.mark((intervals * rows.shape[1] + places) * len(self._book.rows) + symbol)
+        self._book.symbols[symbol]["mark_changed"] = 1
+        for interval, name in enumerate(INTERVAL_NAMES) if time_ms else ():
+            first = open_time_of(name, time_ms, self._roster.grids[symbol])
+            self._want(symbol, interval, first, max(first, self._oldest(symbol, interval) - 1))
+
+    def _want(self, symbol: int, interval: int, first: int, last: int) -> None:
+        """Want the klines of this range that memory does not have."""
+        last = min(last, self._oldest(symbol, interval) - 1)
+        if first <= last and self._book.symbols[symbol]["active"]:
+            self._repair.want_klines(symbol, interval, first, last)
+
+    def _oldest(self, symbol: int, interval: int) -> int:
+        """Return the open time of the oldest row in memory; 0 if there is none."""
+        held = self._book.rows[symbol, interval]["open_time"]
+        return int(held[held > 0].min(initial=2**62)) if held.any() else 0

@@ -1,0 +1,92 @@
+"""Symbols that the database does not take: found, set aside, and tried again after a while.
+
+Decides who of a batch is to blame when the database refuses it, by halves, so that all others are saved: a name that
+SQL cannot hold, a constraint or a trigger that somebody has made. Knows no connection; time comes in as an argument.
+"""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import psycopg
+from msgspec.structs import replace
+
+from shared.postgres import words_of
+from shared.wire import DirtyBatch, placed_rows
+
+AGAIN_S = 60.0
+"""Whoever made a constraint may take it back."""
+TOLD_MAX = 20
+"""Symbols that are named in the log; if all are refused, the rest would say nothing new."""
+NAME_MAX = 40
+VALUES_TO_BLAME = {"09", "21", "22", "23", "27", "38", "39", "44", "54", "P0"}
+"""Classes of SQLSTATE: triggers, data, constraints, limits of a row (PostgreSQL's appendix A)."""
+
+log = logging.getLogger(__name__)
+
+
+def refuses(error: psycopg.Error) -> bool:
+    """Say whether the database refuses what it was given, and not the work as such."""
+    state = error.sqlstate
+    return state[:2] in VALUES_TO_BLAME if state else isinstance(error, psycopg.DataError)
+
+
+class Aside:
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        """By symbol: when to try again, s."""
+        self._told: set[str] = set()
+
+    def save(self, batch: DirtyBatch, now: float, save: Callable[[DirtyBatch], str]) -> tuple[str, list[str]]:
+        """Save what the database takes of a batch, and return which tables it is in and which symbols it refuses.
+
+        Raises what `save` raises about anything else.
+        """
+        names = [mark.symbol for mark in batch.marks]
+        tried_again = [place for place, name in enumerate(names) if self._until.get(name, now + 1) <= now]
+        parts = [[place] for place in tried_again]
+        # Last, so that it comes first. It may be empty: what the store has last is this batch all the same.
+        parts.append([place for place, name in enumerate(names) if name not in self._until])
+        tables = ""
+        while parts:
+            places = parts.pop()
+            try:
+                tables = save(part_of(batch, places))
+            except psycopg.Error as error:
+                if not refuses(error) or not places:
+                    raise
+                half = len(places) // 2
+                if half:
+                    parts += [places[half:], places[:half]]
+                else:
+                    self._refuse(names[places[0]], error, now)
+            else:
+                for place in places:
+                    self._until.pop(names[place], None)
+        return tables or save(part_of(batch, [])), [name for name in names if name in self._until]
+
+    def _refuse(self, name: str, error: psycopg.Error, now: float) -> None:
+        self._until[name] = now + AGAIN_S
+        if name in self._told or len(self._told) > TOLD_MAX:
+            return
+        self._told.add(name)
+        if len(self._told) > TOLD_MAX:
+            log.warning("the database refuses more symbols than are worth a line each")
+        else:
+            log.warning("the database refuses %s, which is set aside: %s", _shown(name), _shown(words_of(error), 200))
+
+
+def part_of(batch: DirtyBatch, places: list[int]) -> DirtyBatch:
+    """Return a batch of some of its symbols, by their places in its marks."""
+    if len(places) == len(batch.marks):
+        return batch
+    rows = placed_rows(batch.rows)
+    called = np.full(len(batch.marks), -1, np.int32)
+    called[places] = np.arange(len(places))
+    chosen = rows[called[rows["symbol"]] >= 0].copy()
+    chosen["symbol"] = called[chosen["symbol"]]
+    return replace(batch, marks=[batch.marks[place] for place in places], rows=chosen.tobytes())
+
+
+def _shown(text: str, most: int = NAME_MAX) -> str:
+    return repr(text[:most])[1:-1] + ("..." if len(text) > most else "")

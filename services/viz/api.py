@@ -93,7 +93,7 @@ _COLUMNS = {
     "close_time": "(extract(epoch from close_time) * 1000)::bigint",
     # Missing ids that lie in a kline, or between it and its neighbours.
     "gap": "not final and id_count > 0 and exists (select from symbols where symbols.symbol = klines.symbol"
-    " and gaps && int8range(greatest(first_id - 1, 0), last_id + 1, '[]'))",
+    " and gaps && int8range(greatest(klines.first_id - 1, 0), klines.last_id + 1, '[]'))",
 }
 _TEXTS = {
     "open",

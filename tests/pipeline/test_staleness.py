@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from shared.client import Snapshots
 from shared.config import Config, load
+from shared.wire import Snapshot, kline_topic
 from tests.pipeline.truth import ask
 from tests.support import Room, free_port, wait_for, write_config
 from tests.viz.test_page import ARGUMENTS, CHROMIUM
@@ -201,8 +203,15 @@ def test_klines_that_lack_trades_look_different_within_a_second_until_they_are_r
     # REST answers nothing meanwhile: what is skipped stays missing.
     ask(house.config, "fault", "POST", kind="error", seconds=12, share=1.0)
     ask(house.config, "fault", "POST", kind="skip", seconds=3, share=0.5)
-    wait_for("missing trades", lambda: house.health()[1]["missing_ids"], 10, every=POLL_S)
-    shown = seconds_until(lambda: (looks := house.looks())["drawn"] and looks["lights"]["proof"] == "wait", 10)
+    with Snapshots(house.config.engine.snapshots, [kline_topic("BTCUSDT", "1m")]) as snapshots:
+
+        def lacks() -> bool:
+            message = snapshots.receive(timeout_ms=200)
+            return message is not None and isinstance(message[1], Snapshot) and message[1].gap
+
+        wait_for("missing trades", lacks, 10, every=0.0)
+    shown = seconds_until(lambda: house.looks()["drawn"], 10)
+    wait_for("the light", lambda: house.looks()["lights"]["proof"] == "wait", 5, every=POLL_S)
     assert "trades missing" in house.looks()["proof"]
     assert house.looks()["live"]
     repaired = seconds_until(lambda: house.health()[1]["missing_ids"] == 0, 60)

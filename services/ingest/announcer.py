@@ -69,7 +69,7 @@ class Announcer:
             event = await self._history.announcement(symbol, self._rows)
         except (RestError, Malformed) as error:
             self._complaints.note("history not fetched", f"{symbol}: {error}")
-            asyncio.get_running_loop().call_later(RETRY_S, self._again, symbol, tasks)
+            tasks.create_task(self._try_again(symbol, tasks))
         else:
             if self._symbols.announced(symbol):
                 self.counts["symbols announced"] += 1
@@ -77,7 +77,8 @@ class Announcer:
         self._under_way -= 1
         self.go(tasks)
 
-    def _again(self, symbol: str, tasks: asyncio.TaskGroup) -> None:
+    async def _try_again(self, symbol: str, tasks: asyncio.TaskGroup) -> None:
+        await asyncio.sleep(RETRY_S)
         self._symbols.failed(symbol)
         self.go(tasks)
 

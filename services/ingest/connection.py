@@ -63,9 +63,11 @@ class Connection:
         steady: bool,
         received: Callable[["Connection", Frames], None],
         changed: Callable[[], None],
+        through: str = "",
     ) -> None:
         """Connect to `url`. `received` gets frames; `changed` is called when `connected` became something else.
 
+        `through`: the URL of a proxy, if there is one.
         `life_ms`: a websocket that is older is replaced. `steady`: the route always has something to say, so that
         silence of its data is death, whatever else works. A route that may be quiet is asked with a ping.
         """
@@ -73,6 +75,7 @@ class Connection:
         self.connected = False
         self.counts: Counter[str] = Counter()
         self._url = url
+        self._through = through
         self._silence_s = silence_ms / 1000
         self._life_s = life_ms / 1000
         self._steady = steady
@@ -152,7 +155,7 @@ class Connection:
             began = loop.time()
             why = await self._live()
             lived = loop.time() - began
-            failures = 0 if lived >= STABLE_S else failures + 1
+            failures = failures_after(failures, lived)
             if failures <= 1:
                 log.warning("%s: %s; connecting again", self.route, why)
             self.counts["lost"] += 1
@@ -181,7 +184,7 @@ class Connection:
 
     async def _open(self) -> Line:
         """Open a websocket, on which everything is asked for. Raises OSError."""
-        websocket = Websocket(self._url, self._steady, lambda frames: self._received(self, frames))
+        websocket = Websocket(self._url, self._steady, lambda frames: self._received(self, frames), self._through)
         try:
             await websocket.open()
         except BaseException:
@@ -295,5 +298,14 @@ class Connection:
         line.websocket.send(control_message(method, streams, self._number))
 
 
+def failures_after(failures: int, lived_s: float) -> int:
+    """Return how many connections in a row were of no use, after one more that ended."""
+    return 0 if lived_s >= STABLE_S else failures + 1
+
+
+def backoff_max_s(failures: int) -> float:
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 10))
+
+
 def _backoff_s(failures: int) -> float:
-    return random.uniform(0, min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 10)))
+    return random.uniform(0, backoff_max_s(failures))

@@ -6,7 +6,8 @@ milliseconds, and nothing here sends, waits or reads a clock.
 
 MINUTE_MS = 60_000
 GUARD_MS = 1_000
-"""A minute counts as begun this much after its second 0: the exchange's clock is only known to within some of it."""
+"""The exchange's clock is only known to within some of it: a minute counts as begun this much after its second 0, and
+what was asked since this much before it may be counted in either minute."""
 RESERVE = 0.1
 """The part of the budget that only repairs may use: a gap must not wait a minute for somebody's history."""
 STOP_MAX_MS = 3 * 24 * 60 * MINUTE_MS
@@ -23,6 +24,8 @@ class Governor:
         self._minute = 0
         self._used = 0
         self._in_flight = 0
+        self._early = 0
+        """Spent so late in the minute that the exchange may count it in the next one."""
         self.set_limit(limit)
 
     def set_limit(self, limit: int) -> None:
@@ -49,6 +52,8 @@ class Governor:
         self._turn(now)
         self._used += weight
         self._in_flight += weight
+        if now >= (self._minute + 1) * MINUTE_MS - GUARD_MS:
+            self._early += weight
         return self._minute
 
     def finish(self, weight: int, minute: int, now: int, used: int | None = None) -> None:
@@ -81,6 +86,7 @@ class Governor:
         minute = (now - GUARD_MS) // MINUTE_MS
         # A simulated exchange may begin its time anew, and its count with it; one minute back is only jitter.
         if minute > self._minute or minute < self._minute - 1:
-            self._minute = minute
             # What is on its way may be counted in either minute.
-            self._used = self._in_flight
+            self._used = self._in_flight + (self._early if minute == self._minute + 1 else 0)
+            self._minute = minute
+            self._early = 0

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.ingest.binance import (
+    TIME_MAX,
     Malformed,
     TradePage,
     read_agg_trades,
@@ -159,6 +160,9 @@ class History:
 
     def answer(self, ask: FetchTrades | FetchKlines, tasks: asyncio.TaskGroup) -> None:
         """Fetch what the engine asks for, once however often it asks."""
+        if not is_possible(ask):
+            self._complaints.refuse("question", str(ask).encode())
+            return
         is_under_way = ask in self._asked or (isinstance(ask, FetchTrades) and self._is_on_its_way(ask))
         if is_under_way or len(self._asked) >= ASKED_MAX:
             self._complaints.counts["repairs asked twice" if is_under_way else "repairs dropped"] += 1
@@ -402,6 +406,13 @@ class History:
 
     def _grown(self, symbol: str, parts: list[Parsed]) -> tuple[int, int]:
         return self._symbols.decimals.grow(symbol, *decimals_for(parts, *self._symbols.decimals.of(symbol)))
+
+
+def is_possible(ask: FetchTrades | FetchKlines) -> bool:
+    """Say whether a question can be asked at all."""
+    if isinstance(ask, FetchTrades):
+        return 0 <= ask.first_id <= ID_MAX and -1 <= ask.last_id <= ID_MAX and 0 <= ask.from_time <= TIME_MAX
+    return ask.interval in INTERVAL_INDEX and 0 <= ask.start_time <= TIME_MAX and ask.end_time <= TIME_MAX
 
 
 def _older(page: TradePage, wanted: int) -> int:

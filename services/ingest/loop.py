@@ -20,8 +20,9 @@ import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import ban, exact, frames, framing, klines, recent, scan
+from services.ingest import exact, frames, framing, klines, recent, scan
 from services.ingest.announcer import Announcer, symbol_weight
+from services.ingest.ban import Ban
 from services.ingest.binance import (
     TICKER_STREAM,
     stream_name,
@@ -36,6 +37,7 @@ from services.ingest.hearing import Hearing
 from services.ingest.history import History
 from services.ingest.metadata import Metadata
 from services.ingest.outbox import Outbox
+from services.ingest.proxy import proxy_of
 from services.ingest.recent import Recent
 from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Rest
 from services.ingest.symbols import Symbols
@@ -56,6 +58,7 @@ from shared.wire import (
     RemoveSymbol,
     Subscribe,
     Unsubscribe,
+    WireError,
     decode_command,
 )
 
@@ -66,6 +69,8 @@ COUNTERS_EVERY, PROGRESS_EVERY = 120, 10
 """Heartbeats."""
 MEET_S = 1.0
 """How long REST may take at start before the websockets go ahead with what the engine knows."""
+CLOCK_LOOK_S = 0.01
+"""How often it is looked at start whether the exchange's time is known."""
 OPEN_WAIT_S = 5.0
 """How long the first word to the engine waits for the connections; they go on trying behind it."""
 
@@ -130,7 +135,6 @@ class Ingest:
         self._session = time.monotonic_ns()
         self._time = Timekeeper(self._settings.clock_speed)
         self._clock = self._time.clock
-        self._ban_path = config.data_path / "ban"
         self._complaints = Complaints()
         self._trades = 0
         self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
@@ -140,8 +144,12 @@ class Ingest:
         self._recent = Recent()
 
         self._venue = venue_of(config)
+        self._ban = Ban(config.data_path / "ban", self._venue.rest)
         self._governor = Governor(self._venue.weight_limit, self._settings.weight_share)
-        self._rest = Rest(session, self._venue, self._governor, self._rest_now, self._banned)
+        through = proxy_of(self._venue.rest)
+        if through:
+            log.info("the exchange is reached through the proxy that the environment names")
+        self._rest = Rest(session, self._venue, self._governor, self._rest_now, self._banned, through)
         self._symbols = Symbols(self._settings.symbols, self._settings.symbols_max)
         self._reader = FrameReader(self._settings.stream, self._symbols.decimals, self._complaints.refuse)
         self._history = History(
@@ -186,6 +194,7 @@ class Ingest:
                 route == TICKER_ROUTE,
                 self._received,
                 self._connection_changed,
+                proxy_of(url),
             )
             for route, url in self._venue.routes(self._settings.stream).items()
         }
@@ -196,8 +205,6 @@ class Ingest:
         """The session of the engine that spoke last."""
         self._since = 0
         self._all_open = asyncio.Event()
-        self._clocked = asyncio.Event()
-        """The exchange's time is known, by REST or by the ticker."""
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -213,19 +220,24 @@ class Ingest:
                 await asyncio.wait_for(self._all_open.wait(), OPEN_WAIT_S)
             except TimeoutError:
                 log.warning("no connection yet; history goes ahead")
-            await self._clocked.wait()
+            if not self._clock.known:
+                log.warning("no time yet: the exchange's answers, its events and this machine's clock do not agree")
+            while not self._clock.known:
+                await asyncio.sleep(CLOCK_LOOK_S)
             self._since = self._clock.now(time.monotonic_ns())
             self._open_commands()
             try:
                 await self._beat()
             finally:
+                # Nobody may start anything in a group that ends.
+                asyncio.get_running_loop().remove_reader(self._pull)
                 self._tell_counters()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.create_task(work)
 
     def _recall_ban(self) -> None:
-        banned_ms = ban.recall(self._ban_path, self._venue.rest) - self._rest_now()
+        banned_ms = self._ban.until - self._rest_now()
         if banned_ms > 0:
             log.warning("the exchange has banned this address: waiting for %.0f s", banned_ms / 1000)
             self._governor.stop(self._rest_now() + banned_ms, self._rest_now())
@@ -243,10 +255,16 @@ class Ingest:
         return time.time_ns() // 1_000_000
 
     def _banned(self, wait_ms: int) -> None:
-        ban.remember(self._ban_path, self._venue.rest, time.time_ns() // 1_000_000 + wait_ms)
+        self._ban.extend(time.time_ns() // 1_000_000 + wait_ms)
+        self._note_ban()
+
+    def _note_ban(self) -> None:
+        try:
+            self._ban.note(time.time_ns() // 1_000_000)
+        except OSError as error:
+            self._complaints.note("ban not written", f"it is kept in memory, and a restart would forget it: {error}")
 
     def _listed(self) -> None:
-        self._clocked.set()
         self._announcer.go(self._tasks)
         self._outbox.send(Listed(self._symbols.names))
 
@@ -265,9 +283,9 @@ class Ingest:
         if read.shutdown:
             connection.renew("the exchange is going to close this one")
         moved = self._time.move_to(read.event_time, time.monotonic_ns())
+        if read.event_time:
+            self._time.hear(read.event_time, time.monotonic_ns(), time.time_ns() // 1_000_000)
         if read.tickers:
-            self._time.hear(read.ticker_time, time.monotonic_ns())
-            self._clocked.set()
             self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
             if self._time.is_off(read.ticker_time, time.monotonic_ns()):
                 self._metadata.measure()
@@ -334,7 +352,12 @@ class Ingest:
                 message = self._pull.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._obey(decode_command(message))
+            try:
+                command = decode_command(message)
+            except WireError as error:
+                self._complaints.refuse("command", str(error).encode())
+                continue
+            self._obey(command)
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -386,6 +409,7 @@ class Ingest:
         was_busy = False
         while True:
             self._outbox.retry()
+            self._note_ban()
             self._drain()
             self._tell_state()
             await asyncio.sleep(HEARTBEAT_S)
@@ -400,7 +424,7 @@ class Ingest:
 
     def _tell_counters(self) -> None:
         counts = Counter({"trades": self._trades})
-        for part in (self._reader, self._announcer, self._rest, self._outbox, self._complaints):
+        for part in (self._reader, self._announcer, self._rest, self._outbox, self._time, self._complaints):
             counts.update(part.counts)
         for connection in self._connections.values():
             counts.update({f"{connection.route} {name}": count for name, count in connection.counts.items()})

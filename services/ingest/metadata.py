@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,7 @@ from services.ingest.rest import Answer, Priority, Rest, RestError
 from services.ingest.symbols import Symbols
 from services.ingest.timekeeper import Timekeeper
 from services.ingest.venue import Request, Venue
+from shared.interval import utc
 
 CLOCK_S = 60.0
 """How often the exchange's clock is measured."""
@@ -25,6 +27,8 @@ CLOCK_SAMPLES = 5
 """At start, of which the quickest counts."""
 CLOCK_SPACING_S = 2.0
 """Between two measurements."""
+DOUBT_S = 0.1
+"""After an answer that is doubted, the next one is asked for so soon; doubled each time, up to `CLOCK_S`."""
 LOOK_SPACING_S = 2.0
 """Between two readings of the list of symbols."""
 WAIT_MAX_S = 2.0
@@ -98,15 +102,22 @@ class Metadata:
                 await asyncio.sleep(random.uniform(0.05, min(WAIT_MAX_S, 0.2 * 2.0 ** min(attempt, 8))))
 
     async def _keep_time(self) -> None:
+        doubt_s = DOUBT_S
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._measure.wait(), CLOCK_S)
+            if not self._time.in_doubt:
+                doubt_s = DOUBT_S
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._measure.wait(), CLOCK_S)
             self._measure.clear()
             try:
                 await self._measure_time()
             except (RestError, Malformed) as error:
                 self._complaints.note("time not read", str(error))
-            await asyncio.sleep(CLOCK_SPACING_S)
+            if self._time.in_doubt:
+                await asyncio.sleep(doubt_s)
+                doubt_s = min(2 * doubt_s, CLOCK_S)
+            else:
+                await asyncio.sleep(CLOCK_SPACING_S)
 
     async def _keep_symbols(self) -> None:
         while True:
@@ -130,7 +141,11 @@ class Metadata:
         if not self._time.measured:
             # What was counted by our own clock is over: there is an answer.
             self._governor.stopped_until = 0
-        self._time.take(read_time(answer.body), answer.sent_ns, answer.received_ns)
+        told = read_time(answer.body)
+        known = self._time.rest_now(answer.received_ns)
+        self._time.take(told, answer.sent_ns, answer.received_ns, time.time_ns() // 1_000_000)
+        if known and self._time.in_doubt:
+            self._complaints.note("time doubted", f"the exchange says {utc(told)} and should say {utc(known)}")
 
     async def _listings(self, starting: bool = False) -> list[Listing]:
         answer = await self._ask(self._venue.exchange_info(), starting)
@@ -141,7 +156,13 @@ class Metadata:
 
     def _take(self, listings: list[Listing]) -> None:
         first = not self._symbols.listed
+        known_unknown = self._symbols.unknown
         changes = self._symbols.refresh(listings)
+        for name, nearest in self._symbols.unknown.items():
+            if name not in known_unknown:
+                log.error(
+                    "exchange.symbols: there is no symbol %r%s", name, f"; the nearest is {nearest}" if nearest else ""
+                )
         if first:
             log.info("%d symbols trade", self._symbols.trading)
         elif changes.listed:

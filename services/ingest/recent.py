@@ -2,7 +2,9 @@
 
 Decides what of a question can be answered from memory, and what is left of it for REST. Every row knows the one before
 it of the same symbol, so that an answer costs what it holds. An id is answered for only if its row is here: ranges are
-covered by what was received, never by what was expected. Knows no socket and no clock.
+covered by what was received, never by what was expected. A symbol whose ids begin anew, a lower one with a later time,
+is forgotten: that it never happens to one sequence is not sure, but costs no more than a question to REST. Knows no
+socket and no clock.
 
 A crash costs the memory; REST has the same trades.
 """
@@ -47,7 +49,7 @@ class Recent:
         """How many rows there were, ever."""
         self._begin()
         memory = self._rows, self._before, self._added
-        self._add = fixed(_add, np.zeros(0, TRADE), self._spoken, self._newest, self._highest, *memory)
+        self._add = fixed(_add, np.zeros(0, TRADE), self._spoken, self._newest, self._highest, self._tops, *memory)
 
     def _begin(self) -> None:
         self._instruments: list[Instrument] = []
@@ -57,6 +59,8 @@ class Recent:
         """By symbol: its last row, 0 if it has none."""
         self._highest = np.full(INSTRUMENTS_MAX, BROKEN, np.int64)
         """By symbol: the highest id since its stream began, as long as no connection was lost since."""
+        self._tops = np.zeros((2, INSTRUMENTS_MAX), np.int64)
+        """By symbol: the highest id that is remembered, and the latest time."""
         self._packed = b""
         """The instruments of the last batch, ..."""
         self._spoken = np.zeros((2, 0), np.int64)
@@ -67,7 +71,7 @@ class Recent:
         if trades.instruments != self._packed:
             self._learn(trades)
         memory = self._rows, self._before, self._added
-        self._add(trade_rows(trades.rows), self._spoken, self._newest, self._highest, *memory)
+        self._add(trade_rows(trades.rows), self._spoken, self._newest, self._highest, self._tops, *memory)
 
     def _learn(self, trades: Trades) -> None:
         """Know what the rows of a batch speak of: the next batches, as a rule, speak of the same."""
@@ -178,12 +182,20 @@ def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 @compiled
-def _add(trades, spoken, newest, highest, rows, before, added):  # type: ignore[no-untyped-def]
+def _add(trades, spoken, newest, highest, tops, rows, before, added):  # type: ignore[no-untyped-def]
     total = added[0]
     place = total % len(rows)
     for n in range(len(trades)):
         spoken_of = trades[n].symbol
         symbol = spoken[1, spoken_of]
+        if trades[n].id < tops[0, symbol] and trades[n].time > tops[1, symbol]:
+            # Ids begin anew: what is remembered was another sequence, and says nothing of this one.
+            newest[symbol] = 0
+            tops[0, symbol] = 0
+            if highest[symbol] != BROKEN:
+                highest[symbol] = NOTHING_YET
+        tops[0, symbol] = max(tops[0, symbol], trades[n].id)
+        tops[1, symbol] = max(tops[1, symbol], trades[n].time)
         total += 1
         place = place + 1 if place + 1 < len(rows) else 0
         rows[place] = trades[n]

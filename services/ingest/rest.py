@@ -35,6 +35,8 @@ ATTEMPTS_MAX = 5
 BACKOFF_MS = 300
 BACKOFF_MAX_MS = 8_000
 TIMEOUT_S = 15.0
+BODY_MAX = 32 * 2**20
+"""Bytes of an answer, unpacked; the list of all symbols has some two million."""
 BAN_MS = 120_000
 """How long a 418 that says nothing else lasts at least (protocol §3.1)."""
 
@@ -76,16 +78,18 @@ class Rest:
         governor: Governor,
         now: Callable[[], int],
         banned: Callable[[int], None],
+        through: str = "",
     ) -> None:
         """Ask `venue`; `now` is the exchange's time, ms, in which its minutes are counted.
 
-        `banned` is told for how long, ms, nothing may be asked, when the exchange says 418.
+        `banned` is told for how long, ms, nothing may be asked, when the exchange says 418. `through`: a proxy's URL.
         """
         self._session = session
         self._venue = venue
         self._governor = governor
         self._now = now
         self._banned = banned
+        self._through = through or None
         self._waiting: list[deque[tuple[int, asyncio.Future[int]]]] = [deque() for _ in Priority]
         """By priority: (weight, turn)."""
         self._in_flight = 0
@@ -167,12 +171,17 @@ class Rest:
         try:
             headers = {KEY_HEADER: self._venue.api_key} if request.with_key else {}
             sent_ns = time.monotonic_ns()
+            # Nobody is sent elsewhere: there may be a key among the headers.
             async with self._session.get(
-                self._venue.rest + request.path, params=request.parameters, headers=headers
+                self._venue.rest + request.path,
+                params=request.parameters,
+                headers=headers,
+                proxy=self._through,
+                allow_redirects=False,
             ) as response:
                 text = response.headers.get(WEIGHT_HEADER, "")
                 used = int(text) if text.isascii() and text.isdigit() else None
-                body = await response.read()
+                body = await _body(response)
                 if response.status == 200:
                     return Answer(body, sent_ns, time.monotonic_ns())
                 code, message = read_error(body)
@@ -198,3 +207,14 @@ class Rest:
         self._governor.stop(until, now)
         if status == 418:
             self._banned(self._governor.stopped_until - now)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's content. Raises ClientError, and what aiohttp raises."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > BODY_MAX:
+            raise aiohttp.ClientPayloadError(f"an answer of more than {BODY_MAX} bytes")
+        parts.append(part)
+    return b"".join(parts)

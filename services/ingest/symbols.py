@@ -8,7 +8,9 @@ subscribed it. Every wanted symbol that it does not know is announced once, by 2
 time goes before all others, because it has almost no history to wait for.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ LOOK_MS = 5_000
 LOOK_MAX_MS = 300_000
 DOUBTS_MAX = 2_000
 """Names remembered for that."""
+SPELLED_MAX = 10_000
+"""Names whose plain spelling is remembered: the ticker has hundreds, every second."""
 
 
 class Changes(NamedTuple):
@@ -72,7 +76,10 @@ class Symbols:
         self.known: set[str] = set()
         self.listed = False
         """The exchange has said which symbols there are."""
-        self._only = set(only)
+        self.unknown: dict[str, str] = {}
+        """Names of `only` that no symbol has, and the nearest one that there is, or nothing."""
+        self._only = list(only)
+        self._only_spelled = set(map(_spelled, self._only))
         self._symbols_max = symbols_max
         self._trading: set[str] = set()
         self._volumes: dict[str, float] = {}
@@ -94,10 +101,13 @@ class Symbols:
         """Take a new list of symbols. An empty one is no news but a fault, and changes nothing."""
         if not listings:
             return Changes([], [])
+        names = {listing.symbol for listing in listings}
+        chosen = self._chosen(names)
+        self.unknown = {name: _nearest(name, names) for name in self._only if not _meant(name, names)}
         trading = set()
         for listing in listings:
             self.decimals.grow(listing.symbol, listing.price_decimals, listing.quantity_decimals)
-            if listing.trading and (not self._only or listing.symbol in self._only):
+            if listing.trading and listing.symbol in chosen:
                 trading.add(listing.symbol)
         listed = self._by_volume(trading - self._trading)
         gone = self._trading - trading
@@ -145,10 +155,9 @@ class Symbols:
 
     def _believe(self, symbols: Iterable[str]) -> None:
         """These trade, says the engine. Their decimals are those of the trades that come."""
-        for symbol in symbols:
-            if not self._only or symbol in self._only:
-                self._trading.add(symbol)
-                self.decimals.grow(symbol, 0, 0)
+        for symbol in self._chosen(set(symbols)):
+            self._trading.add(symbol)
+            self.decimals.grow(symbol, 0, 0)
 
     def engine_unsubscribed(self, symbol: str) -> None:
         self.known.discard(symbol)
@@ -202,13 +211,17 @@ class Symbols:
         """Say whether the ticker named a symbol that the list may have by now. `now`: any clock, ms."""
         look = False
         for name in set(names) - self._trading:
-            if self._only and name not in self._only:
+            if self._only and _spelled(name) not in self._only_spelled:
                 continue
             at, wait = self._doubts.get(name, (now, LOOK_MS))
             if now >= at and (name in self._doubts or len(self._doubts) < DOUBTS_MAX):
                 look = True
                 self._doubts[name] = (now + wait, min(wait * 2, LOOK_MAX_MS))
         return look
+
+    def _chosen(self, names: set[str]) -> set[str]:
+        """Return which of the exchange's names the configuration does not leave out."""
+        return set().union(*(_meant(name, names) for name in self._only)) if self._only else names
 
     def _untold(self) -> list[str]:
         return self._by_volume(self._trading - self.known - self._announced - self._under_way)
@@ -223,3 +236,19 @@ class Symbols:
 
     def _by_volume(self, symbols: Iterable[str]) -> list[str]:
         return sorted(symbols, key=lambda symbol: (-self._volumes.get(symbol, 0.0), symbol))
+
+
+def _meant(name: str, names: set[str]) -> set[str]:
+    """Return the symbols that somebody means who writes `name`: as it is spelled, or else as in `btc / usdt`."""
+    return {name} if name in names else {known for known in names if _spelled(known) == _spelled(name)}
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    spelled = {_spelled(known): known for known in sorted(names)}
+    return next((spelled[near] for near in difflib.get_close_matches(_spelled(name), spelled, 1)), "")
+
+
+@lru_cache(SPELLED_MAX)
+def _spelled(name: str) -> str:
+    """Return a name in capitals, without blanks and what people put between two coins."""
+    return "".join(sign for sign in name.upper() if not sign.isspace() and sign not in "/-_")

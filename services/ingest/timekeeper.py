@@ -1,16 +1,38 @@
-"""The exchange's time, measured again and again; until it is, the ticker's time is better than none.
+"""The exchange's time: who is believed about it, and when.
 
-Decides which measurement counts. Sends nothing itself: whoever asks the exchange hands over the answer's times.
+It is told by answers to `/time`, which are exact, and by events, which are late by their way. One voice alone moves
+nothing: what is not where our clock expects it is *doubted*, whoever says it. A jump counts when several answers agree
+with each other and several events with them: a machine that slept, or an exchange that moved its clock. The first time
+of all needs the same, but this machine's own clock may stand in for the events: it is a hint, and never more than that.
+As long as nothing was measured, several events that agree are the best there is.
+
+Pure: all times come in. Sends nothing: whoever asks the exchange hands over the answer's times, and asks again while
+there is doubt.
 """
+
+from collections import Counter, deque
+from typing import NamedTuple
 
 from shared.clock import ExchangeClock
 
 DRIFT = 10_000
 """Our clock runs wrong by less than one part in so many."""
 OFF_MS = 3_000
-"""How far an event may be from our measurement; a busy stream may be a second late."""
+"""How far an event, or this machine's clock, may be from the exchange's time; a busy stream may be a second late."""
 JUMP_MIN_NS = 50_000_000
 """What scheduling alone may add to a measurement."""
+ANSWERS_MIN = EVENTS_MIN = 3
+"""So many must agree: one may be wrong, and be heard twice, over two websockets or by a request that is repeated."""
+KEPT = 5
+"""Of each kind, so that a wrong one among them does no harm."""
+
+
+class Answer(NamedTuple):
+    ahead_ns: int
+    """How far the exchange's time is ahead of our monotonic one."""
+    doubt_ns: int
+    """How wrong that can be."""
+    at_ns: int
 
 
 class Timekeeper:
@@ -20,40 +42,69 @@ class Timekeeper:
         self._always = ExchangeClock()
         """It always runs for the minutes of REST, whatever a replay makes of time."""
         self._doubt_ns = self._at_ns = 0
-        """How wrong the last measurement can be, and when it was made."""
+        """How wrong the measurement can be that counts, and when it was made."""
+        self._doubted: deque[Answer] = deque(maxlen=KEPT)
+        """Answers since the last one that was as expected."""
+        self._events: deque[tuple[int, int]] = deque(maxlen=KEPT)
+        """The last events: their times, ms, and how far those were ahead of ours, ns."""
+        self.counts: Counter[str] = Counter()
 
     @property
     def measured(self) -> bool:
         return self._always.known
 
+    @property
+    def in_doubt(self) -> bool:
+        """The last answer is not believed yet: another one is wanted."""
+        return bool(self._doubted)
+
     def rest_now(self, now_ns: int) -> int:
         """Return the time that REST counts its minutes by, ms; 0 while it is not known."""
         return self._always.now(now_ns)
 
-    def take(self, exchange_ms: int, sent_ns: int, received_ns: int) -> None:
-        """Take a measurement: the exchange's time at some moment between two of ours."""
-        middle, doubt = (sent_ns + received_ns) // 2, (received_ns - sent_ns) // 2
-        known_doubt = self._doubt_ns + (middle - self._at_ns) // DRIFT
-        off_ns = abs(self._always.now(middle) - exchange_ms) * 1_000_000
-        # A worse measurement than the one before says nothing, unless the exchange's clock has jumped.
-        if not self.measured or doubt <= known_doubt or off_ns > doubt + known_doubt + JUMP_MIN_NS:
-            self._doubt_ns, self._at_ns = doubt, middle
-            self._always.set(exchange_ms, middle)
-            if self.clock.speed or not self.clock.known:
-                self.clock.set(exchange_ms, middle)
+    def take(self, exchange_ms: int, sent_ns: int, received_ns: int, machine_ms: int) -> None:
+        """Take an answer: the exchange's time at some moment between two of ours.
+
+        `machine_ms`: what this machine takes for the time when the answer came.
+        """
+        middle = (sent_ns + received_ns) // 2
+        answer = Answer(exchange_ms * 1_000_000 - middle, (received_ns - sent_ns) // 2, middle)
+        if not self.clock.speed:
+            # The time of a replay may run as fast as it likes: only its first word is of use, and it stands still then.
+            if not self.measured:
+                self._believe(answer)
+            return
+        if self.measured:
+            known_doubt = self._doubt_ns + (middle - self._at_ns) // DRIFT
+            off_ns = abs(self._always.now(middle) - exchange_ms) * 1_000_000
+            if off_ns <= answer.doubt_ns + known_doubt + JUMP_MIN_NS:
+                self._doubted.clear()
+                # A worse measurement than the one before says nothing.
+                if answer.doubt_ns <= known_doubt:
+                    self._believe(answer)
+                return
+        self._doubted.append(answer)
+        self._settle_doubt(machine_ms * 1_000_000 - received_ns)
+
+    def hear(self, event_time: int, now_ns: int, machine_ms: int) -> None:
+        """Take the time of an event that has just come. In a replay, `move_to` does."""
+        if not self.clock.speed or (self._events and self._events[-1][0] == event_time):
+            return
+        ahead_ns, machine_ahead_ns = event_time * 1_000_000 - now_ns, machine_ms * 1_000_000 - now_ns
+        self._events.append((event_time, ahead_ns))
+        if self._doubted:
+            self._settle_doubt(machine_ahead_ns)
+        if self.measured:
+            return
+        if self.clock.known and abs(self.clock.now(now_ns) - event_time) <= OFF_MS:
+            # Events are late by their way, the least of which counts.
+            self.clock.at_least(event_time, now_ns)
+        elif self._events_agree(ahead_ns) or self._is_likely(ahead_ns, machine_ahead_ns):
+            self._set(event_time, now_ns)
 
     def is_off(self, event_time: int, now_ns: int) -> bool:
-        """Say whether an event that has just come is of a time that cannot be: the exchange's clock has jumped."""
+        """Say whether an event that has just come is of a time that cannot be: it or our clock is wrong."""
         return self.clock.speed > 0 and self.measured and abs(self.clock.now(now_ns) - event_time) > OFF_MS
-
-    def hear(self, ticker_time: int, now_ns: int) -> None:
-        """Take the ticker's time, as long as nothing was measured: it is late by its way, the least of which counts."""
-        if self.measured or not self.clock.speed:
-            return
-        if abs(self.clock.now(now_ns) - ticker_time) > OFF_MS:
-            self.clock.set(ticker_time, now_ns)
-        else:
-            self.clock.at_least(ticker_time, now_ns)
 
     def move_to(self, event_time: int, now_ns: int) -> bool:
         """Take an event's time in a replay, where nothing else moves it; say whether it did."""
@@ -62,3 +113,37 @@ class Timekeeper:
         before = self.clock.now(now_ns)
         self.clock.at_least(event_time, now_ns)
         return event_time > before
+
+    def _settle_doubt(self, machine_ahead_ns: int) -> None:
+        """Believe the newest answer if enough others say the same."""
+        newest = self._doubted[-1]
+        agreeing = [
+            answer
+            for answer in self._doubted
+            if abs(answer.ahead_ns - newest.ahead_ns) <= answer.doubt_ns + newest.doubt_ns + JUMP_MIN_NS
+        ]
+        best = min(agreeing, key=lambda answer: answer.doubt_ns)
+        if len(agreeing) >= ANSWERS_MIN and (
+            self._events_agree(best.ahead_ns) or self._is_likely(best.ahead_ns, machine_ahead_ns)
+        ):
+            self._believe(best)
+
+    def _events_agree(self, ahead_ns: int) -> bool:
+        return sum(abs(event - ahead_ns) <= OFF_MS * 1_000_000 for _, event in self._events) >= EVENTS_MIN
+
+    def _is_likely(self, ahead_ns: int, machine_ahead_ns: int) -> bool:
+        """Say whether a first time is what this machine takes for it, which is not asked once there is a time."""
+        return not self.clock.known and abs(ahead_ns - machine_ahead_ns) <= OFF_MS * 1_000_000
+
+    def _believe(self, answer: Answer) -> None:
+        exchange_ms = (answer.ahead_ns + answer.at_ns) // 1_000_000
+        self._doubt_ns, self._at_ns = answer.doubt_ns, answer.at_ns
+        self._doubted.clear()
+        self._always.set(exchange_ms, answer.at_ns)
+        if self.clock.speed or not self.clock.known:
+            self._set(exchange_ms, answer.at_ns)
+
+    def _set(self, exchange_ms: int, at_ns: int) -> None:
+        if self.clock.known and abs(self.clock.now(at_ns) - exchange_ms) > OFF_MS:
+            self.counts["jumps of the exchange's clock"] += 1
+        self.clock.set(exchange_ms, at_ns)

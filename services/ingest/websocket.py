@@ -18,6 +18,7 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from services.ingest import proxy
 from services.ingest.framing import HEADER_MAX, Frames, find_plain, frames_of
 from shared.compiled import fixed
 
@@ -30,16 +31,19 @@ READ_MAX = 256 * 1024
 MESSAGES_MAX = 1_000
 """Handed over at once."""
 HEADERS_END = b"\r\n\r\n"
+HEADERS_MAX = 16_384
+"""Bytes of the exchange's answer to the handshake; it has some 200."""
 NOTHING_PLAIN = -1
 
 
 class Websocket(asyncio.BufferedProtocol):
-    def __init__(self, url: str, steady: bool, received: Callable[[Frames], None]) -> None:
-        """Be ready to connect. `steady`: only messages count as a sign of life, not pongs."""
+    def __init__(self, url: str, steady: bool, received: Callable[[Frames], None], through: str = "") -> None:
+        """Be ready to connect. `steady`: only messages count as a sign of life, not pongs. `through`: a proxy's URL."""
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         self.heard_at = self._loop.time()
         self._url = url
+        self._through = through
         self._steady = steady
         self._received = received
         self._protocol: ClientProtocol
@@ -70,7 +74,12 @@ class Websocket(asyncio.BufferedProtocol):
         self._protocol = ClientProtocol(uri, max_size=MESSAGE_MAX)
         context = ssl.create_default_context() if uri.secure else None
         async with asyncio.timeout(OPEN_TIMEOUT_S):
-            await self._loop.create_connection(lambda: self, uri.host, uri.port, ssl=context)
+            if self._through:
+                way = await proxy.tunnel(self._through, uri.host, uri.port)
+                name = uri.host if context is not None else None
+                await self._loop.create_connection(lambda: self, sock=way, ssl=context, server_hostname=name)
+            else:
+                await self._loop.create_connection(lambda: self, uri.host, uri.port, ssl=context)
             why = await self._opened
         if why:
             raise OSError(why)
@@ -126,7 +135,11 @@ class Websocket(asyncio.BufferedProtocol):
         """Let the protocol read the answer to its request, and not what follows."""
         answer = self._view[: self._end].tobytes()
         size = answer.find(HEADERS_END) + len(HEADERS_END)
-        if size < len(HEADERS_END):
+        if size < len(HEADERS_END) and self._end <= HEADERS_MAX:
+            return
+        if not len(HEADERS_END) <= size <= HEADERS_MAX:
+            self._opened.set_result(f"an answer to the handshake of more than {HEADERS_MAX} bytes")
+            self.close()
             return
         self._protocol.receive_data(answer[:size])
         self._protocol.events_received()

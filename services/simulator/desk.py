@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from services.simulator.faults import AT_ONCE, LASTING, Fault, read_fault
+from services.simulator.faults import AT_ONCE, LASTING, ONCE, Fault, read_fault
 from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
@@ -58,6 +58,7 @@ class Desk:
             "trades": market.trades,
             "connections": len(simulator.connections),
             "faults": simulator.faults.active(time.monotonic()),
+            "once": simulator.faults.once,
             "refused": simulator.refused + simulator.rest.weights.refused,
             "last_ids": market.last_ids(),
         }
@@ -123,7 +124,7 @@ class Desk:
     async def _tell_faults(self, _request: web.Request) -> web.Response:
         """Say what there is."""
         parameters = {"kind": "one of these", "seconds": 10, "share": 0.1, "ms": 2000, "symbol": ""}
-        return _json({"parameters": parameters, "at once": AT_ONCE, "lasting": LASTING})
+        return _json({"parameters": parameters, "at once": AT_ONCE, "once": ONCE, "lasting": LASTING})
 
     async def _begin_fault(self, request: web.Request) -> web.Response:
         faults = self._simulator.faults
@@ -134,10 +135,10 @@ class Desk:
             return _json({"error": f"no such symbol: {error}"}, status=400)
         except ValueError as error:
             return _json({"error": str(error)}, status=400)
-        if fault.kind in LASTING:
+        if fault.kind not in AT_ONCE:
             faults.begin(fault, time.monotonic())
         log.info("fault: %s", " ".join(f"{name}={value}" for name, value in request.query.items()))
-        return _json(content | {"faults": faults.active(time.monotonic())})
+        return _json(content | {"faults": faults.active(time.monotonic()), "once": faults.once})
 
     async def _strike(self, fault: Fault) -> dict[str, object]:
         """Do what happens at once. Raises ValueError, and KeyError if there is no such symbol."""

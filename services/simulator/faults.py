@@ -5,6 +5,7 @@ at once (`AT_ONCE`) are done by whoever has the connections and the market. Dice
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -22,6 +23,10 @@ AT_ONCE = {
     "list": "list a new symbol",
     "delist": "end a `symbol`'s trading at the end of the minute",
     "clock": "move the exchange's time by `ms`; backwards means that it stands still for so long",
+}
+ONCE = {
+    "time": "answer the next question for the time wrong by `ms`",
+    "event": "send the next frame of the ticker, or the next trade of a `symbol`, with an event time wrong by `ms`",
 }
 LASTING = {
     "refuse": "take no new websocket",
@@ -41,6 +46,9 @@ LASTING = {
 }
 REST = ("ban", "limit", "error", "cut", "stall")
 SECONDS_MAX = 3_600.0
+WRONG_MAX_MS = 20 * 366 * 86_400_000
+"""By how much a time may be wrong."""
+EVENT_TIME = re.compile(rb'(?<="E":)[0-9]+')
 OMIT_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """Scatters neighbouring ids over 64 bits (Fibonacci hashing)."""
 GARBAGE = (
@@ -70,9 +78,10 @@ def read_fault(asked: Mapping[str, str]) -> Fault:
         fault = msgspec.convert(dict(asked), Fault, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
-    if fault.kind not in AT_ONCE | LASTING:
-        raise ValueError(f"no such fault; there are {', '.join(AT_ONCE | LASTING)}")
-    if not (0 < fault.seconds <= SECONDS_MAX and 0 <= fault.share <= 1 and abs(fault.ms) <= SECONDS_MAX * 1000):
+    if fault.kind not in AT_ONCE | ONCE | LASTING:
+        raise ValueError(f"no such fault; there are {', '.join(AT_ONCE | ONCE | LASTING)}")
+    ms_max = WRONG_MAX_MS if fault.kind in ONCE else SECONDS_MAX * 1000
+    if not (0 < fault.seconds <= SECONDS_MAX and 0 <= fault.share <= 1 and abs(fault.ms) <= ms_max):
         raise ValueError("seconds, share or ms are out of range")
     return fault
 
@@ -83,10 +92,24 @@ class Faults:
         self._lasting: dict[str, tuple[Fault, float]] = {}
         self._held: list[tuple[float, Chunk]] = []
         """Messages that go later, and when."""
+        self._once: dict[str, Fault] = {}
 
     def begin(self, fault: Fault, now_s: float) -> None:
-        """Let a lasting fault begin, or begin anew."""
-        self._lasting[fault.kind] = (fault, now_s + fault.seconds)
+        """Let a lasting fault begin, or begin anew; or have one happen once."""
+        if fault.kind in ONCE:
+            self._once[fault.kind] = fault
+        else:
+            self._lasting[fault.kind] = (fault, now_s + fault.seconds)
+
+    @property
+    def once(self) -> list[str]:
+        """The faults that are still to happen once."""
+        return list(self._once)
+
+    def wrong_ms(self) -> int:
+        """Return how wrong an answer about the time is."""
+        fault = self._once.pop("time", None)
+        return fault.ms if fault is not None else 0
 
     def active(self, now_s: float) -> dict[str, float]:
         """Return the lasting faults and how many seconds each has left."""
@@ -117,7 +140,7 @@ class Faults:
     @property
     def quiet(self) -> bool:
         """Messages go as they come."""
-        return not self._lasting and not self._held
+        return not self._lasting and not self._held and "event" not in self._once
 
     def distort(self, chunks: list[Chunk], now_s: float) -> list[Chunk]:
         """Return what is sent now of the messages that would be, and of those that were held back."""
@@ -130,9 +153,19 @@ class Faults:
         return [*(self._distorted(chunk, now_s) for chunk in chunks), *due]
 
     def _distorted(self, chunk: Chunk, now_s: float) -> Chunk:
+        chunk = self._misdated(chunk)
         if chunk.stream == TICKER_STREAM or not self._lasting:
             return chunk
         return Chunk(chunk.stream, list(self._messages(chunk, now_s)))
+
+    def _misdated(self, chunk: Chunk) -> Chunk:
+        fault = self._once.get("event")
+        stream = chunk.stream if not fault or not fault.symbol else chunk.stream.partition("@")[0]
+        if fault is None or not chunk.messages or stream != (fault.symbol.lower() or TICKER_STREAM):
+            return chunk
+        del self._once["event"]
+        first = EVENT_TIME.sub(lambda told: str(max(0, int(told[0]) + fault.ms)).encode(), chunk.messages[0])
+        return Chunk(chunk.stream, [first, *chunk.messages[1:]])
 
     def _messages(self, chunk: Chunk, now_s: float) -> Iterator[bytes]:
         waiting: list[bytes] = []

@@ -384,7 +384,8 @@ class Simulator:
         else:
             key = request.headers.get("X-MBX-APIKEY")
             path, asked = request.match_info["path"], request.query
-            answer = self.rest.answer(path, asked, address, self.clock.now(), weight_now, key)
+            now = self.clock.now() + (self.faults.wrong_ms() if path == "time" else 0)
+            answer = self.rest.answer(path, asked, address, max(0, now), weight_now, key)
         if fault is not None and fault.kind == "cut":
             return await _cut(request, answer)
         return web.Response(

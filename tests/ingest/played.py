@@ -120,6 +120,8 @@ class Exchange:
         self.weight_limit = 0
         """As exchangeInfo says; 0: it says nothing."""
         self.reply_after_s = 0.0
+        self.wrong_ms: list[int] = []
+        """How wrong the next answers about the time are."""
         self._tls = tls
         self._began = time.monotonic()
         self._sockets: dict[str, list[web.WebSocketResponse]] = {"market": [], "public": []}
@@ -241,7 +243,7 @@ class Exchange:
                 del self.refusals[place]
                 return web.json_response(body, status=status, headers=headers)
         answers: dict[str, Callable[[dict[str, str]], Any]] = {
-            "time": lambda _: {"serverTime": self.now},
+            "time": lambda _: {"serverTime": self.now + (self.wrong_ms.pop(0) if self.wrong_ms else 0)},
             "exchangeInfo": lambda _: {
                 "serverTime": self.now,
                 "rateLimits": [_limit(self.weight_limit)] if self.weight_limit else [],
@@ -357,7 +359,10 @@ class Engine:
         self.counts: Counter[str] = Counter()
 
     def ask(self, command: Command) -> None:
-        self._commands.send(encode(command))
+        self.send(encode(command))
+
+    def send(self, message: bytes) -> None:
+        self._commands.send(message)
 
     def try_to_ask(self, command: Command) -> bool:
         """Ask as the engine does, which does not wait: False if nobody is there to hear it."""

@@ -6,7 +6,6 @@ import urllib.request
 from pathlib import Path
 
 from services.ingest import ban
-from services.ingest.timekeeper import Timekeeper
 from shared.config import load
 from shared.wire import AddSymbol, FeedState, FetchTrades, RemoveSymbol, Subscribe, Trades, instruments_of
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame, playing
@@ -25,7 +24,7 @@ def be_banned(folder: Path, exchange: Exchange, seconds: float) -> None:
 
 def test_what_the_engine_knows_is_live_although_the_address_is_banned(exchange: Exchange, tmp_path: Path) -> None:
     exchange.add("NEWUSDT")
-    be_banned(tmp_path, exchange, BAN_S)
+    be_banned(tmp_path, exchange, 3_600)
     with playing(tmp_path, exchange) as played:
         state = played.engine.connected()
         assert abs(state.exchange_time - exchange.now) < 2_000
@@ -38,6 +37,15 @@ def test_what_the_engine_knows_is_live_although_the_address_is_banned(exchange: 
         assert not exchange.asked
         assert not played.engine.of(RemoveSymbol)
         assert not played.engine.of(AddSymbol)
+        assert exchange.connections == 1
+
+
+def test_what_the_engine_does_not_know_comes_when_the_ban_is_over(exchange: Exchange, tmp_path: Path) -> None:
+    exchange.add("NEWUSDT")
+    be_banned(tmp_path, exchange, BAN_S)
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        played.engine.ask(Subscribe([STREAM, "goneusdt@aggTrade"], complete=True))
         assert played.engine.wait(AddSymbol).symbol == "NEWUSDT"
         assert played.engine.wait(RemoveSymbol).symbol == "GONEUSDT"
         assert [event.symbol for event in played.engine.of(AddSymbol)] == ["NEWUSDT"]
@@ -72,21 +80,6 @@ def test_a_limit_that_a_former_ingest_has_used_is_asked_for_first(exchange: Exch
         played.engine.connected()
         played.engine.ask(Subscribe([], complete=True))
         assert played.engine.wait(AddSymbol, timeout=10).symbol == "BTCUSDT"
-
-
-def test_the_ticker_moves_the_clock_until_it_is_measured() -> None:
-    clock = Timekeeper(1.0)
-    clock.hear(START, 0)
-    clock.hear(START + 1_500, 1_000_000_000)
-    assert clock.clock.now(1_000_000_000) == START + 1_500
-    clock.hear(START + 1_900, 2_000_000_000)
-    assert clock.clock.now(2_000_000_000) == START + 2_500
-    clock.hear(START - 60_000, 3_000_000_000)
-    assert clock.clock.now(3_000_000_000) == START - 60_000
-    assert not clock.measured
-    clock.take(START + 5_000, 3_000_000_000, 3_200_000_000)
-    clock.hear(START + 9_000, 3_200_000_000)
-    assert clock.clock.now(3_100_000_000) == START + 5_000
 
 
 def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,17 +14,20 @@ import pytest
 import uvloop
 
 from services.ingest.binance import STREAMS_MAX
-from services.ingest.connection import Connection
+from services.ingest.connection import Connection, backoff_max_s, failures_after
 from services.ingest.frames import FrameReader
 from services.ingest.framing import Frames
 from services.ingest.symbols import Decimals
+from services.ingest.websocket import Websocket
 from tests.ingest.played import START, Exchange, Fill, agg_frame
 
 
 class Client:
     """A connection and what it brought."""
 
-    def __init__(self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000) -> None:
+    def __init__(
+        self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000, through: str = ""
+    ) -> None:
         self.reads: list[list[bytes]] = []
         self.changes: list[bool] = []
         self.begun: list[str] = []
@@ -36,6 +40,7 @@ class Client:
             steady,
             self._received,
             lambda: self.changes.append(self.connection.connected),
+            through,
         )
 
     def _received(self, connection: Connection, frames: Frames) -> None:
@@ -49,7 +54,7 @@ class Client:
         return [frame for read in self.reads for frame in read]
 
     async def until(self, true: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not true():
             assert time.monotonic() < deadline, "waited in vain"
             await asyncio.sleep(0.01)
@@ -72,7 +77,24 @@ def url(exchange: Exchange, scheme: str = "ws") -> str:
     return f"{scheme}://localhost:{exchange.port}/market/stream"
 
 
-def test_names_go_in_batches_that_are_small_and_apart() -> None:
+@pytest.fixture
+def acts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, Websocket]]:
+    """Return what will have been done to websockets, and when: the other side sees it later, and closer together."""
+    acts: list[tuple[float, str, Websocket]] = []
+
+    def noted(name: str, act: Callable[..., None]) -> Callable[..., None]:
+        def noted_act(websocket: Websocket, *given: object) -> None:
+            acts.append((time.monotonic(), name, websocket))
+            act(websocket, *given)
+
+        return noted_act
+
+    for name in ("send", "close"):
+        monkeypatch.setattr(Websocket, name, noted(name, getattr(Websocket, name)))
+    return acts
+
+
+def test_names_go_in_batches_that_are_small_and_apart(acts: list[tuple[float, str, Websocket]]) -> None:
     names = [f"s{number}usdt@aggTrade" for number in range(450)]
     with Exchange() as exchange:
         client = Client(url(exchange))
@@ -88,7 +110,9 @@ def test_names_go_in_batches_that_are_small_and_apart() -> None:
         client.play(story)
         assert exchange.names()[:450] == names
         assert [len(sent.names) for sent in exchange.sent] == [200, 200, 50, 3, 1]
-        assert all(later.at - earlier.at > 0.24 for earlier, later in pairwise(exchange.sent))
+        sent = [at for at, name, _ in acts if name == "send"]
+        assert len(sent) == 5
+        assert all(later - earlier > 0.24 for earlier, later in pairwise(sent))
 
 
 def test_a_name_that_was_dropped_before_it_was_sent_is_never_sent() -> None:
@@ -199,6 +223,37 @@ def test_an_old_websocket_goes_when_its_successor_delivers(monkeypatch: pytest.M
         assert client.connection.counts["lost"] == 0
 
 
+def test_both_are_read_for_two_seconds(acts: list[tuple[float, str, Websocket]]) -> None:
+    with Exchange() as exchange:
+        client = Client(url(exchange))
+        client.connection.subscribe(["a@aggTrade"])
+
+        async def story(client: Client) -> None:
+            await client.until(lambda: client.connection.delivered == {"a@aggTrade"})
+            client.connection.renew("the test wants it")
+            await client.until(lambda: exchange.open == 2)
+            await client.until(lambda: exchange.open == 1)
+
+        client.play(story)
+    old, new = dict.fromkeys(websocket for _, name, websocket in acts if name == "send")
+    subscribed = next(at for at, name, websocket in acts if name == "send" and websocket is new)
+    closed = next(at for at, name, websocket in acts if name == "close" and websocket is old)
+    assert closed - subscribed > 1.9
+
+
+def test_who_fails_again_and_again_waits_ever_longer_until_one_has_lived_for_ten_seconds() -> None:
+    failures, waits = 0, []
+    for _ in range(12):
+        failures = failures_after(failures, 2.0)
+        waits.append(backoff_max_s(failures))
+    assert waits[:5] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert set(waits[5:]) == {10.0}
+    assert failures_after(failures, 9.9) == failures + 1
+    assert failures_after(failures, 10.1) == 0
+    # The exchange allows 300 connections in five minutes.
+    assert 300 / (sum(waits) / len(waits) / 2) < 100
+
+
 def test_a_websocket_without_a_successor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.ingest.connection.OVERLAP_S", 0.1)
     monkeypatch.setattr("services.ingest.connection.REPLY_TIMEOUT_S", 0.5)
@@ -303,3 +358,21 @@ def test_tls_is_checked_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await client.until(lambda: b"hello" in client.frames)
 
         trusted.play(story)
+
+
+def test_an_answer_to_the_handshake_without_an_end_is_refused() -> None:
+    async def story() -> None:
+        async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n")
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"X-More: and more\r\n" * 1_000)
+                    await writer.drain()
+
+        server = await asyncio.start_server(babble, "127.0.0.1", 0)
+        websocket = Websocket(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", True, lambda _: None)
+        with pytest.raises(OSError, match="more than 16384 bytes"):
+            await websocket.open()
+        server.close()
+
+    uvloop.run(story())

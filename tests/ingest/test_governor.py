@@ -1,6 +1,9 @@
 """The weight budget on virtual time."""
 
 import random
+from collections import Counter
+
+import pytest
 
 from services.ingest.governor import GUARD_MS, MINUTE_MS, STOP_MAX_MS, Governor
 
@@ -101,3 +104,31 @@ def test_the_time_that_a_weight_takes_is_told_by_the_minutes_it_needs() -> None:
     assert governor.estimate_ms(2700, BEGIN + 20_000) == 40_000 + MINUTE_MS
     governor.stop(BEGIN + 10_000, BEGIN)
     assert governor.estimate_ms(10, BEGIN) == 10_000
+
+
+@pytest.mark.parametrize("off_ms", [-900, -400, 0, 400, 900])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_clock_that_is_wrong_by_less_than_a_second_never_spends_more_than_a_minute_allows(
+    off_ms: int, seed: int
+) -> None:
+    """`off_ms`: how far the exchange's clock is ahead of what we take for it."""
+    source = random.Random(seed)
+    governor = Governor(1000, 1.0)
+    spent: Counter[int] = Counter()
+    now = NOON + source.randrange(MINUTE_MS)
+    under_way: list[tuple[int, int, int]] = []
+    while now < NOON + 10 * MINUTE_MS:
+        weight = source.choice((1, 5, 20, 100))
+        # Busy around the minutes' ends, idle or busy in between.
+        if governor.wait_ms(weight, now, repair=True) == 0:
+            under_way.append((now + source.randrange(200), weight, governor.start(weight, now)))
+            spent[(now + off_ms) // MINUTE_MS] += weight
+        under_way.sort()
+        while under_way and under_way[0][0] <= now:
+            _, done, minute = under_way.pop(0)
+            governor.finish(done, minute, now)
+        near = now % MINUTE_MS > MINUTE_MS - 1_500 or now % MINUTE_MS < 2_500
+        now += source.randrange(1, 30) if near else source.choice((50, 2_000))
+    assert max(spent.values()) <= 1000
+    # And not less than it could by much.
+    assert sorted(spent.values())[len(spent) // 2] > 500

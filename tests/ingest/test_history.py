@@ -1,11 +1,23 @@
 """What is asked of history: trades by id or since a time, klines, and what neither costs a request twice."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import aiohttp
+import pytest
+
+from services.ingest.complaints import Complaints
+from services.ingest.governor import Governor
+from services.ingest.history import History
+from services.ingest.recent import Recent
+from services.ingest.rest import Rest
+from services.ingest.symbols import Symbols
+from services.ingest.venue import venue_of
+from shared.config import Config, Simulator
 from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Subscribe, Trades, kline_rows
 from tests.ingest.played import (
     FORMING,
@@ -226,3 +238,93 @@ def test_rest_stops_at_429_and_goes_on_when_it_may(exchange: Exchange, tmp_path:
         assert len(exchange.asked) == asked
         wait_for("the answer", lambda: played.covered() == [(1, 5)])
         assert time.monotonic() - began > 1.8
+
+
+def test_ids_that_an_answer_left_out_are_asked_of_rest_again(exchange: Exchange, tmp_path: Path) -> None:
+    everything = [Fill(number, START - 50_000 + number) for number in range(1, 41)]
+    exchange.trades["BTCUSDT"] = [fill for fill in everything if fill.id not in (5, 6, 20)]
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        # At the beginning, in the middle, and all of it.
+        for ask in ((5, 10), (15, 25), (5, 6)):
+            played.engine.ask(FetchTrades("BTCUSDT", *ask))
+            wait_for("the answer", lambda ask=ask: played.covered()[-1:] == [ask])
+        assert [row[1] for row in played.rows()] == [*range(7, 11), *range(15, 20), *range(21, 26)]
+        exchange.trades["BTCUSDT"] = everything
+        for ask in ((5, 6), (20, 20)):
+            asked, answers = len(exchange.requests("aggTrades")), len(played.covered())
+            played.engine.ask(FetchTrades("BTCUSDT", *ask))
+            wait_for("the answer", lambda ask=ask, answers=answers: played.covered()[answers:] == [ask])
+            assert len(exchange.requests("aggTrades")) == asked + 1
+        assert [row[1] for row in played.rows()[-3:]] == [5, 6, 20]
+
+
+def test_every_row_that_is_no_market_trade_is_handed_on_as_a_void_id(exchange: Exchange, tmp_path: Path) -> None:
+    kinds = ["NA", "INSURANCE_FUND", "ADL", "SOMETHING_NEW", "", "market", "MARKETS"]
+    with playing(tmp_path, exchange, stream="trade") as played:
+        played.subscribe("btcusdt@trade")
+        frames = [trade_frame("BTCUSDT", Fill(number, START, "0", "0"), X=kind) for number, kind in enumerate(kinds, 1)]
+        frames += [
+            trade_frame("BTCUSDT", Fill(8, START, "", ""), X="NA"),
+            trade_frame("BTCUSDT", Fill(9, START, "NaN", "-1"), X="NA"),
+            # What is decoded and not scanned, because of the escape.
+            trade_frame("BTCUSDT", Fill(10, START, "0", "0"), X="N\\u0041").replace("\\\\", "\\"),
+            trade_frame("BTCUSDT", Fill(11, START)),
+        ]
+        exchange.say(*frames, route="public")
+        wait_for("all of them", lambda: len(played.rows()) == 11)
+        assert [(row[1], row[5]) for row in played.rows()] == [*((number, 0) for number in range(1, 11)), (11, 1)]
+        # From memory as from the stream.
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 11))
+        wait_for("the answer", lambda: played.covered() == [(1, 11)])
+        assert [row[5] for row in played.rows()[11:]] == [0] * 10 + [1]
+
+
+def test_an_aggregate_is_never_a_void_id(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        exchange.say(
+            agg_frame("BTCUSDT", Fill(1, START), X="NA"),
+            agg_frame("BTCUSDT", Fill(2, START), f=20, l=19),
+            agg_frame("BTCUSDT", Fill(3, START), f=20, l=18),
+            agg_frame("BTCUSDT", Fill(4, START, "0", "0"), X="NA"),
+            agg_frame("BTCUSDT", Fill(5, START)),
+        )
+        wait_for("the last", lambda: played.rows()[-1:] and played.rows()[-1][1] == 5)
+        assert [(row[1], row[5]) for row in played.rows()] == [(1, 1), (5, 1)]
+        exchange.trades["BTCUSDT"] = [Fill(7, START, fills=0)]
+        played.engine.ask(FetchTrades("BTCUSDT", 7, 7))
+        wait_for("its word", lambda: "trades unreachable: BTCUSDT 7 to 7" in played.room.log)
+        assert len(played.rows()) == 2
+
+
+@pytest.mark.parametrize(("after_ms", "is_closed"), [(0, False), (2_900, False), (3_100, True)])
+def test_a_kline_that_has_just_ended_is_not_taken_for_closed(
+    exchange: Exchange, after_ms: int, is_closed: bool
+) -> None:
+    exchange.jump(60)
+    venue = venue_of(Config(simulator=Simulator(port=exchange.port)))
+    ended = FORMING + MINUTE
+    expected = ended if is_closed else FORMING
+    sent: list[Klines] = []
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            rest = Rest(session, venue, Governor(2400, 1.0), lambda: START, lambda _: None)
+            history = History(
+                rest,
+                venue,
+                "aggTrade",
+                Symbols([], 10),
+                lambda _: ended + after_ms,
+                Complaints(),
+                Recent(10),
+                lambda _: asyncio.sleep(0),
+                sent.append,  # type: ignore[arg-type]
+            )
+            assert (await history.announcement("BTCUSDT", 5)).klines_until == expected
+            await history.fetch_klines(FetchKlines("BTCUSDT", "1m", FORMING - 3 * MINUTE, ended))
+
+    asyncio.run(run())
+    (page,) = sent
+    assert kline_rows(page.rows)["open_time"].tolist()[-1] == expected - MINUTE

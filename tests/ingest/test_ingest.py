@@ -1,5 +1,6 @@
 """The room as a process, between a played exchange and a played engine, on real sockets."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from shared.kline import CLOSED, EXCHANGE, FINAL
 from shared.wire import (
     AddSymbol,
     FeedState,
+    FetchKlines,
+    FetchTrades,
     Listed,
     RemoveSymbol,
     Subscribe,
@@ -188,8 +191,9 @@ def test_a_symbol_that_stops_trading_is_removed_and_can_come_back(exchange: Exch
 def test_only_configured_symbols_are_announced_and_no_more_than_the_maximum(exchange: Exchange, tmp_path: Path) -> None:
     for place in range(5):
         exchange.add(f"S{place}USDT", volume=str(place))
-    with playing(tmp_path, exchange, symbols=["S1USDT", "S3USDT", "S4USDT"], symbols_max=2) as played:
+    with playing(tmp_path, exchange, symbols=["s1usdt", "S3/USDT", "S4USDT", "S4USDC"], symbols_max=2) as played:
         played.engine.connected()
+        assert "there is no symbol 'S4USDC'; the nearest is S4USDT" in played.room.log
         played.engine.ask(Subscribe([], complete=True))
         wait_for("both", lambda: len(played.engine.of(AddSymbol)) == 2)
         assert [event.symbol for event in played.engine.of(AddSymbol)] == ["S4USDT", "S3USDT"]
@@ -254,3 +258,36 @@ def test_an_engine_that_comes_back_is_shown_the_last_trade_of_every_symbol(excha
             assert (batch.event_time, batch.covered) == (START + 8, [])
         finally:
             played.engine.close()
+
+
+def test_commands_that_arrive_while_it_ends_do_no_harm(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        # Many questions wait for REST, so that it has something to end.
+        exchange.refusals.append(("aggTrades", 429, {"Retry-After": "30"}, {"code": -1003, "msg": "Too many requests"}))
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 1))
+        wait_for("the refusal", lambda: "the exchange says 429" in played.room.log)
+        played.room.process.send_signal(signal.SIGTERM)
+        number = 1
+        while played.room.process.poll() is None:
+            number += 2_000
+            played.engine.try_to_ask(FetchTrades("BTCUSDT", number, number))
+        # `playing` looks at how it ended.
+        assert number > 1
+
+
+def test_a_command_that_is_none_is_counted_and_the_next_one_is_obeyed(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.subscribe("btcusdt@aggTrade")
+        for message in (b"\xc1", b"", b"\x81\xa4type\xa7nothing"):
+            played.engine.send(message)
+        played.engine.ask(FetchKlines("BTCUSDT", "7m", 0, START))
+        played.engine.ask(FetchKlines("BTCUSDT", "1m", 0, 2**62))
+        played.engine.ask(FetchTrades("BTCUSDT", 2**63, 2**63 + 1))
+        played.engine.ask(FetchTrades("BTCUSDT", -5, -3))
+        exchange.trades["BTCUSDT"] = [Fill(1, START)]
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 1))
+        wait_for("the answer", lambda: played.covered() == [(1, 1)])
+        assert played.room.stop() == 0
+        assert "refused (command) 3," in played.room.log
+        assert "refused (question) 4," in played.room.log

@@ -11,11 +11,12 @@ from shared.wire import FetchTrades, Instrument, Trades, instruments_of, pack_in
 NAMES = ("AUSDT", "BUSDT")
 
 
-def batch(*trades: tuple[str, int], decimals: int = 2) -> Trades:
+def batch(*trades: tuple[str, int], decimals: int = 2, time: int = 0) -> Trades:
     names = sorted({name for name, _ in trades})
     rows = np.zeros(len(trades), TRADE)
     rows["symbol"] = [names.index(name) for name, _ in trades]
     rows["id"] = rows["price"] = [number for _, number in trades]
+    rows["time"] = time
     return Trades(pack_instruments([Instrument(name, decimals, 3) for name in names]), rows.tobytes(), 7)
 
 
@@ -137,3 +138,63 @@ def test_trades_keep_the_decimals_they_came_with() -> None:
     (part,) = recent.answer(FetchTrades("AUSDT", 1, 2)).parts
     rows = trade_rows(part.rows)
     assert [instruments_of(part)[row["symbol"]].price_decimals for row in rows] == [2, 4]
+
+
+def test_ids_that_begin_anew_are_another_sequence() -> None:
+    recent = Recent()
+    recent.begins(NAMES)
+    for number in range(1_000, 1_100):
+        recent.add(batch(("AUSDT", number), ("BUSDT", number), time=number))
+    for number in range(1, 4):
+        recent.add(batch(("AUSDT", number), time=5_000 + number))
+    answer = recent.answer(FetchTrades("AUSDT", 2, -1))
+    assert (ids(answer.parts), answer.rest) == ([2, 3], [])
+    # Of the former one nothing is known any more, and whoever asks for newer ids is not told that there are none.
+    assert recent.answer(FetchTrades("AUSDT", 1_050, 1_060)) == ([], [FetchTrades("AUSDT", 1_050, 1_060)])
+    assert recent.answer(FetchTrades("AUSDT", 1_050, -1)) == ([], [FetchTrades("AUSDT", 1_050, -1)])
+    assert ids(recent.newest()) == [3, 1_099]
+    # The others are as they were.
+    assert ids(recent.answer(FetchTrades("BUSDT", 1_098, -1)).parts) == [1_098, 1_099]
+    # Where a connection was lost, nothing newer is vouched for.
+    recent.breaks("BUSDT")
+    recent.add(batch(("BUSDT", 1), time=6_000))
+    assert recent.answer(FetchTrades("BUSDT", 1, -1)).rest == [FetchTrades("BUSDT", 1, -1)]
+    assert ids(recent.answer(FetchTrades("BUSDT", 1, 1)).parts) == [1]
+
+
+def test_a_single_id_that_is_absurd_is_forgotten_with_the_next() -> None:
+    recent = Recent()
+    recent.begins(NAMES)
+    recent.add(batch(("AUSDT", 7), time=7))
+    recent.add(batch(("AUSDT", 2**60), time=8))
+    for number in (8, 9):
+        recent.add(batch(("AUSDT", number), time=1 + number))
+    answer = recent.answer(FetchTrades("AUSDT", 8, -1))
+    assert (ids(answer.parts), answer.rest) == ([8, 9], [])
+
+
+def test_what_is_out_of_order_is_the_same_sequence() -> None:
+    recent = Recent()
+    recent.begins(NAMES)
+    for number in (10, 11, 14, 12, 13, 10, 15):
+        recent.add(batch(("AUSDT", number), time=number // 2))
+    assert ids(recent.answer(FetchTrades("AUSDT", 10, -1)).parts) == [10, 11, 12, 13, 14, 15]
+
+
+def test_an_id_that_the_stream_lost_is_not_covered_by_those_around_it() -> None:
+    recent = Recent()
+    recent.begins(NAMES)
+    recent.add(batch(*(("AUSDT", number) for number in (5, 6, 9, 10, 12))))
+    for ask in (FetchTrades("AUSDT", 5, -1), FetchTrades("AUSDT", 5, 12)):
+        answer = recent.answer(ask)
+        assert covered(answer.parts) == {5, 6, 9, 10, 12}
+        assert answer.rest == [FetchTrades("AUSDT", 7, 11)]
+
+
+def test_a_void_id_that_came_is_remembered_as_one() -> None:
+    recent = Recent()
+    rows = np.zeros(2, TRADE)
+    rows["id"], rows["trade_count"] = [1, 2], [1, 0]
+    recent.add(Trades(pack_instruments([Instrument("AUSDT", 2, 3)]), rows.tobytes(), 7))
+    (part,) = recent.answer(FetchTrades("AUSDT", 1, 2)).parts
+    assert trade_rows(part.rows)["trade_count"].tolist() == [1, 0]

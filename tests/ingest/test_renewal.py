@@ -5,8 +5,10 @@ import time
 from itertools import count
 from pathlib import Path
 
+import pytest
+
 from services.ingest import ban
-from shared.wire import FeedState
+from shared.wire import FeedState, FetchTrades
 from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticker_frame
 from tests.support import wait_for
 
@@ -43,8 +45,8 @@ def test_a_websocket_that_is_going_to_be_closed_is_replaced_at_once(exchange: Ex
 
 def test_a_stream_that_is_acknowledged_and_silent_gets_another_websocket(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange, silence_ms=1_000) as played:
-        exchange.ticking = False
         played.subscribe(STREAM)
+        exchange.ticking = False
         began = time.monotonic()
         prices = count(1)
 
@@ -73,6 +75,29 @@ def test_a_ban_is_obeyed_by_the_next_ingest_too(exchange: Exchange, tmp_path: Pa
         played.engine.connected()
 
 
+def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange: Exchange, tmp_path: Path) -> None:
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        in_the_way = tmp_path / "data" / "ban.new"
+        in_the_way.mkdir()
+        refusal = {"code": -1003, "msg": "Way too many requests"}
+        exchange.refusals.append(("exchangeInfo", 418, {"Retry-After": "60"}, refusal))
+        exchange.say(ticker_frame("NEWUSDT"))
+        wait_for("its word", lambda: "ban not written: it is kept in memory" in played.room.log)
+        asked = len(exchange.asked)
+        assert not (tmp_path / "data" / "ban").exists()
+        in_the_way.rmdir()
+        rest = f"http://127.0.0.1:{exchange.port}/fapi/v1"
+        until = wait_for("the file", lambda: ban.recall(tmp_path / "data" / "ban", rest), timeout=10)
+        assert abs(until - time.time_ns() // 1_000_000 - 55_000) < 10_000
+        played.engine.ask(FetchTrades("BTCUSDT", 1, 2))
+        seen = len(played.engine.of(FeedState))
+        wait_for("two more heartbeats", lambda: len(played.engine.of(FeedState)) > seen + 1)
+        assert len(exchange.asked) == asked
+        assert played.room.stop() == 0
+        assert "retried" not in played.room.log
+
+
 def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "ban"
     assert ban.recall(path, "here") == 0
@@ -97,3 +122,20 @@ def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_
                 ),
                 timeout=10,
             )
+
+
+@pytest.mark.parametrize("wrong_ms", [3_600_000, 315_360_000_000, -21_600_000])
+def test_a_first_answer_about_the_time_is_not_believed_alone(exchange: Exchange, tmp_path: Path, wrong_ms: int) -> None:
+    exchange.wrong_ms = [wrong_ms]
+    with playing(tmp_path, exchange) as played:
+        played.engine.connected()
+        exchange.wrong_ms = [wrong_ms]
+        # The ticker's word that something is off makes ingest ask for the time.
+        exchange.say(ticker_frame("BTCUSDT", event_time=exchange.now + wrong_ms))
+        wait_for("doubt", lambda: "time doubted: the exchange says" in played.room.log)
+        seen = len(played.engine.of(FeedState))
+        wait_for("two more heartbeats", lambda: len(played.engine.of(FeedState)) > seen + 1)
+        assert len(exchange.requests("time")) >= 7
+        for state in played.engine.of(FeedState):
+            now = exchange.now - (time.monotonic_ns() - state.monotonic_ns) // 1_000_000
+            assert abs(state.exchange_time - now) < 200

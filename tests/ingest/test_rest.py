@@ -10,7 +10,7 @@ import pytest
 
 from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
 from services.ingest.history import urgency
-from services.ingest.rest import UNHURRIED_EVERY_S, Priority, Rest, RestError
+from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import Venue, venue_of
 from shared.config import Config, Simulator
 from shared.wire import FetchTrades
@@ -79,18 +79,27 @@ def test_attempts_are_bounded(exchange: Exchange) -> None:
     assert len(exchange.asked) == 2
 
 
-def test_history_is_asked_for_at_a_pace_and_repairs_go_ahead_of_it(exchange: Exchange) -> None:
+def test_history_has_500_turns_a_second(exchange: Exchange) -> None:
+    async def story(rest: Rest, _venue: Venue, _governor: Governor) -> None:
+        began = time.monotonic()
+        for _ in range(100):
+            # Nobody is asked: that would take its time, too.
+            rest._settle(1, await rest._turn(1, Priority.HISTORY), None)
+        # All but the first two, as two may go after a rest.
+        assert time.monotonic() - began > 98 / 500
+
+    play(exchange, story, limit=1_000_000)
+
+
+def test_repairs_go_ahead_of_history(exchange: Exchange) -> None:
     async def story(rest: Rest, venue: Venue, _: Governor) -> None:
         async def ask(interval: str, priority: Priority) -> None:
             await rest.get(venue.klines("BTCUSDT", interval, 5), priority)
 
-        began = time.monotonic()
         tasks = [asyncio.create_task(ask("5m", Priority.HISTORY)) for _ in range(100)]
         await asyncio.sleep(0)
         await ask("1m", Priority.KLINES)
         await asyncio.gather(*tasks)
-        # All but the first two, as two may go after a rest.
-        assert time.monotonic() - began > 98 * UNHURRIED_EVERY_S
 
     play(exchange, story, limit=1_000_000)
     assert len(exchange.asked) == 101
@@ -131,7 +140,7 @@ def test_all_requests_stop_for_as_long_as_the_exchange_says(
 
 def test_the_order_is_repairs_then_history_then_metadata(exchange: Exchange) -> None:
     # So close to the minute's end that the wait for the next one is short.
-    clock = Clock(START // MINUTE_MS * MINUTE_MS + MINUTE_MS - 500)
+    clock = Clock(START // MINUTE_MS * MINUTE_MS + MINUTE_MS - 1_200)
 
     async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
         governor.start(2400, clock())
@@ -195,5 +204,31 @@ def test_a_question_that_is_given_up_gives_its_turn_back(exchange: Exchange) -> 
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await rest.get(venue.time(), Priority.METADATA)
+
+    play(exchange, story)
+
+
+def test_nobody_is_sent_elsewhere(exchange: Exchange) -> None:
+    elsewhere = f"http://127.0.0.1:{exchange.port}/fapi/v1/klines"
+    exchange.refusals.append(("time", 302, {"Location": elsewhere}, {}))
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        with pytest.raises(RestError) as caught:
+            await rest.get(venue.time(), Priority.METADATA, attempts_max=1)
+        assert caught.value.status == 302
+
+    play(exchange, story)
+    assert [path for path, _ in exchange.asked] == ["time"]
+
+
+def test_an_answer_that_is_too_large_is_abandoned(exchange: Exchange) -> None:
+    exchange.add("LARGEUSDT")
+    exchange.symbols["LARGEUSDT"]["filler"] = "x" * 34_000_000
+
+    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+        with pytest.raises(RestError, match="more than 33554432 bytes"):
+            await rest.get(venue.exchange_info(), Priority.METADATA, attempts_max=1)
+        exchange.symbols["LARGEUSDT"]["filler"] = "x" * 30_000_000
+        assert len((await rest.get(venue.exchange_info(), Priority.METADATA, attempts_max=1)).body) > 30_000_000
 
     play(exchange, story)

@@ -1,5 +1,7 @@
 """What is announced, in which order, and when a name is worth a look."""
 
+import pytest
+
 from services.ingest.binance import Listing
 from services.ingest.symbols import LOOK_MAX_MS, LOOK_MS, Symbols
 
@@ -151,6 +153,44 @@ def test_until_the_exchange_says_what_trades_the_engine_is_believed() -> None:
     assert symbols.refresh(listings("A", "C", "D", "E")).removed == ["A", "B"]
     assert symbols.known == {"C", "D"}
     assert symbols.take() is None
+
+
+@pytest.mark.parametrize(
+    "written", ["btcusdt", " BTCUSDT ", "BTC/USDT", "btc-usdt", "BTC_USDT", "btc / usdt", "BTCUSDT"]
+)
+def test_a_name_is_found_as_people_write_it(written: str) -> None:
+    symbols = Symbols([written, "币安人生usdt"], 100)
+    # Before the exchange has said anything, too.
+    assert symbols.engine_knows(["BTCUSDT", "ETHUSDT"]) == ["ETHUSDT"]
+    symbols.refresh(listings("BTCUSDT", "BTCUSDC", "币安人生USDT", "ETHUSDT"))
+    assert symbols.unknown == {}
+    assert symbols.wants("BTCUSDT")
+    assert symbols.wants("币安人生USDT")
+    assert symbols.trading == 2
+
+
+def test_a_name_that_is_a_symbol_s_own_means_that_one_alone() -> None:
+    symbols = Symbols(["BTCUSDT_261225", "ETH_USDT", "solusdt_261225"], 100)
+    symbols.refresh(listings("BTCUSDT", "BTCUSDT_261225", "ETHUSDT", "ETH_USDT", "SOLUSDT_261225"))
+    assert [name for name in ("BTCUSDT", "ETHUSDT") if symbols.wants(name)] == []
+    assert symbols.trading == 3
+
+
+def test_a_name_that_nobody_has_is_told_with_the_nearest_until_it_is_listed() -> None:
+    symbols = Symbols(["BTCUSDT", "btc/usd", "qqqqqqqq", "NEW-USDT", "OLDUSDT", ""], 100)
+    symbols.refresh(listings("BTCUSDT", "ETHUSDT", "OLDUSDT", halted=("OLDUSDT",)))
+    assert {name: symbols.unknown[name] for name in ("btc/usd", "qqqqqqqq", "")} == {
+        "btc/usd": "BTCUSDT",
+        "qqqqqqqq": "",
+        "": "",
+    }
+    assert symbols.trading == 1
+    assert "NEW-USDT" in symbols.unknown
+    assert symbols.worth_a_look(["NEWUSDT"], 0)
+    assert not symbols.worth_a_look(["OTHERUSDT"], 0)
+    symbols.refresh(listings("BTCUSDT", "NEWUSDT"))
+    assert "NEW-USDT" not in symbols.unknown
+    assert symbols.wants("NEWUSDT")
 
 
 def test_who_is_preferred_is_next_and_nobody_is_lost() -> None:

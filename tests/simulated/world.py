@@ -90,7 +90,7 @@ class Exchange:
                 if nature.random() < 0.05:
                     late = nature.choice([1_000, 20_000, 90_000, 10**12])
                     self._named_at[name, trade.id] = trade.time + late
-        if nature.random() < 0.1 and len(trades) > 20:
+        if nature.random() < 0.1 and len(trades) > 20 and not self.falls:
             begin = nature.randrange(len(trades) // 2, len(trades))
             if trades[begin].time > START + MINUTE:
                 self.relisted[name] = trades[begin].id

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from services.simulator.faults import AT_ONCE, LASTING, Fault, Faults, read_fault
+from services.simulator.faults import AT_ONCE, LASTING, ONCE, Fault, Faults, read_fault
 from services.simulator.frames import TICKER_STREAM, Chunk
 from tests.simulator.served import NOON, Served, collect, made, served, subscribe
 from tests.support import wait_for
@@ -166,6 +166,7 @@ def strike(simulator: Served, **fault: object) -> Any:
 def test_every_fault_can_be_asked_for(simulator: Served) -> None:
     told = simulator.get("/simulator/fault")
     assert (told["at once"].keys(), told["lasting"].keys()) == (AT_ONCE.keys(), LASTING.keys())
+    assert told["once"].keys() == ONCE.keys()
     for kind in LASTING:
         assert kind in strike(simulator, kind=kind, seconds=0.1, ms=1)["faults"]
     wait_for("their end", lambda: not simulator.status()["faults"])
@@ -251,6 +252,36 @@ def test_a_client_that_goes_on_asking_is_noticed(simulator: Served) -> None:
     assert status == 418
     assert "banned until" in content["msg"]
     wait_for("its end", lambda: not simulator.status()["faults"])
+
+
+YEARS = 10 * 365 * 86_400_000
+
+
+def test_a_time_is_wrong_once(simulator: Served) -> None:
+    before = simulator.get("/fapi/v1/time")["serverTime"]
+    assert strike(simulator, kind="time", ms=YEARS)["once"] == ["time"]
+    assert simulator.get("/fapi/v1/time")["serverTime"] >= before + YEARS
+    assert simulator.get("/fapi/v1/time")["serverTime"] < before + 60_000
+    strike(simulator, kind="time", ms=-2 * YEARS)
+    assert simulator.get("/fapi/v1/time")["serverTime"] < before - YEARS
+    assert simulator.status()["once"] == []
+    with simulator.socket(f"/market/stream?streams={STREAM}/{TICKER_STREAM}") as socket:
+        strike(simulator, kind="event", ms=YEARS)
+        frames = wait_for("two tickers", lambda: more(socket, TICKER_STREAM, 2), timeout=20)
+        assert [row["E"] >= before + YEARS for frame in frames for row in frame[:1]] == [True, False]
+        strike(simulator, kind="event", ms=-YEARS, symbol="BTCUSDT")
+        trades = wait_for("its trades", lambda: more(socket, STREAM, 30), timeout=20)
+        wrong = [trade for trade in trades if trade["E"] < before]
+        assert len(wrong) == 1
+        assert wrong[0]["T"] >= before
+
+
+def more(socket: Any, stream: str, count: int) -> list[Any]:
+    """Return the data of the next messages of a stream."""
+    messages: list[Any] = []
+    while len(messages) < count:
+        messages += [message["data"] for message in collect(socket, 5.0, 1) if message["stream"] == stream]
+    return messages
 
 
 def test_the_exchange_s_clock_jumps(simulator: Served) -> None:

@@ -8,7 +8,6 @@ waits for a slow viewer holds up nobody else, and meanwhile the outbox keeps onl
 
 import asyncio
 import importlib.util
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -30,7 +29,8 @@ from services.viz.api import (
     checked_symbol,
     history_question,
 )
-from services.viz.hub import Hub, Message, Viewer
+from services.viz.gate import Names
+from services.viz.hub import BEAT_S, Hub, Message, Viewer
 from shared.process import Unavailable
 
 PAGE = Path(__file__).with_name("page")
@@ -42,6 +42,7 @@ MESSAGE_MAX = 4_096
 """Bytes of a viewer's message; a sensible one has about 60."""
 HEARTBEAT_S = 20.0
 """A viewer who does not answer a ping for half as long is gone."""
+BEATS_LATE_S = 4 * BEAT_S
 CLOSE_S = 0.7
 """How long viewers have to say goodbye when the server stops."""
 HEADERS = {
@@ -61,11 +62,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Web:
-    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], host: str) -> None:
+    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], names: Names) -> None:
         self._hub = hub
         self._reader = reader
         self._now = now
-        self._only_loopback = is_loopback(host)
+        self._names = names
+        self.busy: set[object] = set()
+        """Connections of which a request is being answered."""
         self._sockets: set[web.WebSocketResponse] = set()
         self.bad_messages = 0
         """What viewers said that was not understood."""
@@ -81,6 +84,8 @@ class Web:
         app.router.add_get("/api/history", self._history)
         app.router.add_get("/api/symbols", self._symbols)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/ws", self._websocket)
         app.on_shutdown.append(self._close_sockets)
         return app
@@ -88,12 +93,10 @@ class Web:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
-        host = request.headers.get("Host", "")
-        origin = request.headers.get("Origin")
-        if self._only_loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
-            return refusal(403, "this server listens on this machine only; viz.host in klagg.toml opens it to others")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return refusal(403, "pages of other sites are not served")
+        refused = self._refused(request)
+        if refused:
+            return refusal(403, refused)
+        self.busy.add(request.protocol)
         try:
             response = await handler(request)
         except BadQuestion as error:
@@ -102,9 +105,21 @@ class Web:
             response = refusal(503, f"the database does not answer: {error}")
         except web.HTTPException as error:
             response = refusal(error.status, error.reason, dict(error.headers))
+        finally:
+            self.busy.discard(request.protocol)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
+
+    def _refused(self, request: web.Request) -> str:
+        """Say why a request is refused; empty if it is not."""
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        try:
+            refused = self._names.refused(urlsplit(f"//{host}").hostname or "")
+            elsewhere = origin is not None and urlsplit(origin).netloc != host
+        except ValueError:
+            return "that is no address of a page"
+        return refused or ("pages of other sites are not served" if elsewhere else "")
 
     async def _history(self, request: web.Request) -> web.Response:
         rows = await self._reader.history(history_question(request.query))
@@ -113,7 +128,7 @@ class Web:
         return response
 
     async def _symbols(self, _request: web.Request) -> web.Response:
-        names = ("last", "open_24h", "high_24h", "low_24h", "volume_24h", "quote_volume_24h", "active")
+        names = ("last", "open_24h", "high_24h", "low_24h", "volume_24h", "quote_volume_24h", "active", "waiting")
         rows = [
             {"symbol": symbol, **dict(zip(names, entry, strict=True))} for symbol, entry in self._hub.symbols().items()
         ]
@@ -123,8 +138,17 @@ class Web:
 
     async def _health(self, _request: web.Request) -> web.Response:
         figures = self._hub.figures(self._now()) | {"bad_messages": self.bad_messages}
-        figures["ok"] = figures["engine"]["state"] == "live" and figures["database"]["ok"]
-        return answer(figures)
+        reasons = self._hub.state(self._now()).reasons()
+        return answer({"ok": not reasons, "reasons": reasons} | figures)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        """Say whether this process does its work: it tells viewers how things are, whatever that is."""
+        late = self._now() - self._hub.beaten_at
+        return verdict([f"viewers were told nothing for {late:.1f} s"] if late > BEATS_LATE_S else [])
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        """Say whether what is here may be relied on."""
+        return verdict(self._hub.state(self._now()).unready())
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         wake, want_history = asyncio.Event(), asyncio.Event()
@@ -167,7 +191,7 @@ class Web:
             return
         self._hub.watch(viewer, symbol, interval)
         # A live row brings the history. Should none come, the history comes without.
-        patience = LIVE_WAIT_S if self._hub.engine_state(self._now()) == "live" else 0.0
+        patience = LIVE_WAIT_S if self._hub.state(self._now()).engine == "live" else 0.0
         asyncio.get_running_loop().call_later(patience, prime_at_last, viewer, viewer.watch)
 
     async def _read_histories(self, viewer: Viewer, wanted: asyncio.Event) -> None:
@@ -221,14 +245,6 @@ def watch_of(text: str | bytes) -> tuple[str, str]:
     return checked_symbol(watch.get("symbol")), checked_interval(watch.get("interval"))
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether a host's name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def chart_library() -> Path:
     """Return TradingView's lightweight-charts as the package litecharts brings it. Raises Unavailable."""
     spec = importlib.util.find_spec("litecharts")
@@ -248,6 +264,10 @@ def serve(path: Path) -> Handler:
 
 def answer(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
+
+
+def verdict(reasons: list[str]) -> web.Response:
+    return answer({"ok": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import struct
@@ -47,6 +48,7 @@ def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
         format=f"%(asctime)s {room:9} %(levelname)-7s %(message)s",
     )
     die_with_parent()
+    take_descriptors()
     try:
         code = body(load()) or 0
     except ConfigError as error:
@@ -72,6 +74,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def take_descriptors() -> None:
+    """Take as many descriptors as this process may have. ZeroMQ ends a process that is out of them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):  # Some systems promise more than they give.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def be_modest(pid: int) -> None:

@@ -17,8 +17,9 @@ from shared.sockets import listen, unbound
 
 MESSAGE_BYTES_MAX = 1_024
 """A subscription, and all else that comes in; what is longer ends its connection. A topic has 330 at the most."""
-QUEUE_MAX = 2_000
-"""Messages that wait for one subscriber, 128 bytes each beside their bodies, which all share; more are lost to it."""
+QUEUE_MAX, QUEUES_MAX = 20_000, 200_000
+"""Messages that wait for one subscriber, and for all, who share that evenly: 128 bytes each, and the bodies, of which
+there is one for all. With up to ten, each has room for two rounds of every topic of 500 symbols; more is lost to it."""
 SEND_BUFFER = 128 << 10
 """Bytes that the kernel keeps for one subscriber; it takes twice as many."""
 PING_MS, ANSWER_MAX_MS = 10_000, 20_000
@@ -31,9 +32,11 @@ CHANGES_MAX = 2_000
 """Connections that came or went taken a turn: some 10 ms."""
 SUBSCRIPTIONS_MAX = 1_000
 """Messages taken a turn: some 5 ms."""
-ASKED_BYTES_MAX = 1 << 20
-"""A connection's subscriptions in `ASKED_NS`: ten times each topic of a large market. More is no subscriber either."""
-MESSAGE_COST = 16
+UNREAD_MAX = 100
+"""Messages of a connection: ZeroMQ puts all that are there into its index at once, 40 µs for one of the longest."""
+ASKED_BYTES_MAX = 512 << 10
+"""A connection's subscriptions in `ASKED_NS`: every topic of a large market. More is no subscriber either."""
+MESSAGE_COST = 8
 """What counts for a message beside its bytes."""
 ASKED_NS = 60_000_000_000
 MONITOR = "inproc://snapshots-monitor"
@@ -47,7 +50,7 @@ OPTIONS = {
     zmq.XPUB_VERBOSE: 1,
     zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
     zmq.SNDHWM: QUEUE_MAX,
-    zmq.RCVHWM: SUBSCRIPTIONS_MAX,
+    zmq.RCVHWM: UNREAD_MAX,
     zmq.SNDBUF: SEND_BUFFER,
     # A ping that finds no room is never sent, and so never missed: then it is TCP that waits in vain.
     zmq.HEARTBEAT_IVL: PING_MS,
@@ -73,7 +76,7 @@ class Public:
         self._asked: dict[int, int] = {}
         """What each connection has asked lately, bytes; the newest is last."""
         self._asked_until = 0
-        self.connections_max = min(CONNECTIONS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._queue = QUEUE_MAX
         self.figures = {"connections": 0, "connections_closed": 0}
 
     def count(self) -> None:
@@ -87,9 +90,14 @@ class Public:
                 self._asked[connection] = 0
             else:
                 self._asked.pop(connection, None)
-        while len(self._asked) > self.connections_max:
+        most = min(CONNECTIONS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        while len(self._asked) > most:
             self.close(next(reversed(self._asked)))
         self.figures["connections"] = len(self._asked)
+        queue = min(QUEUE_MAX, QUEUES_MAX // max(1, len(self._asked)))
+        if queue != self._queue:
+            self._queue = queue
+            self.socket.setsockopt(zmq.SNDHWM, queue)  # Also of connections that are there.
 
     def asked(self, now_ns: int) -> Iterator[tuple[int, bytes]]:
         """Yield messages that came, with their connections, up to `SUBSCRIPTIONS_MAX`."""

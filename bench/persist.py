@@ -20,7 +20,7 @@ import psycopg
 from bench.processes import cpu_seconds
 from bench.spread import spread
 from services.persist import store
-from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, VOLUMES, close_times, warm_up
+from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, STATES, VOLUMES, close_times, warm_up
 from shared.calendar import open_time_of
 from shared.config import load
 from shared.interval import DAY_MS, INTERVAL_NAMES, INTERVALS
@@ -174,14 +174,14 @@ def objects_of(batch: DirtyBatch) -> Objects:
         "interval": [INTERVAL_NAMES[interval] for interval in rows["interval"].tolist()],
         "open_time": _moments(klines["open_time"].tolist()),
         "close_time": _moments(close_times(rows["interval"], klines["open_time"]).tolist()),
-        "closed": [bool(flags & CLOSED) for flags in klines["flags"].tolist()],
-        "final": [bool(flags & FINAL) for flags in klines["flags"].tolist()],
         "source": ["trades"] * len(rows),
         "revision": klines["revision"].tolist(),
     }
     for name in DECIMALS:
         places = decimals.get(name, PRICE_DECIMALS + QUANTITY_DECIMALS)
         columns[name] = [Decimal(value).scaleb(-places) for value in klines[name].tolist()]
+    for name, flag in STATES.items():
+        columns[name] = [bool(flags & flag) for flags in klines["flags"].tolist()]
     for name in COUNTS:
         columns[name] = klines[name].tolist()
     return list(zip(*(columns[name] for name in STAGED), strict=True))

@@ -54,3 +54,9 @@ FINAL = 4
 """Closed, and proven: every trade before the kline's end was applied, or the exchange itself says what it is."""
 EXCHANGE = 2
 """The kline holds figures of the exchange's own klines, which carry no ids."""
+UNEXPLAINED = 8
+"""Ids that belong in the kline, or may, were left out by whoever was asked for them, and nobody has said that they are
+void. It is not final while that is so."""
+AUDITED = 16
+"""Such ids, and the exchange's own kline has the same prices, volumes and trades: they carry none.
+Final by that, without ids."""

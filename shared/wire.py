@@ -32,14 +32,17 @@ class Instrument(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Covered(msgspec.Struct, frozen=True, array_like=True):
-    """A range of ids, both ends inclusive, that a batch answers for in whole.
+    """A range of ids, both ends inclusive, that an answer is about in whole.
 
-    An id of the range that is not among the batch's rows does not exist, or lies before the time that was asked for.
+    An id of the range that is not among the batch's rows was left out, and nobody has said what it is. Void is only
+    what a row says to be: one with a trade count of 0.
     """
 
     instrument: int
     first_id: int
     last_id: int
+    older_to: int = -1
+    """Ids up to this one are older than the time that was asked for: that of a trade which is. -1: none is known."""
 
 
 class Trades(msgspec.Struct, frozen=True, tag="trades"):
@@ -122,6 +125,20 @@ class AuditMark(msgspec.Struct):
     """The newest."""
 
 
+class Unexplained(msgspec.Struct, frozen=True, array_like=True):
+    """Ids that were left out of every answer that was about them, both ends inclusive."""
+
+    first_id: int
+    last_id: int
+    from_time: int
+    """The trade before the first is no later, ms, ..."""
+    to_time: int
+    """... and the one behind the last no earlier."""
+    outcome: str = "open"
+    """`open`; `audited`: the exchange's own klines show that they carry no trade; `adopted`: those klines took the
+    place of ours."""
+
+
 class SymbolMark(msgspec.Struct, frozen=True):
     """What has been applied of a symbol, at the same instant as the rows that travel with it."""
 
@@ -138,12 +155,14 @@ class SymbolMark(msgspec.Struct, frozen=True):
     last_id: int
     """The highest id applied; -1 before the first."""
     gaps: list[tuple[int, int]]
-    """Missing ids below `last_id`: disjoint ascending ranges, both ends inclusive."""
+    """Missing ids below `last_id` that are being asked for: disjoint ascending ranges, both ends inclusive."""
     lacking: list[tuple[str, int, int]] = []
     """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
     proven_time: int = 0
     """Every trade before it was applied."""
     audit: AuditMark = msgspec.field(default_factory=AuditMark)
+    unexplained: list[Unexplained] = []
+    """Ascending; the newest, if there are too many."""
 
 
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
@@ -300,6 +319,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Every trade before its end was applied: it changes no more."""
     gap: bool
     """Missing trades may belong in it; they are being fetched."""
+    unexplained: bool
+    """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
+    audited: bool
+    """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
     source: str
     """`trades`, `exchange` (the exchange's own kline) or `both`."""
     revision: int

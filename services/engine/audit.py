@@ -121,6 +121,17 @@ class Audit:
         mark.mismatches[:] = [*mark.mismatches, *found][-MISMATCHES_MAX:]
         return Outcome(found, unproven)
 
+    def equal(self, symbol: int, theirs: Rows) -> tuple[list[int], list[bool]]:
+        """Return the open times of the exchange's 1m klines, KLINE[n], that we hold too, and whether both are the same.
+
+        Same are all prices, volumes and the count of trades: no fill may count in a neighbouring minute here.
+        """
+        rows = self._book.rows[symbol, 0]
+        held = {int(row["open_time"]): row for row in rows[(rows["flags"] & CLOSED) != 0]}
+        both = [row for row in theirs if int(row["open_time"]) in held]
+        matches = [all(held[int(row["open_time"])][name] == row[name] for name in FIELDS) for row in both]
+        return [int(row["open_time"]) for row in both], matches
+
     def totals(self) -> dict[str, int]:
         """Return what was counted of all symbols."""
         totals: Counter[str] = Counter(dict.fromkeys((MATCHED, BURNT, STRADDLED, MISMATCHED), 0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.book import PRODUCT_MAX, Book, rescale
-from services.engine.continuity import GAPS_MAX, missing_ids, proven_times
+from services.engine.continuity import GAP, GAPS_MAX, missing_ids, proven_times
 from services.engine.history import announce_rows, build_open_rows, restore_rows
 from services.engine.needs import CHILDREN, PARTS_MAX
 from services.engine.repair import Repair
@@ -55,15 +55,12 @@ class Beginnings:
         minutes = klines[(intervals == 0) & (klines["id_count"] > 0)]
         proven = max(mark.proven_time, mark.seam_time - 1)
         state["newest_time"] = minutes["open_time"].max(initial=proven)
-        gaps = mark.gaps[-GAPS_MAX:]
-        state["gap_count"] = len(gaps)
-        minute_end = int(self._book.calendars[0, 0]["end_time"])
-        for gap, (first_id, last_id) in zip(self._book.gaps[symbol], gaps, strict=False):
-            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
-            gap["first_id"], gap["last_id"] = first_id, last_id
-            gap["from_time"] = minutes["open_time"][before].max(initial=proven)
-            gap["to_time"] = minutes["open_time"][behind].min(initial=minute_end) + MINUTE_MS
+        state["seen_time"] = state["newest_time"] + MINUTE_MS
+        self._resume_gaps(symbol, mark, minutes, proven)
         self._repair.note(np.array([symbol]), now_ns)
+        self._repair.remember(symbol, mark.unexplained, adopted=False)
+        if any(ids.outcome == "open" for ids in mark.unexplained):
+            self._repair.note_unexplained(symbol, now_ns)
         if mark.last_id < 0:
             self._repair.begins(symbol, now_ns)
         restore_rows(self._book, symbol, intervals, klines)
@@ -71,6 +68,24 @@ class Beginnings:
             self._repair.want_klines(symbol, interval, begin, end)
         self._want_lacking(symbol, mark)
         self._audit.restore(symbol, mark.audit)
+
+    def _resume_gaps(self, symbol: int, mark: SymbolMark, minutes: Rows, proven: int) -> None:
+        """Go on with a symbol's missing and unexplained ids; `minutes`: its 1m rows with ids, KLINE[n]."""
+        minute_end = int(self._book.calendars[0, 0]["end_time"])
+        gaps = np.zeros(len(mark.gaps), GAP)
+        for gap, (first_id, last_id) in zip(gaps, mark.gaps, strict=True):
+            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
+            gap["first_id"], gap["last_id"] = first_id, last_id
+            gap["from_time"] = minutes["open_time"][before].max(initial=proven)
+            gap["to_time"] = minutes["open_time"][behind].min(initial=minute_end) + MINUTE_MS
+        unexplained = [
+            (ids.first_id, ids.last_id, ids.from_time, ids.to_time, 0, 0, 1)
+            for ids in mark.unexplained
+            if ids.outcome == "open"
+        ]
+        gaps = np.sort(np.concatenate([gaps, np.array(unexplained, GAP)]), order="first_id")[-GAPS_MAX:]
+        self._book.gaps[symbol, : len(gaps)] = gaps
+        self._book.symbols[symbol]["gap_count"] = len(gaps)
 
     def marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
         """Return what the store keeps of each of these symbols, to resume with."""
@@ -94,6 +109,7 @@ class Beginnings:
                 lacking.get(symbol, []),
                 max(seam_time, proven),
                 self._audit.mark_of(symbol),
+                self._repair.unexplained(symbol),
             )
             marks.append(mark)
         return marks
@@ -137,9 +153,14 @@ class Beginnings:
         )
         state["seam_time"] = event.klines_until
         # Ids up to the first trade from the seam on lie before it, void ones and others.
-        state["newest_time"] = event.klines_until - 1
+        state["newest_time"] = state["seen_time"] = event.klines_until - 1
         begins = np.zeros(len(INTERVALS), np.int64)
-        proven = min(event.klines_until, absent.proven_time) if absent is not None else 0
+        proven = 0
+        if absent is not None:
+            # What nobody could explain is replaced by the exchange's own klines.
+            open_from = [ids.from_time for ids in absent.unexplained if ids.outcome == "open"]
+            proven = min(event.klines_until, absent.proven_time, *open_from)
+            self._repair.remember(symbol, absent.unexplained, adopted=True)
         if proven > 0:
             begins[:] = [open_time_of(name, proven, self._roster.grids[symbol]) for name in INTERVAL_NAMES]
         off = int(announce_rows(self._book, symbol, *announced, begins))

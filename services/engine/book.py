@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.continuity import GAP, GAPS_MAX, proven_time
+from services.engine.continuity import GAP, GAPS_MAX
 from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, note, soil
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
@@ -37,7 +37,11 @@ SYMBOL = np.dtype(
         ("last_id", "<i8"),
         ("gap_count", "<i8"),
         ("newest_time", "<i8"),  # T of the last id, at the least
+        ("seen_time", "<i8"),  # and at the most
+        ("fall_ms", "<i8"),  # how far times have fallen from one id to the next
         ("final_at", "<i8"),  # once every trade before this time was applied, there are klines to declare final
+        ("withdrawn", "<i8"),  # 1: so are older ones, of which that had to be taken back
+        ("contradicted", "<i8"),  # 1: an id came again with a trade that is newer than all that is known
         ("seam_time", "<i8"),  # trades before it are in the rows by way of the exchange's klines
         ("price_decimals", "<i8"),
         ("quantity_decimals", "<i8"),
@@ -64,9 +68,11 @@ COUNTERS = np.dtype(
         ("applied", "<i8"),
         ("duplicates", "<i8"),
         ("late", "<i8"),  # applied to a row that was closed
+        ("withdrawn", "<i8"),  # minutes that were final and then got a trade all the same
+        ("contradictions", "<i8"),  # ids that came again with a newer trade: the symbol begins anew
         ("void_before_first", "<i8"),  # not applied: before a symbol's first trade there is no row to be in
         ("before_seam", "<i8"),  # covered, but already in the exchange's own klines
-        ("refused", "<i8"),  # impossible numbers
+        ("refused", "<i8"),  # not applied: impossible numbers
         ("unknown_symbol", "<i8"),
         ("no_room_for_gap", "<i8"),  # not applied, and fetched later
         ("beyond_window", "<i8"),  # not applied: the row has left memory
@@ -99,7 +105,7 @@ class Book(NamedTuple):
     unsettled: Changes
     """Of symbols: those that have something gathered."""
     gapped: Changes
-    """Of symbols: those that have a new gap."""
+    """Of symbols: those that have a new gap, or are contradicted."""
     unsaved: Dirty
     changed: Changes
     watched: NDArray[np.uint8]
@@ -189,12 +195,17 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def would_overwrite(book, symbol_count):  # type: ignore[no-untyped-def]
-    """Say whether the next minute would take the place of a row that is not saved yet."""
+def would_lose(book, symbol_count):  # type: ignore[no-untyped-def]
+    """Say whether the next minute takes the place of a row that is not saved yet, or that lacks what is asked for."""
     window = book.rows.shape[2]
     time_ms = book.calendars[0, 0].end_time
+    memory_begin_ms = time_ms - (window - 1) * book.calendars[0, 0].length
     for symbol in range(symbol_count):
         grid = book.symbols[symbol].grid
+        for place in range(book.symbols[symbol].gap_count):
+            gap = book.gaps[symbol, place]
+            if not gap.unexplained and gap.from_time < memory_begin_ms:
+                return True
         for interval in range(book.rows.shape[1]):
             calendar = book.calendars[grid, interval]
             number = number_of(book, symbol, interval, (calendar.bucket + 1) % window)
@@ -332,8 +343,21 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
         row.low = price
         row.close = price
         if row.flags & CLOSED:
-            row.revision += 1
+            correct(book, symbol, interval, row)
         touch(book, symbol, interval, place)
+
+
+@compiled
+def correct(book, symbol, interval, row):  # type: ignore[no-untyped-def]
+    """Note that a closed row has changed: one that was final is not, until what follows has proven it again."""
+    row.revision += 1
+    if row.flags & FINAL:
+        row.flags &= ~FINAL
+        state = book.symbols[symbol]
+        state.withdrawn = 1
+        state.final_at = max(state.final_at, book.calendars[0, 0].end_time)
+        if interval == 0:
+            book.counters[0].withdrawn += 1
 
 
 @compiled
@@ -351,7 +375,7 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
             row = book.rows[symbol, interval, place]
             merge(row, kline)
             if row.flags & CLOSED:
-                row.revision += 1
+                correct(book, symbol, interval, row)
                 if interval == 0:
                     book.counters[0].late += 1
             carry(book, symbol, interval, time_ms)
@@ -388,41 +412,6 @@ def measure_room(book, symbol):  # type: ignore[no-untyped-def]
     room = PRODUCT_MAX - largest - book.gathered[symbol].quote_volume
     book.symbols[symbol].room = room
     return room
-
-
-@compiled
-def mark_final(book, symbol):  # type: ignore[no-untyped-def]
-    """Declare the klines final that can change no more: every trade before their end was applied."""
-    state = book.symbols[symbol]
-    proven = proven_time(state, book.gaps[symbol])
-    if proven < state.final_at:
-        return
-    window = book.rows.shape[2]
-    for interval in range(book.rows.shape[1]):
-        calendar = book.calendars[state.grid, interval]
-        bucket = min(bucket_of(calendar.length, calendar.anchor, proven), calendar.bucket)
-        for behind in range(bucket - 1, calendar.bucket - window, -1):
-            row = book.rows[symbol, interval, behind % window]
-            if row.open_time != bucket_start(calendar.length, calendar.anchor, behind) or row.flags & FINAL:
-                break
-            row.flags |= FINAL
-            touch(book, symbol, interval, behind % window)
-    minute = book.calendars[0, 0].length
-    state.final_at = (proven // minute + 1) * minute
-
-
-@compiled
-def touch_between(book, symbol, from_time, to_time):  # type: ignore[no-untyped-def]
-    """Mark the rows that trades of [from_time, to_time] may belong to."""
-    window = book.rows.shape[2]
-    for interval in range(book.rows.shape[1]):
-        calendar = book.calendars[book.symbols[symbol].grid, interval]
-        first = bucket_of(calendar.length, calendar.anchor, from_time)
-        last = min(bucket_of(calendar.length, calendar.anchor, to_time), calendar.bucket)
-        for bucket in range(max(first, calendar.bucket - window + 1), last + 1):
-            start = bucket_start(calendar.length, calendar.anchor, bucket)
-            if book.rows[symbol, interval, bucket % window].open_time == start:
-                touch(book, symbol, interval, bucket % window)
 
 
 @compiled

@@ -1,14 +1,19 @@
 """Which ids of a symbol have been applied: a frontier and the gaps below it.
 
-Decides whether a trade is new. Knows no klines, no time and no other symbol.
+Decides whether a trade is new. Knows no klines and no other symbol.
 
-`last_id` is the highest id applied, -1 before the first; `gaps` are the missing ids below it: disjoint ascending
+`last_id` is the highest id applied, -1 before the first; `gaps` are the ids below it that were not: disjoint ascending
 ranges, both ends inclusive. An id above `last_id` + 1 opens a gap, an id inside a gap shrinks or splits it, every other
 id at or below `last_id` is a duplicate. What a list of bounded length cannot note is refused, never forgotten: its id
 stays missing, and whoever asks for the missing ids gets it again.
 
-Trade times never fall from one id to the next (protocol §4.3), so a gap's trades were made between the trades around
-it: `from_time` and `to_time`. Hence also what is proven: every trade before the first gap's `from_time` was applied.
+A gap's ids are *missing*, and asked for, until answers that were about all of them have left them out often enough:
+then they are *unexplained*. Nothing but a row with an id says what the id is.
+
+Trade times rise from one id to the next (protocol §4.3), so a gap's trades were made between the trades around it:
+`from_time` and `to_time`. Hence also what is proven: every trade before the first missing id's `from_time` was applied.
+That is how it is as a rule, not a law (spot's trades of 2017 fall back by minutes): how far a symbol's times have
+fallen is remembered, and so much later it is proven.
 """
 
 import numpy as np
@@ -16,8 +21,13 @@ from numpy.typing import NDArray
 
 from shared.compiled import compiled
 
-GAPS_MAX = 64
-"""Gaps a symbol: one for every outage that is not repaired yet, and some for trades that arrive out of order."""
+GAPS_MAX = 256
+"""Gaps a symbol: one for every outage that is not repaired yet, some for trades that arrive out of order, and what
+answers have left out."""
+FALL_MAX_MS = 300_000
+"""So far back is waited for, when times have fallen: a single trade with a wrong time must not hold back all proofs."""
+ANSWER_MS = 1_000
+"""Answers that come together are one: they say what is so at one moment."""
 
 GAP = np.dtype(
     [
@@ -25,28 +35,32 @@ GAP = np.dtype(
         ("last_id", "<i8"),
         ("from_time", "<i8"),  # T of the trade before it, at the earliest
         ("to_time", "<i8"),  # T of the trade behind it, at the latest
+        ("left_out", "<i8"),  # how many answers that were about all of it have named none of it
+        ("answered_at", "<i8"),  # when the last of them came, monotonic ms
+        ("unexplained", "<i8"),  # 1: they were enough
     ]
 )
 
-NEW, DUPLICATE, NO_ROOM, NEW_GAP = 0, 1, 2, 3
+NEW, DUPLICATE, NO_ROOM, NEW_GAP, FOUND = 0, 1, 2, 3, 4
 
 
 @compiled
 def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
-    """Note an id as applied and return NEW, or NEW_GAP if it opens one, or why it must not be applied.
+    """Note an id as applied and return NEW, NEW_GAP if it opens one, FOUND if it was unexplained; or why it is refused.
 
-    symbol: a record with `last_id`, `newest_time` and `gap_count`; gaps: GAP[GAPS_MAX], the first `gap_count` count.
+    symbol: a record with `last_id`, `newest_time`, `seen_time`, `fall_ms` and `gap_count`; gaps: GAP[GAPS_MAX], of
+    which the first `gap_count` are in use.
     """
     if trade_id == symbol.last_id + 1:
         symbol.last_id = trade_id
-        symbol.newest_time = max(symbol.newest_time, time)
+        _note_time(symbol, symbol.newest_time, time)
         return NEW
     if trade_id > symbol.last_id:
         if symbol.gap_count == len(gaps):
             return NO_ROOM
         _open(symbol, gaps, trade_id - 1, max(symbol.newest_time, time))
         symbol.last_id = trade_id
-        symbol.newest_time = max(symbol.newest_time, time)
+        _note_time(symbol, symbol.newest_time, time)
         return NEW_GAP
     for place in range(symbol.gap_count):
         first, last = gaps[place].first_id, gaps[place].last_id
@@ -54,41 +68,80 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
             return DUPLICATE
         if trade_id > last:
             continue
+        outcome = FOUND if gaps[place].unexplained else NEW
+        from_time = gaps[place].from_time
         if first < trade_id < last:
             if symbol.gap_count == len(gaps):
                 return NO_ROOM
-            _split(symbol, gaps, place, trade_id - 1, trade_id + 1, time)
+            split(symbol, gaps, place, trade_id - 1, trade_id + 1)
+            gaps[place].to_time = min(gaps[place].to_time, time)
+            gaps[place + 1].from_time = max(gaps[place + 1].from_time, time)
         elif first == last:
-            _remove(symbol, gaps, place)
+            remove(symbol, gaps, place)
         elif trade_id == first:
             gaps[place].first_id = trade_id + 1
             gaps[place].from_time = max(gaps[place].from_time, time)
         else:
             gaps[place].last_id = trade_id - 1
             gaps[place].to_time = min(gaps[place].to_time, time)
-        return NEW
+        _note_time(symbol, from_time, time)
+        return outcome
     return DUPLICATE
 
 
 @compiled
-def cover(symbol, gaps, first_id, last_id):  # type: ignore[no-untyped-def]
-    """Note a range of ids, both ends inclusive, as answered for; what follows on missing ids stays missing."""
+def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
+    """Note the time of an id that was applied; `before`: that of the ids before it."""
+    if time < before:
+        symbol.fall_ms = max(symbol.fall_ms, min(before - time, FALL_MAX_MS))
+    symbol.newest_time = max(symbol.newest_time, time)
+    symbol.seen_time = max(symbol.seen_time, time)
+
+
+@compiled
+def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
+    """Begin behind an id: it and those before it are older than a symbol's seam."""
+    for place in range(symbol.gap_count - 1, -1, -1):
+        if gaps[place].last_id <= last_id:
+            remove(symbol, gaps, place)
+        elif gaps[place].first_id <= last_id:
+            gaps[place].first_id = last_id + 1
+    symbol.last_id = max(symbol.last_id, last_id)
+
+
+@compiled
+def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untyped-def]
+    """Note that an answer about a range of ids, both ends inclusive, has named none of those that are still missing.
+
+    A gap of which the range is only a part becomes two, as long as there is room: the next answer may tell.
+    """
     for place in range(symbol.gap_count - 1, -1, -1):
         gap = gaps[place]
-        if gap.last_id <= last_id and first_id <= gap.first_id:
-            _remove(symbol, gaps, place)
-        elif first_id <= gap.first_id <= last_id:
-            gap.first_id = last_id + 1
-    if first_id <= symbol.last_id + 1 <= last_id:
-        symbol.last_id = last_id
+        if gap.unexplained or gap.last_id < first_id or gap.first_id > last_id:
+            continue
+        if gap.last_id > last_id:
+            if symbol.gap_count == len(gaps):
+                continue
+            split(symbol, gaps, place, last_id, last_id + 1)
+        at = place
+        if gap.first_id < first_id:
+            if symbol.gap_count == len(gaps):
+                continue
+            split(symbol, gaps, place, first_id - 1, first_id)
+            at = place + 1
+        gap = gaps[at]
+        if gap.left_out == 0 or at_ms - gap.answered_at >= ANSWER_MS:
+            gap.left_out += 1
+            gap.answered_at = at_ms
 
 
 @compiled
 def proven_time(symbol, gaps):  # type: ignore[no-untyped-def]
-    """Return the time before which every trade of a symbol has been applied."""
-    if symbol.gap_count == 0:
-        return symbol.newest_time
-    return gaps[0].from_time
+    """Return the time before which every trade of a symbol has been applied, but for what is unexplained."""
+    for place in range(symbol.gap_count):
+        if not gaps[place].unexplained:
+            return gaps[place].from_time - symbol.fall_ms
+    return symbol.newest_time - symbol.fall_ms
 
 
 @compiled
@@ -99,8 +152,9 @@ def proven_times(states, gaps, symbols, times):  # type: ignore[no-untyped-def]
 
 
 def missing_ids(symbol: np.void, gaps: NDArray[np.void]) -> list[tuple[int, int]]:
-    """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
+    """Return the ids below a symbol's last id that are being asked for: ascending ranges, both ends inclusive."""
     noted = gaps[: symbol["gap_count"]]
+    noted = noted[noted["unexplained"] == 0]
     return list(zip(noted["first_id"].tolist(), noted["last_id"].tolist(), strict=True))
 
 
@@ -112,24 +166,24 @@ def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
     gap.last_id = last_id
     gap.from_time = symbol.newest_time
     gap.to_time = to_time
+    gap.left_out = 0
+    gap.answered_at = 0
+    gap.unexplained = 0
     symbol.gap_count += 1
 
 
 @compiled
-def _split(symbol, gaps, place, last_below, first_above, time):  # type: ignore[no-untyped-def]
-    """Make two gaps of one, around what was made at `time`. There must be room."""
+def split(symbol, gaps, place, last_below, first_above):  # type: ignore[no-untyped-def]
+    """Make two gaps of one. There must be room."""
     for above in range(symbol.gap_count, place, -1):
         gaps[above] = gaps[above - 1]
-    below, above_it = gaps[place], gaps[place + 1]
-    below.last_id = last_below
-    above_it.first_id = first_above
-    below.to_time = min(below.to_time, time)
-    above_it.from_time = max(above_it.from_time, time)
+    gaps[place].last_id = last_below
+    gaps[place + 1].first_id = first_above
     symbol.gap_count += 1
 
 
 @compiled
-def _remove(symbol, gaps, place):  # type: ignore[no-untyped-def]
+def remove(symbol, gaps, place):  # type: ignore[no-untyped-def]
     for below in range(place, symbol.gap_count - 1):
         gaps[below] = gaps[below + 1]
     symbol.gap_count -= 1

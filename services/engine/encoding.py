@@ -17,7 +17,7 @@ from services.engine.book import Book, numbered
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
 from shared.wire import Rows, Snapshot, Tickers, encode
 
 ROWS_MAX = 512
@@ -169,6 +169,8 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
         at = put_bool(block, at, SNAPSHOT.closed, row.flags & CLOSED != 0)
         at = put_bool(block, at, SNAPSHOT.final, row.flags & FINAL != 0)
         at = put_bool(block, at, SNAPSHOT.gap, has_gap(book, symbol, row.open_time, end_time))
+        at = put_bool(block, at, SNAPSHOT.unexplained, row.flags & UNEXPLAINED != 0)
+        at = put_bool(block, at, SNAPSHOT.audited, row.flags & AUDITED != 0)
         at = put_text(block, at, SNAPSHOT.source, SOURCES, source_of(row))
         at = put_integer(block, at, SNAPSHOT.revision, np.int64(row.revision))
         desk.ends[n] = at
@@ -220,10 +222,10 @@ def decimals_of(state):  # type: ignore[no-untyped-def]
 
 @compiled
 def has_gap(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
-    """Say whether trades of [open_time, end_time) may be missing."""
+    """Say whether trades of [open_time, end_time) may be missing, and are being asked for."""
     for place in range(book.symbols[symbol].gap_count):
         gap = book.gaps[symbol, place]
-        if gap.from_time < end_time and gap.to_time >= open_time:
+        if not gap.unexplained and gap.from_time < end_time and gap.to_time >= open_time:
             return True
     return False
 

@@ -32,11 +32,11 @@ from services.engine.book import (
     rescale,
     set_calendars,
     settle,
-    would_overwrite,
+    would_lose,
 )
 from services.engine.continuity import missing_ids
 from services.engine.history import put_rows
-from services.engine.kernel import apply_covered, apply_trades
+from services.engine.kernel import apply_answer, apply_trades
 from services.engine.repair import Repair
 from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
@@ -50,6 +50,7 @@ from shared.wire import (
     AddSymbol,
     AppEvent,
     Command,
+    Covered,
     DirtyBatch,
     FeedState,
     FetchTrades,
@@ -89,7 +90,7 @@ class KlineEngine:
         """By the book's index."""
         self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._marks_of)
         self.roster = Roster(self.book, self.saving, self.symbols)
-        self.repair = Repair(config, self.book, self.symbols)
+        self.repair = Repair(config, self.book, self.symbols, replays=clock_speed == 0)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
         self._beginnings = Beginnings(self.book, self.roster, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
@@ -111,7 +112,7 @@ class KlineEngine:
         self._introduce_at = 0
         self._store_session = 0
         self._held: list[Trades] = []
-        """Of a replay: trades that would push unsaved rows out of memory."""
+        """Of a replay: trades that would push rows out of memory which are unsaved, or lack what is being asked for."""
 
     # Events.
 
@@ -194,7 +195,7 @@ class KlineEngine:
             if self.clock.speed == 0:
                 self.clock.at_least(batch.event_time, now_ns)
             self.lag_ms = max(0, self.clock.now(now_ns) - batch.event_time)
-        if self._held:
+        if self._held and batch.event_time:
             self._held.append(batch)
             return
         left = self._apply_batch(batch, now_ns)
@@ -202,7 +203,7 @@ class KlineEngine:
             self._held.append(left)
 
     def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
-        """Apply a batch and return what of it must wait for the store, if anything."""
+        """Apply a batch and return what of it must wait, if anything."""
         table, rows = self.roster.table_of(batch), trade_rows(batch.rows)
         symbols, price_factors, quantity_factors, finer = table
         for place, divisors in finer.items():
@@ -212,30 +213,43 @@ class KlineEngine:
                     self._drop("trades whose decimals do not fit")
                     symbols[place] = -1
         time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
-        left_out = self._left_out() if batch.covered else 0
         done = 0
         while True:
             done = self._apply_rows(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
             if done == len(rows):
                 break
             if not self._open_minutes(int(rows[done]["time"])):
-                return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
-        # A trade that could not be applied must not count as void: it stays missing.
-        for part in batch.covered if batch.covered and self._left_out() == left_out else ():
-            if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
-                apply_covered(self.book, symbols[part.instrument], part.first_id, part.last_id)
+                break
         if len(self._gapped):
-            self.repair.note(self._gapped.take_all(), now_ns)
+            self._note_gapped(now_ns)
+        if done < len(rows):
+            return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
+        for part in batch.covered:
+            if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
+                self._take_answer(int(symbols[part.instrument]), part, now_ns)
         if not batch.event_time:
             known = symbols[symbols >= 0]
             covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}
             self.repair.note_answer(known, now_ns, covered)
         return None
 
-    def _left_out(self) -> int:
-        """Return how many trades were not applied although their ids are missing."""
-        counters = self.book.counters[0]
-        return int(counters["refused"] + counters["no_room_for_gap"] + counters["beyond_window"])
+    def _take_answer(self, symbol: int, part: Covered, now_ns: int) -> None:
+        """Take an answer about a range of ids, whose trades were applied, or refused: those nobody has explained."""
+        maximum, at_ms = self.repair.left_out_max, now_ns // 1_000_000
+        if apply_answer(self.book, symbol, part.first_id, part.last_id, part.older_to, maximum, at_ms):
+            self.repair.note_unexplained(symbol, now_ns)
+
+    def _note_gapped(self, now_ns: int) -> None:
+        """Ask for what has turned out to be missing; symbols whose ids begin anew do so themselves."""
+        gapped = self._gapped.take_all()
+        self.repair.note(gapped, now_ns)
+        contradicted = [symbol for symbol in gapped.tolist() if self.book.symbols[symbol]["contradicted"]]
+        for symbol in contradicted:
+            self.book.symbols[symbol]["contradicted"] = 0
+        anew = [symbol for symbol in contradicted if symbol not in self.repair.hopeless]
+        if anew and self.clock.speed:
+            self.repair.hopeless.update(anew)
+            self._begin_anew(anew, now_ns)
 
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
@@ -244,9 +258,9 @@ class KlineEngine:
     # The clock.
 
     def _open_minutes(self, time_ms: int) -> bool:
-        """Open all minutes up to the one of `time_ms`. Return False if the store must catch up first."""
+        """Open all minutes up to the one of `time_ms`. Return False if that must wait, in a replay."""
         while self.minute_end <= time_ms:
-            if self.clock.speed == 0 and would_overwrite(self.book, len(self.symbols)):
+            if self.clock.speed == 0 and would_lose(self.book, len(self.symbols)):
                 return False
             next_minute(self.book, len(self.symbols))
         return True
@@ -402,6 +416,12 @@ class KlineEngine:
 
     def _compare(self, symbol: int, rows: Rows, now_ns: int) -> None:
         """Compare a symbol's minutes with the exchange's own."""
+        if self.repair.unexplained(symbol):
+            anew_from = self.repair.settle(symbol, *self.audit.equal(symbol, rows))
+            if anew_from is not None and symbol not in self.repair.hopeless:
+                self.repair.hopeless.add(symbol)
+                self._begin_anew([symbol], now_ns)
+                return
         mismatches, unproven = self.audit.take(symbol, rows)
         self.book.symbols[symbol]["mark_changed"] = 1
         if unproven:
@@ -452,6 +472,7 @@ class KlineEngine:
         """Return the engine's own figures."""
         symbols = self.book.symbols[: len(self.symbols)]
         gapped = np.flatnonzero(symbols["gap_count"])
+        unexplained = [self.repair.unexplained(symbol) for symbol in range(len(self.symbols))]
         missing = sum(last - first + 1 for symbol in gapped.tolist() for first, last in self.gaps(symbol))
         counters = {name: int(self.book.counters[0][name]) for name in COUNTERS.names or ()}
         feed = self.feed
@@ -466,6 +487,10 @@ class KlineEngine:
             "symbols": int(symbols["active"].sum()),
             "symbols_with_gaps": len(gapped),
             "missing_ids": missing,
+            "symbols_unexplained": sum(any(ids.outcome == "open" for ids in of) for of in unexplained),
+            "unexplained_ids": sum(
+                ids.last_id - ids.first_id + 1 for of in unexplained for ids in of if ids.outcome == "open"
+            ),
             "lag_ms": self.lag_ms,
             "rows_unsaved": len(self.unsaved),
             "saving": self.saving.under_way,

@@ -7,9 +7,10 @@ What a symbol trades in the newest minute gathers in one kline, which the book s
 when somebody looks. Trades of older minutes, which are few, go into the rows directly.
 """
 
-from services.engine.book import add_to_rows, blank, mark_final, measure_room, rescale, settle, touch_between
-from services.engine.continuity import DUPLICATE, NEW_GAP, NO_ROOM, cover, take_id
+from services.engine.book import add_to_rows, measure_room, rescale, settle
+from services.engine.continuity import DUPLICATE, FOUND, NEW_GAP, NO_ROOM, leave_out, skip_to, take_id
 from services.engine.dirty import note
+from services.engine.proof import flag_unexplained, mark_final, touch_between
 from shared.compiled import compiled
 from shared.merging import kline_of, merge
 
@@ -59,6 +60,11 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         outcome = take_id(state, book.gaps[symbol], trade.id, trade.time)
         if outcome == DUPLICATE:
             counters.duplicates += 1
+            if trade.time > state.seen_time:
+                # Nothing that came before was so new: this is another trade, under an id that was used.
+                counters.contradictions += 1
+                state.contradicted = 1
+                note(book.gapped, symbol)
             continue
         if outcome == NO_ROOM:
             counters.no_room_for_gap += 1
@@ -81,6 +87,9 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         else:
             add_to_rows(book, symbol, trade.time, kline)
         applied += 1
+        if outcome == FOUND:
+            settle(book, False)
+            flag_unexplained(book, symbol, 0, minute_end, False)
         if state.newest_time >= state.final_at:
             mark_final(book, symbol)
     counters.applied += applied
@@ -88,39 +97,29 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
 
 
 @compiled
-def apply_covered(book, symbol, first_id, last_id):  # type: ignore[no-untyped-def]
-    """Note a range of ids as answered for. Those of it that are still missing are void, and count as such.
+def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms):  # type: ignore[no-untyped-def]
+    """Note what an answer about a range of ids, both ends inclusive, does not name, once its trades were applied.
 
-    They belong to the row of the trade before them: nobody knows their time, and the chain of ids stays whole. Where
-    the id before them is missing too, they stay missing with it, and are asked for again. Ids before a symbol's first
-    are none of its rows'.
+    older_to: ids up to here are older than the symbol's seam, -1 if none is; at_ms: monotonic ms. Return whether ids
+    have become unexplained: so many answers have left them out.
     """
-    settle(book, False)
-    state = book.symbols[symbol]
-    for place in range(state.gap_count):
-        gap = book.gaps[symbol, place]
-        if gap.first_id > 0 and first_id <= gap.first_id <= last_id:
-            _add_void(book, symbol, gap.first_id, min(last_id, gap.last_id), gap.from_time)
-    if state.last_id >= 0 and first_id <= state.last_id + 1 <= last_id:
-        _add_void(book, symbol, state.last_id + 1, last_id, state.newest_time)
-    cover(state, book.gaps[symbol], first_id, last_id)
-    mark_final(book, symbol)
+    state, gaps = book.symbols[symbol], book.gaps[symbol]
+    if older_to >= 0:
+        skip_to(state, gaps, older_to)
+        first_id = max(first_id, older_to + 1)
+    leave_out(state, gaps, first_id, last_id, at_ms)
     state.mark_changed = 1
-
-
-@compiled
-def _add_void(book, symbol, first_id, last_id, time):  # type: ignore[no-untyped-def]
-    if time < book.symbols[symbol].seam_time or not _has_rows(book, symbol):
-        return
-    minute = book.calendars[0, 0]
-    # Of a row that has left memory, the oldest that is there is as good: nothing was traded in between.
-    time = max(time, minute.end_time - minute.length * book.rows.shape[2])
-    kline = book.scratch[0]
-    blank(kline, 0, 0, 0)
-    kline.first_id = first_id
-    kline.last_id = last_id
-    kline.id_count = last_id - first_id + 1
-    add_to_rows(book, symbol, time, kline)
+    found = False
+    for place in range(state.gap_count):
+        gap = gaps[place]
+        if gap.left_out >= left_out_max and not gap.unexplained:
+            gap.unexplained = 1
+            found = True
+            settle(book, False)
+            flag_unexplained(book, symbol, gap.from_time, gap.to_time, False)
+    if found or older_to >= 0:
+        mark_final(book, symbol)
+    return found
 
 
 @compiled

@@ -2,12 +2,17 @@
 
 Decides what is asked when, and when to give up on trades. Knows no messages that come in and changes no row.
 
-1. A missing id is asked for at once, and again while it stays missing.
+1. A missing id is asked for at once, and again while it stays missing: soon where nobody has answered, later and later
+   where an answer has left it out. After `LEFT_OUT_MAX` of those it is *unexplained*, and asked for no more.
 2. A symbol whose missing ids are too many, or too old for their rows to be in memory, or that nobody answers for, is
    *hopeless*: it begins anew at a later seam, from the exchange's own klines.
 3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked
    about, until somebody answers.
 4. Klines that the store lacks and memory no longer has are asked of the exchange, a few at a time.
+5. Whether unexplained ids carry trades is settled by the exchange's own klines of the minutes that they may belong to
+   (`settle`): where those are ours, the ids carry none, and where they are not, the symbol begins anew from there.
+
+A recording has nobody else to ask: one answer is all there is, nothing settles it, and no symbol begins anew.
 """
 
 from typing import NamedTuple
@@ -16,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book
-from services.engine.continuity import missing_ids, proven_time
+from services.engine.continuity import missing_ids, remove
+from services.engine.proof import flag_unexplained
 from shared.calendar import next_open_time
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
-from shared.wire import Command, FetchKlines, FetchTrades
+from shared.wire import Command, FetchKlines, FetchTrades, Unexplained
 
 ASK_AGAIN_MS = 1_000
 """After an answer, the rest of a gap may be on its way for this long."""
@@ -34,6 +40,17 @@ IDS_MIN = 2_000
 ID_MAX = NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
+LEFT_OUT_MS = (2_000, 10_000, 30_000)
+"""How soon to ask again for what one, two or three answers have left out: what is new may be late at the exchange."""
+LEFT_OUT_MAX = len(LEFT_OUT_MS) + 1
+SETTLED_MS = 120_000
+"""So long after its end a kline of the exchange's is not corrected any more, as far as was seen, ..."""
+SETTLE_AGAIN_MS = 30_000
+"""... and so soon is asked again for one that was not answered."""
+SETTLE_MINUTES_MAX = 100
+"""Of one question: they cost weight 1 (protocol §3.3). A hole over more of them is not worth a proof."""
+UNEXPLAINED_MAX = 1_000
+"""Ranges of a symbol that are remembered; the oldest are forgotten. Their rows say it all the same."""
 KLINE_ASKS_MAX = 100
 """Ranges of klines asked for at once, ..."""
 KLINES_AGAIN_MS = 5_000
@@ -47,9 +64,12 @@ class Due(NamedTuple):
 
 
 class Repair:
-    def __init__(self, config: EngineConfig, book: Book, symbols: list[str]) -> None:
-        """`symbols` are the engine's, by the book's index."""
+    def __init__(self, config: EngineConfig, book: Book, symbols: list[str], replays: bool = False) -> None:
+        """`symbols` are the engine's, by the book's index; `replays`: they are recorded, and nobody knows more."""
         self._config = config
+        self._replays = replays
+        self.left_out_max = 1 if replays else LEFT_OUT_MAX
+        """After so many answers that leave it out an id is unexplained."""
         self._book = book
         self._symbols = symbols
         self._ask_at: dict[int, int] = {}
@@ -66,6 +86,10 @@ class Repair:
         """Symbols and their last ids when the feed came up, ..."""
         self._unheard_at = 0
         """... and when (monotonic ns) those that are still there are asked about."""
+        self._settled: dict[int, list[Unexplained]] = {}
+        """What was unexplained of a symbol, and what came of it."""
+        self._settle_at: dict[int, int] = {}
+        """Symbols with unexplained ids, and when (monotonic ns) to ask for klines that settle them."""
         self._klines: dict[tuple[int, int], list[tuple[int, int]]] = {}
         """By symbol and interval: the open times between which the store lacks klines, and memory too."""
         self._klines_at = 0
@@ -73,7 +97,8 @@ class Repair:
     def note(self, symbols: NDArray[np.int64], now_ns: int) -> None:
         """These symbols have gaps that may be new."""
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
-            self._plan(symbol, self._ask_at.get(symbol, now_ns))
+            soon_ns = now_ns + self._config.gap_retry_ms * 1_000_000
+            self._plan(symbol, min(self._ask_at.get(symbol, now_ns), soon_ns))
 
     def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
@@ -81,11 +106,97 @@ class Repair:
             if covered.get(symbol, ID_MAX) >= self._book.symbols[symbol]["last_id"]:
                 self._unsure.pop(symbol, None)
             if symbol in self._ask_at:
-                self._plan(symbol, min(self._ask_at[symbol], now_ns + ASK_AGAIN_MS * 1_000_000))
+                self._plan(symbol, min(self._ask_at[symbol], now_ns + self._again_ms(symbol) * 1_000_000))
+
+    def _again_ms(self, symbol: int) -> int:
+        """Return how soon to ask again, after an answer, for what is still missing of a symbol."""
+        gaps = self._book.gaps[symbol, : self._book.symbols[symbol]["gap_count"]]
+        left_out = gaps["left_out"][gaps["unexplained"] == 0].tolist()
+        if symbol in self._unsure or not left_out or not min(left_out):
+            return ASK_AGAIN_MS
+        return LEFT_OUT_MS[min(*left_out, len(LEFT_OUT_MS)) - 1]
+
+    # What is unexplained.
+
+    def note_unexplained(self, symbol: int, now_ns: int) -> None:
+        """Ids of a symbol have become unexplained: they are settled, or in a replay kept as what they are."""
+        if self._replays:
+            for gap in self._unexplained_gaps(symbol):
+                self._settle(symbol, gap, "open")
+        else:
+            self._settle_at[symbol] = now_ns
+
+    def settle(self, symbol: int, open_times: list[int], matches: list[bool]) -> int | None:
+        """Take which of a symbol's minutes, ascending, are the same at the exchange: ids that may belong to no others
+        carry no trade. Return the time from which the symbol must begin anew; None if it need not.
+        """
+        if self._replays:
+            return None
+        match_of = dict(zip(open_times, matches, strict=True))
+        for gap in self._unexplained_gaps(symbol):
+            minutes = range(gap.from_time // MINUTE_MS * MINUTE_MS, gap.to_time + 1, MINUTE_MS)
+            if not all(minute in match_of for minute in minutes):
+                continue
+            if not all(match_of[minute] for minute in minutes):
+                return gap.from_time
+            self._settle(symbol, gap, "audited")
+            flag_unexplained(self._book, symbol, gap.from_time, gap.to_time, True)
+        return None
+
+    def unexplained(self, symbol: int) -> list[Unexplained]:
+        """Return all that is remembered of a symbol's unexplained ids, ascending."""
+        settled = self._settled.get(symbol, [])
+        if not self._book.symbols[symbol]["gap_count"]:
+            return settled
+        return sorted(settled + self._unexplained_gaps(symbol), key=lambda ids: ids.first_id)
+
+    def remember(self, symbol: int, unexplained: list[Unexplained], adopted: bool) -> None:
+        """Go on with what was known of a symbol's unexplained ids; those that are open are its gaps', or `adopted`."""
+        kept = [
+            Unexplained(ids.first_id, ids.last_id, ids.from_time, ids.to_time, "adopted")
+            if ids.outcome == "open"
+            else ids
+            for ids in unexplained
+            if adopted or ids.outcome != "open"
+        ]
+        if kept:
+            self._settled[symbol] = kept
+        else:
+            self._settled.pop(symbol, None)
+
+    def _unexplained_gaps(self, symbol: int) -> list[Unexplained]:
+        gaps = self._book.gaps[symbol, : self._book.symbols[symbol]["gap_count"]]
+        gaps = gaps[gaps["unexplained"] != 0]
+        columns = (gaps[name].tolist() for name in ("first_id", "last_id", "from_time", "to_time"))
+        return [Unexplained(*gap) for gap in zip(*columns, strict=True)]
+
+    def _settle(self, symbol: int, gap: Unexplained, outcome: str) -> None:
+        """Ask and wait for a symbol's unexplained ids no more."""
+        state, gaps = self._book.symbols[symbol], self._book.gaps[symbol]
+        firsts = gaps["first_id"][: state["gap_count"]].tolist()
+        remove(state, gaps, firsts.index(gap.first_id))
+        settled = self._settled.setdefault(symbol, [])
+        settled.append(Unexplained(gap.first_id, gap.last_id, gap.from_time, gap.to_time, outcome))
+        del settled[:-UNEXPLAINED_MAX]
+        state["mark_changed"] = 1
+
+    def _ask_to_settle(self, symbol: int, now_ns: int, minute_end: int) -> list[Command]:
+        """Ask for the klines of minutes that unexplained ids may belong to, once those are settled."""
+        self._settle_at[symbol] = now_ns + SETTLE_AGAIN_MS * 1_000_000
+        asks: list[Command] = []
+        gaps = self._unexplained_gaps(symbol)
+        for gap in gaps:
+            first, last = gap.from_time // MINUTE_MS * MINUTE_MS, gap.to_time // MINUTE_MS * MINUTE_MS
+            if minute_end >= last + MINUTE_MS + SETTLED_MS and len(asks) < ASKS_MAX:
+                asks.append(FetchKlines(self._symbols[symbol], "1m", first, last, audit=True))
+        if not gaps or symbol in self.hopeless:
+            del self._settle_at[symbol]
+        return asks
 
     def begins(self, symbol: int, now_ns: int) -> None:
         """A symbol has begun, and its first trades were asked for."""
         self._unchanged.pop(symbol, None)
+        self._settle_at.pop(symbol, None)
         self.hopeless.discard(symbol)
         self._unsure[symbol] = -1
         self._plan(symbol, now_ns + self._config.gap_retry_ms * 1_000_000)
@@ -141,6 +252,7 @@ class Repair:
     def due_at(self) -> int | None:
         """Return when there is something to ask, monotonic ns."""
         waits = [self._soonest] if self._ask_at else []
+        waits += self._settle_at.values()
         if self._unheard:
             waits.append(self._unheard_at)
         if self._klines:
@@ -160,7 +272,7 @@ class Repair:
                 if self._book.symbols[symbol]["last_id"] > self._unsure.get(symbol, ID_MAX):
                     # Whatever was traded last shows by the ids that have come since.
                     del self._unsure[symbol]
-                whole = not self._book.symbols[symbol]["gap_count"] and symbol not in self._unsure
+                whole = not self._missing(symbol) and symbol not in self._unsure
                 if symbol in self.hopeless or whole:
                     del self._ask_at[symbol]
                     self._unchanged.pop(symbol, None)
@@ -168,9 +280,15 @@ class Repair:
                     hopeless.append(symbol)
                     self.hopeless.add(symbol)
                 else:
-                    self._ask_at[symbol] = now_ns + self._config.gap_retry_ms * 1_000_000
+                    retry_ms = max(self._config.gap_retry_ms, self._again_ms(symbol))
+                    self._ask_at[symbol] = now_ns + retry_ms * 1_000_000
                     commands += self._ask(symbol)
             self._soonest = min(self._ask_at.values(), default=NEVER)
+        for symbol in [symbol for symbol, at in self._settle_at.items() if at <= now_ns]:
+            commands += self._ask_to_settle(symbol, now_ns, minute_end)
+            if symbol in self._settle_at and self._is_too_old(symbol, minute_end):
+                hopeless.append(symbol)
+                self.hopeless.add(symbol)
         if self._klines and now_ns >= self._klines_at:
             self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
             for key in list(self._klines)[:KLINE_ASKS_MAX]:
@@ -185,7 +303,8 @@ class Repair:
 
     def _ask(self, symbol: int) -> list[Command]:
         state = self._book.symbols[symbol]
-        gaps = self._book.gaps[symbol, : state["gap_count"]][-ASKS_MAX:]
+        gaps = self._book.gaps[symbol, : state["gap_count"]]
+        gaps = gaps[gaps["unexplained"] == 0][-ASKS_MAX:]
         columns = (gaps[name].tolist() for name in ("first_id", "last_id", "to_time"))
         ranges = list(zip(*columns, strict=True))
         if symbol in self._unsure or not ranges:
@@ -206,11 +325,9 @@ class Repair:
         self._unheard = {}
 
     def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:
-        state = self._book.symbols[symbol]
-        if not state["active"]:
+        if self._replays or not self._book.symbols[symbol]["active"]:
             return False
-        window_ms = (self._book.rows.shape[2] - 1) * MINUTE_MS
-        if minute_end - proven_time(state, self._book.gaps[symbol]) > window_ms and state["gap_count"]:
+        if self._is_too_old(symbol, minute_end):
             return True
         # The ids before a symbol's first trade are no gap of its history.
         missing = sum(last_id - first_id + 1 for first_id, last_id in self._missing(symbol) if first_id)
@@ -219,3 +336,13 @@ class Repair:
         if missing == before and now_ns - since > PATIENCE_MS * 1_000_000:
             return True
         return missing > max(IDS_MIN, IDS_MAX // len(self._ask_at))
+
+    def _is_too_old(self, symbol: int, minute_end: int) -> bool:
+        """Say whether what a symbol lacks belongs to rows that leave memory, or to more than can be settled."""
+        state = self._book.symbols[symbol]
+        gaps = self._book.gaps[symbol, : state["gap_count"]]
+        window_ms = (self._book.rows.shape[2] - 1) * MINUTE_MS
+        if not len(gaps) or not state["active"]:
+            return False
+        wide = (gaps["to_time"] - gaps["from_time"] > SETTLE_MINUTES_MAX * MINUTE_MS) & (gaps["unexplained"] != 0)
+        return bool(wide.any() or minute_end - int(gaps[0]["from_time"]) > window_ms)

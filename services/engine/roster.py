@@ -60,7 +60,8 @@ class Roster:
         self.streams[symbol], self.grids[symbol] = stream, grid_3d
         state = self._book.symbols[symbol]
         state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
-        state["newest_time"] = state["final_at"] = 0
+        state["newest_time"] = state["seen_time"] = state["final_at"] = 0
+        state["fall_ms"] = state["withdrawn"] = state["contradicted"] = 0
         state["room"] = PRODUCT_MAX if is_new else 0
         state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
         self._forget_tables()

@@ -49,7 +49,7 @@ def warm_up() -> None:
         FeedState(1, True, 0, begin + 2 * MINUTE_MS, 0),
         Restored(0, [], b"", True, 0),
         AddSymbol("X", 0, 0, "x", klines, begin, begin),
-        Trades(pack_instruments([Instrument("X", 1, 1)]), trades.tobytes(), begin, [Covered(0, 0, 6)]),
+        Trades(pack_instruments([Instrument("X", 1, 1)]), trades.tobytes(), begin, [Covered(0, 0, 6, 6)]),
         Klines("X", 1, 1, "1m", klines[0].rows),
     ]
     snapshots = Snapshots(engine, 0, 0)

@@ -248,19 +248,21 @@ class History:
         self._unreachable[ask] = time.monotonic() + UNREACHABLE_S
 
     async def _agg_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
+        older_to = -1
         if fetch.first:
             page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
         else:
-            page, newest = await self._since(ask.symbol, ask.from_time)
-            if newest is not None:
-                self._answer(ask.symbol, None, 0, min(newest, fetch.last))
+            page, older_to = await self._since(ask.symbol, ask.from_time)
+            if not page.ids:
+                self._answer(ask.symbol, None, 0, older_to, older_to=older_to)
                 return
         fetch.begun = True
         for _ in range(PAGES_MAX):
             if not page.ids:
                 break
             reached = min(page.ids[-1], fetch.last)
-            self._answer(ask.symbol, page, fetch.first, reached)
+            self._answer(ask.symbol, page, fetch.first, reached, older_to=older_to)
+            older_to = -1
             if reached == fetch.last or len(page.ids) < PAGE_MAX:
                 return
             fetch.first = reached + 1
@@ -268,22 +270,21 @@ class History:
         if fetch.first == ask.first_id:
             self._answer(ask.symbol, None, 0, -1)
 
-    async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int | None]:
-        """Return (the trades since a time, None), or (nothing, the newest id if all trades are older)."""
-        page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
-        if page.ids:
-            return page, None
-        newest = await self._agg_page(self._venue.agg_trades(symbol, limit=1))
-        if not newest.ids:
-            return newest, None
-        if newest.times[-1] < from_time:
-            return page, newest.ids[-1]
-        # It traded between the two answers, or after more silence than the exchange searches: look back by id.
-        page = await self._agg_page(self._venue.agg_trades(symbol, from_id=max(0, newest.ids[-1] - PAGE_MAX + 1)))
+    async def _since(self, symbol: str, from_time: int) -> tuple[TradePage, int]:
+        """Return (the trades since a time, the id of the last one before it; -1 if there is none).
+
+        That nothing is missing in front is said by a trade that is older, not by a page that begins where it should.
+        """
+        page = await self._agg_page(self._venue.agg_trades(symbol))
         wanted = bisect_left(page.times, from_time)
-        if not wanted and len(page.ids) >= PAGE_MAX:
+        if wanted or len(page.ids) < PAGE_MAX:
+            return page.beginning_at(wanted), _older(page, wanted)
+        page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
+        if not page.ids:
             raise Malformed(f"no trades since {from_time}, and a thousand of them")
-        return page.beginning_at(wanted), None
+        before = await self._agg_page(self._venue.agg_trades(symbol, from_id=max(0, page.ids[0] - PAGE_MAX)))
+        older = bisect_left(before.times, from_time)
+        return page, _older(before, older)
 
     async def _agg_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
         return read_agg_trades((await self._rest.get(request, priority)).body)
@@ -304,7 +305,7 @@ class History:
             return
         wanted = bisect_left(recent.times, ask.from_time)
         if wanted or not oldest:
-            self._answer(ask.symbol, recent, 0, end, from_place=wanted)
+            self._answer(ask.symbol, recent, 0, end, from_place=wanted, older_to=_older(recent, wanted))
             return
         self._answer(ask.symbol, recent, oldest, end)
         await self._back_to(ask.symbol, ask.from_time, oldest, end)
@@ -328,7 +329,8 @@ class History:
             wanted = bisect_left(page.times, from_time)
             # Void ids are few: a page without anything below `before` means that nothing is older.
             done = wanted > 0 or start == 0 or page.ids[0] >= before
-            self._answer(symbol, page, 0 if done else start, min(before - 1, end), from_place=wanted)
+            first, older_to = (0, _older(page, wanted)) if done else (start, -1)
+            self._answer(symbol, page, first, min(before - 1, end), from_place=wanted, older_to=older_to)
             if done:
                 return
             before = start
@@ -344,10 +346,13 @@ class History:
     async def _trade_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
         return read_trades((await self._rest.get(request, priority)).body)
 
-    def _answer(self, symbol: str, page: TradePage | None, first: int, last: int, from_place: int = 0) -> None:
-        """Send the trades of a page whose ids lie in [first, last], and say that the range is covered.
+    def _answer(
+        self, symbol: str, page: TradePage | None, first: int, last: int, from_place: int = 0, older_to: int = -1
+    ) -> None:
+        """Send the trades of a page whose ids lie in [first, last], and say that the answer is about all of them.
 
-        An empty range says that there is nothing to say. Rows before `from_place` are older than was asked for.
+        An empty range says that there is nothing to say. Rows before `from_place`, and ids up to `older_to`, are older
+        than was asked for.
         """
         if page is None or first > last:
             page = TradePage([], [], [], [], [], [])
@@ -365,7 +370,7 @@ class History:
                 pack_instruments([Instrument(symbol, price_decimals, quantity_decimals)]),
                 rows.tobytes(),
                 0,
-                [Covered(0, first, last)] if first <= last else [],
+                [Covered(0, first, last, older_to)] if first <= last else [],
             )
         )
 
@@ -386,6 +391,11 @@ class History:
 
     def _grown(self, symbol: str, parts: list[Parsed]) -> tuple[int, int]:
         return self._symbols.decimals.grow(symbol, *decimals_for(parts, *self._symbols.decimals.of(symbol)))
+
+
+def _older(page: TradePage, wanted: int) -> int:
+    """Return the id of the last trade of a page that is too old; -1 if none is."""
+    return page.ids[wanted - 1] if wanted else -1
 
 
 def urgency(ask: FetchTrades, now: int) -> Priority:

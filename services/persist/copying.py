@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shared.calendar import next_open_time
 from shared.compiled import compiled
 from shared.interval import INTERVAL_NAMES, INTERVALS
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, UNEXPLAINED
 from shared.wire import Rows, SymbolMark, WireError
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -39,17 +39,17 @@ SOURCES = ("trades", "exchange", "both")
 DIGITS = 6
 """An int64 has up to 19 decimal digits, and up to 3 zeros after them until its last digit of base 10,000 is full."""
 POSITIVE, NEGATIVE = 0, 0x4000
-STAGED = (
-    "symbol", "interval", "open_time", "close_time", *DECIMALS, *COUNTS, "closed", "final", "source", "revision"
-)  # fmt: skip
+STATES = {"closed": CLOSED, "final": FINAL, "unexplained": UNEXPLAINED, "audited": AUDITED}
+"""Flags that are columns of their own."""
+STAGED = ("symbol", "interval", "open_time", "close_time", *DECIMALS, *COUNTS, *STATES, "source", "revision")
 """The staging table's columns in the order that `_write_row` has them."""
 NUMERIC_SIZE_MAX = 4 + 8 + 2 * DIGITS
-STAGED_SIZE_MAX = 2 + 4 + 8 + 12 + 12 + len(DECIMALS) * NUMERIC_SIZE_MAX + len(COUNTS) * 12 + 5 + 5 + 8 + 8
+STAGED_SIZE_MAX = 2 + 4 + 8 + 12 + 12 + len(DECIMALS) * NUMERIC_SIZE_MAX + len(COUNTS) * 12 + len(STATES) * 5 + 8 + 8
 """Bytes of a row without its symbol's name: each field follows its length."""
 
-READ = ("open_time", *DECIMALS, *COUNTS, "closed", "final", "source", "revision")
+READ = ("open_time", *DECIMALS, *COUNTS, *STATES, "source", "revision")
 """The columns that are read back, in the order that `_read_rows` takes them."""
-READ_SIZE_MIN = 4 + 8 * len(READ) + 8 + 8 * len(DECIMALS) + 8 * len(COUNTS) + 2 + len("both") + 4
+READ_SIZE_MIN = 4 + 8 * len(READ) + 8 + 8 * len(DECIMALS) + 8 * len(COUNTS) + len(STATES) + len("both") + 4
 """Bytes of a row; a NUMERIC without digits, which is 0, has 8."""
 
 INTERVAL_COUNT = len(INTERVALS)
@@ -171,6 +171,8 @@ def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # 
     at = _write_integer(into, at, row.close_id, 8)
     at = _write_integer(into, at, 1 if row.flags & CLOSED else 0, 1)
     at = _write_integer(into, at, 1 if row.flags & FINAL else 0, 1)
+    at = _write_integer(into, at, 1 if row.flags & UNEXPLAINED else 0, 1)
+    at = _write_integer(into, at, 1 if row.flags & AUDITED else 0, 1)
     source = 0
     if row.flags & EXCHANGE:
         source = 2 if row.id_count > 0 else 1
@@ -260,9 +262,12 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
     row.close_id, at = _read_integer(data, at)
     closed, at = _read_integer(data, at)
     final, at = _read_integer(data, at)
+    unexplained, at = _read_integer(data, at)
+    audited, at = _read_integer(data, at)
     from_trades_alone = data[at + 8] == ord("t")
     at += 8 + _unsigned(data, at + 4, 4)
     row.flags = (CLOSED if closed else 0) | (FINAL if final else 0) | (0 if from_trades_alone else EXCHANGE)
+    row.flags |= (UNEXPLAINED if unexplained else 0) | (AUDITED if audited else 0)
     row.revision, at = _read_integer(data, at)
     return at, fits
 

@@ -21,17 +21,18 @@ from services.persist.copying import (
     READ,
     SOURCES,
     STAGED,
+    STATES,
     checked,
     close_times,
     staged,
     unstaged,
 )
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, FINAL
+from shared.kline import CLOSED, FINAL, UNEXPLAINED
 from shared.process import Unavailable
-from shared.wire import AuditMark, DirtyBatch, Restored, Rows, SymbolMark, placed_rows
+from shared.wire import AuditMark, DirtyBatch, Restored, Rows, SymbolMark, Unexplained, placed_rows
 
-SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
+SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
 """One file a version, applied in order."""
 SERVER_MIN = 15
 """The first PostgreSQL that knows MERGE."""
@@ -54,7 +55,7 @@ _COLUMNS = ", ".join(STAGED)
 _KEY = ("symbol", "interval", "open_time")
 
 _TYPES = {"symbol": "text", "interval": "int4", "open_time": "timestamptz", "close_time": "timestamptz"}
-_TYPES |= dict.fromkeys(DECIMALS, "numeric") | {"closed": "bool", "final": "bool", "source": "int4", "revision": "int4"}
+_TYPES |= dict.fromkeys(DECIMALS, "numeric") | dict.fromkeys(STATES, "bool") | {"source": "int4", "revision": "int4"}
 _STAGING = f"""
 CREATE TEMPORARY TABLE staging ({", ".join(f"{name} {_TYPES.get(name, 'int8')}" for name in STAGED)})
 ON COMMIT DELETE ROWS
@@ -92,10 +93,10 @@ WITH said AS MATERIALIZED (
         {_moment_of("seam_time")}, last_id, (
             SELECT coalesce(range_agg(int8range((gap ->> 0)::int8, (gap ->> 1)::int8, '[]')), '{{}}')
             FROM json_array_elements(gaps) AS gap
-        ) AS gaps, lacking, {_moment_of("proven_time")}, audit
+        ) AS gaps, lacking, {_moment_of("proven_time")}, audit, unexplained
     FROM json_to_recordset(%s::json) AS mark (symbol text, price_decimals int2, quantity_decimals int2, stream text,
         active bool, grid_3d int8, seam_time int8, last_id int8, gaps json, lacking jsonb, proven_time int8,
-        audit jsonb)
+        audit jsonb, unexplained jsonb)
 ), moved AS MATERIALIZED (
     SELECT said.symbol, said.proven_time FROM said LEFT JOIN symbols AS before USING (symbol)
     WHERE said.lacking = '[]' AND (before.lacking IS DISTINCT FROM said.lacking
@@ -103,7 +104,7 @@ WITH said AS MATERIALIZED (
         OR said.symbol = ANY(%s))
 ), proven AS (
     UPDATE klines SET final = true FROM moved
-    WHERE klines.symbol = moved.symbol AND NOT final AND closed AND close_time < moved.proven_time
+    WHERE klines.symbol = moved.symbol AND NOT (final OR unexplained) AND closed AND close_time < moved.proven_time
 )
 INSERT INTO symbols ({", ".join(_MARK)}) SELECT {", ".join(_MARK)} FROM said
 ON CONFLICT (symbol) DO UPDATE SET
@@ -115,6 +116,14 @@ They end with minutes. So there is something to prove where a mark passes the en
 there, and where the batch itself brought a row that its mark proves: those symbols are named.
 """
 
+_FLAG = """
+UPDATE klines SET unexplained = true, final = false
+FROM json_to_recordset(%s::json) AS ids (symbol text, from_time int8, to_time int8)
+WHERE klines.symbol = ids.symbol AND NOT unexplained
+    AND open_time <= timestamptz 'epoch' + to_time * interval '1 millisecond'
+    AND close_time >= timestamptz 'epoch' + from_time * interval '1 millisecond'
+"""
+"""Klines may leave the engine's memory before it turns out that ids which may belong to them are unexplained."""
 
 _NEWEST = f"""
     COPY (
@@ -181,6 +190,9 @@ def save(connection: Connection, batch: DirtyBatch) -> int:
                     copy.write(block)
             cursor.execute(_UPSERT)
             assert cursor.rowcount == len(rows), f"{cursor.rowcount} of {len(rows)} rows were saved"
+        unexplained = _unexplained(batch.marks)
+        if unexplained:
+            cursor.execute(_FLAG, [msgspec.json.encode(unexplained).decode()])
         cursor.execute(_MARKS, [msgspec.json.encode(batch.marks).decode(), _proven_by_marks(rows, batch.marks)])
         cursor.execute(
             "INSERT INTO engine_state (exchange_time) VALUES (%s)"
@@ -215,13 +227,14 @@ def load(connection: Connection, session: int, wanted: list[int]) -> Iterator[Re
 def _marks(connection: Connection) -> list[SymbolMark]:
     rows = connection.execute(
         "SELECT symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time, last_id, gaps, lacking,"
-        " proven_time, audit FROM symbols ORDER BY symbol"
+        " proven_time, audit, unexplained FROM symbols ORDER BY symbol"
     )
     return [_mark(*row) for row in rows]
 
 
 def _mark(*row: Any) -> SymbolMark:
-    symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking, proven_time, audit = row
+    symbol, price, quantity, stream, active, grid_3d, seam_time, last_id, gaps, lacking, *rest = row
+    proven_time, audit, unexplained = rest
     return SymbolMark(
         symbol,
         price,
@@ -235,7 +248,18 @@ def _mark(*row: Any) -> SymbolMark:
         [(interval, start, end) for interval, start, end in lacking],
         _ms(proven_time),
         msgspec.convert(audit, AuditMark),
+        msgspec.convert(unexplained, list[Unexplained]),
     )
+
+
+def _unexplained(marks: list[SymbolMark]) -> list[dict[str, Any]]:
+    """Return between which times ids of symbols are unexplained, from times on that may be older than memory."""
+    return [
+        {"symbol": mark.symbol, "from_time": ids.from_time, "to_time": ids.to_time}
+        for mark in marks
+        for ids in mark.unexplained
+        if ids.outcome == "open"
+    ]
 
 
 def _names(marks: list[SymbolMark]) -> list[str]:
@@ -244,7 +268,7 @@ def _names(marks: list[SymbolMark]) -> list[str]:
 
 def _proven_by_marks(rows: Rows, marks: list[SymbolMark]) -> list[str]:
     """Name the symbols of closed rows that their marks prove although they do not say so."""
-    waiting = rows[rows["kline"]["flags"] & (CLOSED | FINAL) == CLOSED]
+    waiting = rows[rows["kline"]["flags"] & (CLOSED | FINAL | UNEXPLAINED) == CLOSED]
     if not len(waiting):
         return []
     proven_times = np.array([mark.proven_time for mark in marks], np.int64)

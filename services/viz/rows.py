@@ -31,6 +31,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     final: bool
     gap: bool
     """Missing trades may belong in it. Known of live klines only; a saved one is final or not."""
+    unexplained: bool
+    """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
+    audited: bool
+    """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
     source: str
     revision: int
 

@@ -120,8 +120,12 @@ def expected(trades: Iterable[Trade], until: int = 0) -> dict[tuple[str, int], d
 
 
 def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
+    """Return a batch; what covers ids from 0 on was asked for by a time: ids before its first trade are older."""
     rows = np.array([(0, *trade) for trade in trades], TRADE)
-    covered = [Covered(0, first, last) for first, last in more.pop("covered", [])]
+    covered = [
+        Covered(0, first, last, -1 if first else int(rows["id"].min(initial=last + 1)) - 1)
+        for first, last in more.pop("covered", [])
+    ]
     return Trades(pack_instruments([Instrument(symbol, *decimals)]), rows.tobytes(), covered=covered, **more)
 
 

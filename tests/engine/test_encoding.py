@@ -12,7 +12,7 @@ from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, UNEXPLAINED
 from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
 from tests.engine.played import MINUTE, START
 
@@ -52,7 +52,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "end_time": end_time,
         "grid": grid,
         "gaps": gaps,
-        "flags": draw(st.integers(0, 7)),
+        "flags": draw(st.integers(0, 31)),
         "revision": draw(int32s),
     }
 
@@ -86,6 +86,8 @@ def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numb
         closed=bool(row["flags"] & CLOSED),
         final=bool(row["flags"] & FINAL),
         gap=any(begin < row["end_time"] and end >= row["open_time"] for begin, end in row["gaps"]),
+        unexplained=bool(row["flags"] & UNEXPLAINED),
+        audited=bool(row["flags"] & AUDITED),
         source=source,
         revision=row["revision"],
         **values,

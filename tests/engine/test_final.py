@@ -66,13 +66,6 @@ def test_a_gap_keeps_klines_from_being_final_until_it_is_filled() -> None:
     assert played.rows()["1m", START]["revision"] == 1
 
 
-def test_ids_that_never_were_prove_as_much() -> None:
-    played = begun()
-    apply(played, traded(2.1, 4))
-    played.apply(batch([], covered=[(2, 3)]))
-    assert [state(played, minute) for minute in (0, 1)] == ["final", "final"]
-
-
 def test_rows_say_whether_missing_trades_may_belong_in_them() -> None:
     played = begun()
     snapshots = Snapshots(played.engine, SESSION, 0)
@@ -130,16 +123,6 @@ def test_what_is_final_is_whole_and_never_changes(seed: int, late: float) -> Non
     for (interval, open_time), row in played.rows().items():
         if interval == "1m" and open_time < last:
             assert row["flags"] & FINAL
-
-
-def test_void_ids_that_only_an_answer_tells_of_count_in_the_row_before_them() -> None:
-    played = begun()
-    apply(played, traded(0.5, 4), traded(1.5, 7))
-    played.apply(batch([], covered=[(2, 6)]), batch([], covered=[(8, 9)]))
-    rows = played.rows()
-    first, second = rows["1m", START], rows["1m", START + MINUTE]
-    assert (first["first_id"], first["last_id"], first["id_count"], first["trade_count"]) == (0, 6, 7, 3)
-    assert (second["first_id"], second["last_id"], second["id_count"], second["trade_count"]) == (7, 9, 3, 1)
 
 
 def test_ids_from_before_the_seam_count_in_no_row() -> None:

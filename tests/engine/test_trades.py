@@ -197,7 +197,7 @@ def test_rows_are_the_same_whenever_they_are_settled() -> None:
     assert unseen.values() == looked.values() == expected(trades)
 
 
-def test_an_answer_that_could_not_be_applied_makes_no_id_void() -> None:
+def test_a_trade_that_is_refused_stays_missing() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(5, START + 10, 100, 7), Trade(9, START + 20, 100, 7)], covered=[(0, 5)]))
@@ -206,7 +206,7 @@ def test_an_answer_that_could_not_be_applied_makes_no_id_void() -> None:
     played.apply(batch(future, covered=[(6, 8)]))
     assert played.engine.gaps(0) == [(6, 8)]
     played.apply(batch([Trade(6, START + 15, 100, 7)], covered=[(6, 8)]))
-    assert played.engine.gaps(0) == []
+    assert played.engine.gaps(0) == [(7, 8)]
     assert played.values()["1m", START]["volume"] == 21
 
 
@@ -226,10 +226,10 @@ def test_what_is_missing_is_asked_for_and_asked_again() -> None:
     assert played.engine.take_commands() == []
     played.until(START + 7_000)
     assert played.engine.take_commands() == asked
-    played.apply(batch([Trade(12, START + 1_000, 90, 1)], covered=[(11, 13)]))
+    played.apply(batch([Trade(number, START + 1_000, 90, 1) for number in (11, 12, 13)], covered=[(11, 13)]))
     played.until(START + 8_100)
     assert played.engine.take_commands() == asked[1:]
-    played.apply(batch([], covered=[(15, 19)]))
+    played.apply(batch([Trade(number, START + 1_400, 90, 1) for number in range(15, 20)], covered=[(15, 19)]))
     played.until(START + 20_000)
     assert played.engine.take_commands() == []
     assert played.engine.gaps(0) == []

@@ -17,7 +17,7 @@ from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv
 from shared.calendar import next_open_time, open_time_of
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL, PLACED_KLINE
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, PLACED_KLINE, UNEXPLAINED
 from shared.process import Unavailable
 from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows
 from tests.database import database
@@ -90,7 +90,7 @@ def loaded(connection: store.Connection, window: int = 1_000) -> tuple[list[Symb
     values=st.lists(INT64, min_size=len(VALUES), max_size=len(VALUES)),
     price=st.integers(0, 12),
     quantity=st.integers(0, 12),
-    flags=st.sampled_from([0, CLOSED, EXCHANGE, CLOSED | EXCHANGE, CLOSED | FINAL, CLOSED | FINAL | EXCHANGE]),
+    flags=st.integers(0, CLOSED | EXCHANGE | FINAL | UNEXPLAINED | AUDITED),
     interval=st.sampled_from(INTERVAL_NAMES),
 )
 def test_whatever_an_int64_holds_comes_back_the_same(

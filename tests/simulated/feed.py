@@ -12,6 +12,7 @@ from shared.wire import (
     AddSymbol,
     AppEvent,
     Command,
+    Covered,
     FeedState,
     FetchKlines,
     FetchTrades,
@@ -43,6 +44,8 @@ class Feed:
         self.since = world.now
         self.engine = 0
         self.dead = False
+        self.begins_anew = set(exchange.relisted)
+        """Symbols whose ids have not begun anew yet."""
         self.overlap_until = 0
         self.beat()
 
@@ -70,7 +73,15 @@ class Feed:
         if self.dead or not self.connected or symbol not in self.subscribed:
             return
         last = self.exchange.trades[symbol][-1]
-        arriving = [trade for trade in trades if trade == last or not world.fails(0.02)]
+        if symbol in self.begins_anew and trades[-1].id >= self.exchange.relisted[symbol]:
+            self.begins_anew.remove(symbol)
+            self.recent = Recent(rows_max=MEMORY_ROWS)
+            self.recent.begins(self.subscribed)
+        arriving = [
+            trade._replace(id=self.exchange.wire_id(symbol, trade.id))
+            for trade in trades
+            if trade == last or not world.fails(0.02)
+        ]
         if world.fails(0.05):
             arriving += arriving
         if world.fails(0.1):
@@ -159,17 +170,19 @@ class Feed:
             self.fetch_from_rest(rest)
 
     def fetch_from_rest(self, ask: FetchTrades) -> None:
-        past = self.exchange.past(ask.symbol)
+        past = self.exchange.named(ask.symbol)
         if self.dead or not past:
             return
         first, newest = ask.first_id, past[-1].id
         end = newest if ask.last_id < 0 else min(ask.last_id, newest)
+        older_to = -1
         if not first:
-            wanted = [trade.id for trade in past if trade.time >= ask.from_time]
-            if not wanted:
-                self.answer(ask.symbol, [], 0, end)
+            wanted = next((place for place, trade in enumerate(past) if trade.time >= ask.from_time), len(past))
+            older_to = past[wanted - 1].id if wanted else -1
+            if wanted == len(past):
+                self.answer(ask.symbol, [], 0, older_to, older_to)
                 return
-            first = wanted[0]
+            first = past[wanted].id
         covered = ask.first_id
         if covered > end:
             self.later(self.world.source.uniform(0, 500), batch([], ask.symbol))
@@ -178,13 +191,15 @@ class Feed:
             if page is None or self.world.fails(0.1):
                 return
             reached = min(page[-1].id, end) if page else end
-            self.answer(ask.symbol, [trade for trade in page if trade.id <= reached], covered, reached)
+            self.answer(ask.symbol, [trade for trade in page if trade.id <= reached], covered, reached, older_to)
             covered = first = reached + 1
+            older_to = -1
 
-    def answer(self, symbol: str, trades: list[Trade], first: int, last: int) -> None:
-        rows = [trade for trade in trades if trade.trade_count]
+    def answer(self, symbol: str, trades: list[Trade], first: int, last: int, older_to: int = -1) -> None:
         if first <= last:
-            self.later(self.world.source.uniform(0, 500), batch(rows, symbol, covered=[(first, last)]))
+            rows = batch(trades, symbol)
+            answer = Trades(rows.instruments, rows.rows, 0, [Covered(0, first, last, older_to)])
+            self.later(self.world.source.uniform(0, 500), answer)
 
     def fetch_klines(self, ask: FetchKlines) -> None:
         until = (self.world.now - 3_000) // MINUTE * MINUTE

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, FINAL, PLACED_KLINE
+from shared.kline import CLOSED, FINAL, PLACED_KLINE, UNEXPLAINED
 from shared.wire import (
     DirtyBatch,
     Load,
@@ -15,7 +15,7 @@ from shared.wire import (
     SymbolMark,
     placed_rows,
 )
-from tests.engine.played import next_open
+from tests.engine.played import FIELDS, MINUTE, START, next_open
 from tests.simulated.world import World
 
 
@@ -26,7 +26,9 @@ class Store:
         self.world = world
         self.rows: dict[tuple[str, str, int], np.void] = {}
         self.unproven: dict[str, set[tuple[str, str, int]]] = defaultdict(set)
-        """The keys of those that are not final."""
+        """The keys of those that are not final, and may become so."""
+        self.changed_finals: dict[str, list[str]] = defaultdict(list)
+        """By symbol: klines that were final and then changed their numbers."""
         self.marks: dict[str, SymbolMark] = {}
         self.time = 0
         self.away_until = 0
@@ -66,13 +68,15 @@ class Store:
                 name = saved.marks[placed["symbol"]].symbol
                 kline = placed["kline"].copy()
                 key = name, INTERVAL_NAMES[placed["interval"]], int(kline["open_time"])
+                self.judge(key, kline)
                 self.rows[key] = kline
-                if kline["flags"] & FINAL:
+                if kline["flags"] & (FINAL | UNEXPLAINED):
                     self.unproven[name].discard(key)
                 else:
                     self.unproven[name].add(key)
             self.marks |= {mark.symbol: mark for mark in saved.marks}
             for mark in saved.marks:
+                self.flag(mark)
                 self.prove(mark)
             self.time = saved.exchange_time
             if not self.world.fails(0.05):
@@ -81,6 +85,23 @@ class Store:
                 self.die()
 
         self.world.after(self.world.source.expovariate(1 / 50), commit)
+
+    def judge(self, key: tuple[str, str, int], kline: np.void) -> None:
+        """Note a kline that was final and has other numbers now: it was said of what was not proven."""
+        before = self.rows.get(key)
+        names = FIELDS[:9] if kline["trade_count"] else FIELDS[4:9]
+        if before is not None and before["flags"] & FINAL and any(before[name] != kline[name] for name in names):
+            changed = {name: (int(before[name]), int(kline[name])) for name in names if before[name] != kline[name]}
+            minute = (key[2] - START) / MINUTE
+            self.changed_finals[key[0]].append(f"{key[1]} {minute:.0f} was final and changed: {changed}")
+
+    def flag(self, mark: SymbolMark) -> None:
+        """What has left the engine's memory says here that ids are unexplained which may belong to it."""
+        for ids in mark.unexplained:
+            for key, row in self.rows.items() if ids.outcome == "open" else ():
+                if key[0] == mark.symbol and key[2] <= ids.to_time and next_open(*key[1:]) > ids.from_time:
+                    row["flags"] = row["flags"] & ~FINAL | UNEXPLAINED
+                    self.unproven[mark.symbol].discard(key)
 
     def prove(self, mark: SymbolMark) -> None:
         """What has left the engine's memory becomes final here."""

@@ -26,6 +26,8 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.source = random.Random(seed)
+        self.nature = random.Random(f"{seed}: the exchange")
+        """What the exchange does of its own accord; a source of its own, so that the seed's other faults stay."""
         self.now = START
         self.faults = True
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -46,7 +48,10 @@ class World:
 
 
 class Exchange:
-    """What was traded, and what REST says of it."""
+    """What was traded, and what REST says of it.
+
+    Trades have ids that only rise here; on the wire they begin anew with 1 where a symbol was listed again.
+    """
 
     def __init__(self, world: World, span_ms: int) -> None:
         source = world.source
@@ -59,27 +64,84 @@ class Exchange:
             made = market(source.randrange(2**32), count, START - HISTORY_MS, HISTORY_MS + span_ms, first_id=0)
             # Silence in the end, or the last trades could not be there yet.
             self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]
+        self.falls = world.nature.random() < 0.2
+        """Times fall from one id to the next, by up to minutes."""
+        self.leaves_out = world.nature.random() < 0.3
+        """REST names some ids late, and some never."""
+        self.relisted: dict[str, int] = {}
+        """By symbol: the first id after which ids began anew."""
+        self._named_at: dict[tuple[str, int], float] = {}
+        """By symbol and id: when REST begins to name it, for those that it leaves out at first."""
+        for name in self.trades:
+            self._misbehave(name)
         self._end = START + span_ms
-        self._klines: dict[str, dict[str, tuple[Rows, list[int]]]] = {}
-        """All klines there will be, and when each ends."""
+        self._klines: dict[tuple[str, int], dict[str, tuple[Rows, list[int]]]] = {}
+        """By symbol and how many trades have left: all klines there will be of those, and when each ends."""
+
+    def _misbehave(self, name: str) -> None:
+        nature, trades = self.world.nature, self.trades[name]
+        if self.falls:
+            for place, trade in enumerate(trades):
+                if trade.time > START and nature.random() < 0.05:
+                    time = max(START, trade.time - nature.choice([50, 5_000, 70_000, 170_000]))
+                    trades[place] = trade._replace(time=time)
+        if self.leaves_out:
+            for trade in trades[:-1]:  # That there was a last one, only a later one could tell.
+                if nature.random() < 0.05:
+                    late = nature.choice([1_000, 20_000, 90_000, 10**12])
+                    self._named_at[name, trade.id] = trade.time + late
+        if nature.random() < 0.1 and len(trades) > 20:
+            begin = nature.randrange(len(trades) // 2, len(trades))
+            if trades[begin].time > START + MINUTE:
+                self.relisted[name] = trades[begin].id
+
+    def wire_id(self, symbol: str, trade_id: int) -> int:
+        """Return the id that goes over the wire."""
+        begin = self.relisted.get(symbol, 10**18)
+        return trade_id - begin + 1 if trade_id >= begin else trade_id
 
     def past(self, symbol: str) -> list[Trade]:
-        return [trade for trade in self.trades[symbol] if trade.time <= self.world.now]
+        """Return what was traded so far, in its order: a trade leaves with those before it, whatever its time says."""
+        left = START - 10**9
+        past = []
+        for trade in self.trades[symbol]:
+            left = max(left, trade.time)
+            if left > self.world.now:
+                break
+            past.append(trade)
+        return past
+
+    def named(self, symbol: str) -> list[Trade]:
+        """Return what REST names of a symbol's trades, with the ids of the wire: since it was listed last."""
+        past = self.past(symbol)
+        begin = self.relisted.get(symbol, 10**18)
+        if past and past[-1].id >= begin:
+            past = [trade for trade in past if trade.id >= begin]
+        named_at = self._named_at
+        return [
+            trade._replace(id=self.wire_id(symbol, trade.id))
+            for trade in past
+            if trade.trade_count and named_at.get((symbol, trade.id), 0) <= self.world.now
+        ]
 
     def klines(self, symbol: str, until: int, limit: int) -> dict[str, IntervalKlines]:
         """Return the last klines of each interval that are closed at `until`."""
-        if symbol not in self._klines:
-            whole = {part.interval: kline_rows(part.rows) for part in history(self.trades[symbol], self._end, 10**6)}
-            self._klines[symbol] = {
+        # Where times rise, what has not left yet is in no closed kline.
+        trades = self.past(symbol) if self.falls else self.trades[symbol]
+        key = symbol, len(trades)
+        if key not in self._klines:
+            whole = {part.interval: kline_rows(part.rows) for part in history(trades, self._end, 10**6)}
+            self._klines = {known: klines for known, klines in self._klines.items() if known[0] != symbol}
+            self._klines[key] = {
                 name: (rows, [next_open(name, time) for time in rows["open_time"].tolist()])
                 for name, rows in whole.items()
             }
-        closed = {name: rows[: bisect_right(ends, until)] for name, (rows, ends) in self._klines[symbol].items()}
+        closed = {name: rows[: bisect_right(ends, until)] for name, (rows, ends) in self._klines[key].items()}
         return {name: IntervalKlines(name, rows[-limit:].tobytes()) for name, rows in closed.items() if len(rows)}
 
     def page(self, symbol: str, first_id: int) -> list[Trade] | None:
-        """Return what REST has from an id on; None if that is too long ago."""
-        found = [trade for trade in self.past(symbol) if trade.id >= first_id][:PAGE]
+        """Return what REST has from an id on, with the ids of the wire; None if that is too long ago."""
+        found = [trade for trade in self.named(symbol) if trade.id >= first_id][:PAGE]
         if found and found[0].time < self.world.now - self.reach_ms:
             return None
         return found

@@ -73,6 +73,8 @@ def kline(symbol: str, interval: str, open_time: int, prices: Iterable[str], **f
         "closed": False,
         "final": False,
         "gap": False,
+        "unexplained": False,
+        "audited": False,
         "source": "trades",
         "revision": 0,
     }

@@ -1,0 +1,220 @@
+"""Ids that answers leave out: asked for again, then visible as what they are, settled by the exchange's own klines."""
+
+import numpy as np
+import pytest
+
+from services.engine.repair import LEFT_OUT_MAX, LEFT_OUT_MS
+from services.engine.snapshots import Snapshots
+from shared.kline import AUDITED, CLOSED, FINAL, UNEXPLAINED
+from shared.wire import FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
+from tests.engine.played import MINUTE, SESSION, START, PlayedEngine, Trade, batch, history
+from tests.engine.test_final import traded
+
+TRADES = [traded(0.5, 1), traded(1.2, 2), traded(1.5, 3), traded(1.6, 4), traded(2.5, 5)]
+"""Of these, 3 is sent to nobody."""
+HOLE = Unexplained(3, 3, TRADES[1].time, TRADES[3].time)
+
+
+def begun(**config: object) -> PlayedEngine:
+    played = PlayedEngine(**config)
+    played.add(klines=history([traded(-5, 0)], START), until=START)
+    played.apply(batch([], covered=[(0, 0)]))
+    for trade in TRADES:
+        if trade.id != 3:
+            played.until(trade.time)
+            played.apply(batch([trade], event_time=trade.time))
+    return played
+
+
+def asked(played: PlayedEngine, kind: type) -> list[object]:
+    played.engine.tick(played.now_ns)
+    return [command for command in played.engine.take_commands() if isinstance(command, kind)]
+
+
+def leave_out(played: PlayedEngine, times: int = LEFT_OUT_MAX) -> None:
+    """Let so many answers come, each when it was asked for, that do not name the id."""
+    for number in range(times):
+        if number:
+            played.until(played.time + LEFT_OUT_MS[number - 1] + 15_000)
+        assert FetchTrades("BTCUSDT", 3, 3, to_time=TRADES[3].time) in asked(played, FetchTrades)
+        played.apply(batch([], covered=[(3, 3)]))
+
+
+def flags(played: PlayedEngine, minute: int, interval: str = "1m") -> int:
+    return int(played.rows()[interval, START + minute * MINUTE]["flags"])
+
+
+def theirs(played: PlayedEngine, trades: list[Trade], minutes: range) -> Klines:
+    """Return the exchange's own 1m klines, as they come when they were asked for to be compared."""
+    klines = {part.interval: part.rows for part in history([traded(-5, 0), *trades], played.time)}["1m"]
+    rows = np.frombuffer(klines, played.engine.book.rows.dtype)
+    wanted = [START + minute * MINUTE for minute in minutes]
+    return Klines("BTCUSDT", 2, 3, "1m", rows[np.isin(rows["open_time"], wanted)].tobytes(), True)
+
+
+def test_an_id_that_an_answer_leaves_out_is_asked_for_again_and_later_each_time() -> None:
+    played = begun()
+    leave_out(played, LEFT_OUT_MAX - 1)
+    assert played.engine.gaps(0) == [(3, 3)]
+    assert flags(played, 1) == CLOSED
+    leave_out_last = played.time
+    played.apply(batch([traded(1.5, 3)], covered=[(3, 3)]))
+    assert played.engine.gaps(0) == []
+    assert flags(played, 1) == CLOSED | FINAL
+    assert played.time == leave_out_last
+
+
+def test_an_id_that_all_answers_leave_out_is_unexplained_and_what_follows_is_proven() -> None:
+    played = begun()
+    snapshots = Snapshots(played.engine, SESSION, 0)
+    snapshots.subscription(b"\x01kline.BTCUSDT.1m", 0)
+    list(snapshots.due(0))
+    leave_out(played)
+    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], [HOLE])
+    assert [flags(played, minute) for minute in (0, 1)] == [CLOSED | FINAL, CLOSED | UNEXPLAINED]
+    assert flags(played, 0, "3m") & UNEXPLAINED
+    figures = played.engine.health(played.now_ns)
+    assert (figures["missing_ids"], figures["unexplained_ids"], figures["symbols_unexplained"]) == (0, 1, 1)
+    rows = [decode_snapshot(body) for topic, body in snapshots.due(played.now_ns) if b"kline" in topic]
+    told = {(row.open_time - START) // MINUTE: (row.gap, row.unexplained, row.final) for row in rows}
+    assert told[1] == (False, True, False)
+    played.apply(batch([traded(3.1, 6)]))
+    assert [flags(played, minute) & FINAL for minute in (0, 1, 2)] == [FINAL, 0, FINAL]
+    assert not asked(played, FetchTrades)
+
+
+def test_ids_are_settled_where_the_exchange_has_the_same_kline() -> None:
+    played = begun()
+    leave_out(played)
+    asked(played, FetchKlines)
+    played.until(START + 4 * MINUTE + 31_000)
+    minute = START + MINUTE
+    assert asked(played, FetchKlines) == [FetchKlines("BTCUSDT", "1m", minute, minute, audit=True)]
+    kept = [trade for trade in TRADES if trade.id != 3]
+    played.apply(theirs(played, kept, range(1, 2)))
+    assert flags(played, 1) == CLOSED | FINAL | AUDITED
+    assert flags(played, 0, "3m") & (UNEXPLAINED | AUDITED) == AUDITED
+    assert played.engine.repair.unexplained(0) == [Unexplained(*HOLE_IDS, "audited")]
+    played.save()
+    assert played.marks["BTCUSDT"].unexplained == [Unexplained(*HOLE_IDS, "audited")]
+    assert asked(played, FetchKlines) == []
+
+
+HOLE_IDS = (HOLE.first_id, HOLE.last_id, HOLE.from_time, HOLE.to_time)
+
+
+def test_where_the_exchange_has_another_kline_that_is_adopted_and_said() -> None:
+    played = begun()
+    leave_out(played)
+    played.until(START + 4 * MINUTE + 31_000)
+    played.apply(theirs(played, TRADES, range(1, 2)))
+    assert flags(played, 1) == CLOSED | UNEXPLAINED
+    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    seam = played.time // MINUTE * MINUTE
+    played.add(klines=history([traded(-5, 0), *TRADES], seam), until=seam)
+    rows = played.rows()
+    assert rows["1m", START + MINUTE]["volume"] == 3 * 7
+    assert not rows["1m", START + MINUTE]["flags"] & UNEXPLAINED
+    assert rows["1m", START]["id_count"] == 1, "what was proven stays"
+    played.save()
+    assert played.marks["BTCUSDT"].unexplained == [Unexplained(*HOLE_IDS, "adopted")]
+
+
+def test_an_id_that_comes_after_all_is_applied_and_explains_its_kline() -> None:
+    played = begun()
+    leave_out(played)
+    played.apply(batch([traded(1.5, 3)]))
+    assert played.engine.repair.unexplained(0) == []
+    assert flags(played, 1) == CLOSED | FINAL
+    assert played.rows()["1m", START + MINUTE]["volume"] == 3 * 7
+
+
+def test_unexplained_ids_survive_a_restart() -> None:
+    played = begun()
+    leave_out(played)
+    played.save()
+    mark = played.marks["BTCUSDT"]
+    assert (mark.gaps, mark.unexplained) == ([], [HOLE])
+    later = PlayedEngine(time=played.time + 5_000, restored=played.restored())
+    assert later.engine.repair.unexplained(0) == [HOLE]
+    assert flags(later, 1) == CLOSED | UNEXPLAINED
+    later.until(START + 5 * MINUTE)
+    minute = START + MINUTE
+    assert FetchKlines("BTCUSDT", "1m", minute, minute, audit=True) in asked(later, FetchKlines)
+    later.apply(theirs(later, [trade for trade in TRADES if trade.id != 3], range(1, 2)))
+    assert flags(later, 1) == CLOSED | FINAL | AUDITED
+
+
+def test_a_replay_asks_once_and_keeps_a_hole_as_what_it_is() -> None:
+    played = begun(clock_speed=0.0)
+    played.apply(batch([], covered=[(3, 3)]))
+    played.apply(batch([traded(4.1, 6)], event_time=START + 5 * MINUTE))
+    assert flags(played, 1) == CLOSED | UNEXPLAINED
+    assert flags(played, 2) == CLOSED | FINAL
+    assert asked(played, FetchKlines) == []
+    played.save()
+    assert played.marks["BTCUSDT"].unexplained == [HOLE]
+
+
+def test_an_answer_that_waits_for_the_store_and_has_a_trade_that_is_refused_explains_nothing() -> None:
+    """In a replay trades wait for the store; what was refused of an answer before it waited stays missing."""
+    played = PlayedEngine(clock_speed=0.0, window=100)
+    played.add(klines=history([traded(-5, 0)], START), until=START)
+    played.apply(batch([], covered=[(0, 0)]), batch([traded(0.5, 1)], event_time=START + 31_000))
+    far = START + 200 * MINUTE
+    refused = Trade(2, START + MINUTE, -1, 7)
+    held = batch([refused, Trade(3, far, 100, 7)], covered=[(2, 3)])
+    played.apply(Trades(held.instruments, held.rows, far, held.covered))
+    assert played.engine.minute_end < far, "the store does not have what would leave memory"
+    while played.engine.minute_end <= far:
+        played.save()
+        played.engine.tick(played.now_ns)
+    row = played.rows()["1m", far // MINUTE * MINUTE]
+    assert row["id_count"] == 1
+    assert [(ids.first_id, ids.last_id) for ids in played.engine.repair.unexplained(0)] == [(2, 2)]
+    assert not row["flags"] & FINAL
+
+
+def late(played: PlayedEngine, minute: float, number: int) -> None:
+    played.apply(batch([traded(minute, number)], event_time=played.time))
+
+
+def test_a_final_kline_that_gets_a_trade_all_the_same_takes_it_back_and_is_final_again_later() -> None:
+    played = begun()
+    played.apply(batch([traded(1.5, 3)]))
+    before = played.rows()["1m", START + MINUTE].copy()
+    assert before["flags"] == CLOSED | FINAL
+    late(played, 1.9, 6)
+    row = played.rows()["1m", START + MINUTE]
+    assert (row["flags"], row["revision"], row["volume"]) == (CLOSED, before["revision"] + 1, before["volume"] + 7)
+    assert played.engine.book.counters[0]["withdrawn"] == 1
+    fall = traded(2.5, 5).time - traded(1.9, 6).time
+    played.until(START + 4 * MINUTE)
+    late(played, 3.01, 7)
+    # So much later than before, each time from here on: what has fallen may fall again.
+    assert [flags(played, minute) for minute in (1, 2)] == [CLOSED, CLOSED]
+    played.apply(batch([Trade(8, START + 3 * MINUTE + fall, 100, 7)]))
+    assert [flags(played, minute) for minute in (1, 2)] == [CLOSED | FINAL, CLOSED | FINAL]
+
+
+def test_a_trade_of_another_minute_under_a_used_id_makes_the_symbol_begin_anew() -> None:
+    played = begun()
+    asked(played, object)
+    played.until(START + 5 * MINUTE)
+    late(played, 1.7, 4)
+    assert asked(played, Subscribe) == [], "an id that came again with nothing newer is a duplicate"
+    late(played, 4.9, 1)
+    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    assert played.engine.book.counters[0]["contradictions"] == 1
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_duplicate_after_a_restart_is_no_contradiction(number: int) -> None:
+    played = begun()
+    played.save()
+    later = PlayedEngine(time=played.time + 5_000, restored=played.restored())
+    asked(later, object)
+    later.apply(batch([trade for trade in TRADES if trade.id == number], event_time=later.time))
+    later.apply(batch([TRADES[-1]], event_time=later.time))
+    assert asked(later, Subscribe) == []
+    assert later.engine.book.counters[0]["duplicates"] == 2

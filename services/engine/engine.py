@@ -20,7 +20,6 @@ from typing import Any, assert_never
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.beginnings import Beginnings, grid_3d_of
@@ -36,7 +35,7 @@ from services.engine.book import (
 from services.engine.continuity import missing_ids
 from services.engine.health import Pulse, figures
 from services.engine.history import put_rows
-from services.engine.kernel import apply_answer, apply_trades
+from services.engine.kernel import apply_trades
 from services.engine.repair import Repair
 from services.engine.rewriting import Rewriting
 from services.engine.roster import Roster, coarser
@@ -51,7 +50,6 @@ from shared.wire import (
     AddSymbol,
     AppEvent,
     Command,
-    Covered,
     DirtyBatch,
     FeedState,
     FetchTrades,
@@ -91,7 +89,9 @@ class KlineEngine:
         self._minute = self.book.calendars[0, 0]
         self.symbols: list[str] = []
         """By the book's index."""
-        self.saving = Saving(config, session, self.book, self.unsaved, self.symbols, self._marks_of)
+        self.saving = Saving(
+            config, session, self.book, self.unsaved, self.symbols, lambda some: self._beginnings.marks_of(some)
+        )
         self.roster = Roster(self.book, self.saving, self.symbols)
         self.repair = Repair(config, self.book, self.symbols, replays=clock_speed == 0)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
@@ -241,18 +241,12 @@ class KlineEngine:
             return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
         for part in batch.covered:
             if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
-                self._take_answer(int(symbols[part.instrument]), part, now_ns)
+                self.repair.take_answer(int(symbols[part.instrument]), part, rows, now_ns)
         if not batch.event_time:
             known = symbols[symbols >= 0]
             covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}
             self.repair.note_answer(known, now_ns, covered)
         return None
-
-    def _take_answer(self, symbol: int, part: Covered, now_ns: int) -> None:
-        """Take an answer about a range of ids, whose trades were applied, or refused: those nobody has explained."""
-        maximum, at_ms = self.repair.left_out_max, now_ns // 1_000_000
-        if apply_answer(self.book, symbol, part.first_id, part.last_id, part.older_to, maximum, at_ms):
-            self.repair.note_unexplained(symbol, now_ns)
 
     def _note_gapped(self, now_ns: int) -> None:
         """Ask for what has turned out to be missing; symbols whose ids begin anew do so themselves."""

@@ -101,7 +101,8 @@ class Pulse:
 def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
     """Return the engine's own figures."""
     states, pulse, feed = engine.book.symbols[: len(engine.symbols)], engine.pulse, engine.feed
-    gaps = {symbol: engine.gaps(symbol) for symbol in np.flatnonzero(states["gap_count"]).tolist()}
+    with_gaps = {symbol: engine.gaps(symbol) for symbol in np.flatnonzero(states["gap_count"]).tolist()}
+    gaps = {symbol: ranges for symbol, ranges in with_gaps.items() if ranges}
     unexplained = [engine.repair.unexplained(symbol) for symbol in range(len(engine.symbols))]
     if not engine.started or not engine.saving.unsaved_rows:
         pulse.saved(now_ns)

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from services.engine.book import Book
 from services.engine.continuity import missing_ids, remove
+from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
 from shared.calendar import next_open_time
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
-from shared.wire import Command, FetchKlines, FetchTrades, Unexplained
+from shared.wire import Command, Covered, FetchKlines, FetchTrades, Rows, Unexplained
 
 ASK_AGAIN_MS = 1_000
 """After an answer, the rest of a gap may be on its way for this long."""
@@ -68,7 +69,7 @@ class Repair:
         """`symbols` are the engine's, by the book's index; `replays`: they are recorded, and nobody knows more."""
         self._config = config
         self._replays = replays
-        self.left_out_max = 1 if replays else LEFT_OUT_MAX
+        self._left_out_max = 1 if replays else LEFT_OUT_MAX
         """After so many answers that leave it out an id is unexplained."""
         self._book = book
         self._symbols = symbols
@@ -117,6 +118,17 @@ class Repair:
         return LEFT_OUT_MS[min(*left_out, len(LEFT_OUT_MS)) - 1]
 
     # What is unexplained.
+
+    def take_answer(self, symbol: int, part: Covered, trades: Rows, now_ns: int) -> None:
+        """Take what an answer about a range of ids leaves out of it; its TRADE[n] were applied, or refused."""
+        older_to = part.older_to
+        if self._replays and not part.first_id and older_to < 0:
+            # A recording begins with its first trade: what was before it is none of its holes.
+            own = trades["id"][trades["symbol"] == part.instrument]
+            older_to = int(own[0]) - 1 if len(own) else part.last_id
+        at_ms = now_ns // 1_000_000
+        if apply_answer(self._book, symbol, part.first_id, part.last_id, older_to, self._left_out_max, at_ms):
+            self.note_unexplained(symbol, now_ns)
 
     def note_unexplained(self, symbol: int, now_ns: int) -> None:
         """Ids of a symbol have become unexplained: they are settled, or in a replay kept as what they are."""

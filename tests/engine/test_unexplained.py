@@ -6,7 +6,7 @@ import pytest
 from services.engine.repair import LEFT_OUT_MAX, LEFT_OUT_MS
 from services.engine.snapshots import Snapshots
 from shared.kline import AUDITED, CLOSED, FINAL, UNEXPLAINED
-from shared.wire import FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
+from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
 from tests.engine.played import MINUTE, SESSION, START, PlayedEngine, Trade, batch, history
 from tests.engine.test_final import traded
 
@@ -67,8 +67,8 @@ def test_an_id_that_an_answer_leaves_out_is_asked_for_again_and_later_each_time(
 def test_an_id_that_all_answers_leave_out_is_unexplained_and_what_follows_is_proven() -> None:
     played = begun()
     snapshots = Snapshots(played.engine, SESSION, 0)
-    snapshots.subscription(b"\x01kline.BTCUSDT.1m", 0)
-    list(snapshots.due(0))
+    snapshots.subscription(b"\x01kline.BTCUSDT.1m")
+    list(snapshots.owed(0))
     leave_out(played)
     assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], [HOLE])
     assert [flags(played, minute) for minute in (0, 1)] == [CLOSED | FINAL, CLOSED | UNEXPLAINED]
@@ -218,3 +218,14 @@ def test_a_duplicate_after_a_restart_is_no_contradiction(number: int) -> None:
     later.apply(batch([TRADES[-1]], event_time=later.time))
     assert asked(later, Subscribe) == []
     assert later.engine.book.counters[0]["duplicates"] == 2
+
+
+def test_what_was_before_a_recording_is_none_of_its_holes() -> None:
+    played = PlayedEngine(clock_speed=0.0)
+    played.add()
+    played.apply(batch([traded(0.5, 1_000)], event_time=START + 31_000))
+    first = batch([], covered=[])
+    played.apply(Trades(first.instruments, b"", 0, [Covered(0, 0, 999)]))
+    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], [])
+    played.apply(batch([traded(1.5, 1_002)], event_time=START + 91_000), batch([], covered=[(1_001, 1_001)]))
+    assert [ids.first_id for ids in played.engine.repair.unexplained(0)] == [1_001]

@@ -20,6 +20,7 @@ from typing import Any, assert_never
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.beginnings import Beginnings, grid_3d_of

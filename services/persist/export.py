@@ -4,12 +4,16 @@ One file a symbol and interval, `<folder>/<SYMBOL>/<SYMBOL>-<interval>.csv`: 12 
 closed klines only (protocol §7). PostgreSQL writes the lines; nothing is held in memory.
 """
 
+import logging
 from pathlib import Path
 
 import psycopg
 
 from services.persist.store import Connection
 from shared.interval import INTERVAL_NAMES
+from shared.names import NAME_MAX, is_name
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count",
@@ -33,6 +37,9 @@ def export_csv(connection: Connection, folder: Path) -> int:
     symbols = [str(row[0]) for row in connection.execute("SELECT symbol FROM symbols ORDER BY symbol")]
     written = 0
     for symbol in symbols:
+        if not is_name(symbol):
+            log.warning("not written: %r cannot be the name of a folder", symbol[:NAME_MAX])
+            continue
         for interval in INTERVAL_NAMES:
             written += _export(connection, folder / symbol / f"{symbol}-{interval}.csv", symbol, interval)
     return written

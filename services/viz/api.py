@@ -17,11 +17,11 @@ import psycopg
 
 from services.viz.rows import ROW_FIELDS, Row
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
-from shared.postgres import OPTIONS, session_settings
+from shared.names import NAME_MAX, is_name
+from shared.postgres import OPTIONS, session_settings, words_of
 
 LIMIT_MAX = 1_500
 LIMIT_DEFAULT = 500
-SYMBOL_MAX = 64
 """Characters; the longest symbol of the exchange has some 25."""
 END_MAX = 253_402_300_799_999
 """The last ms of the year 9999, the end of a datetime."""
@@ -66,8 +66,8 @@ def checked_symbol(symbol: object) -> str:
     """Return the symbol if it can be one; whether it exists, only its klines can tell. Raises BadQuestion."""
     if not isinstance(symbol, str) or not symbol:
         raise BadQuestion("symbol is missing: a name such as BTCUSDT")
-    if len(symbol) > SYMBOL_MAX or not symbol.isprintable() or any(character.isspace() for character in symbol):
-        raise BadQuestion(f"symbol {symbol[:SYMBOL_MAX]!r} cannot be the name of a symbol")
+    if not is_name(symbol):
+        raise BadQuestion(f"symbol {symbol[:NAME_MAX]!r} cannot be the name of a symbol")
     return symbol
 
 
@@ -169,8 +169,7 @@ class Reader:
             except (psycopg.Error, OSError) as error:
                 # Whatever state the connection is in, a fresh one is in a better one.
                 await self.close()
-                lines = str(error).split("\n")
-                self._lost(lines[0][:300] or type(error).__name__)
+                self._lost(words_of(error, self._url_of()))
         if self.away:
             log.info("the database answers")
             self.away = ""

@@ -8,14 +8,12 @@ waits for a slow viewer holds up nobody else, and meanwhile the outbox keeps onl
 
 import asyncio
 import importlib.util
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -31,7 +29,9 @@ from services.viz.api import (
     history_question,
 )
 from services.viz.hub import Hub, Message, Viewer
+from shared.addresses import is_loopback
 from shared.process import Unavailable
+from shared.visitors import why_refused
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
@@ -88,12 +88,9 @@ class Web:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
-        host = request.headers.get("Host", "")
-        origin = request.headers.get("Origin")
-        if self._only_loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
-            return refusal(403, "this server listens on this machine only; viz.host in klagg.toml opens it to others")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return refusal(403, "pages of other sites are not served")
+        why = why_refused(request.headers, self._only_loopback, "viz.host")
+        if why:
+            return refusal(403, why)
         try:
             response = await handler(request)
         except BadQuestion as error:
@@ -219,14 +216,6 @@ def watch_of(text: str | bytes) -> tuple[str, str]:
     if not isinstance(watch, dict):
         raise BadQuestion('a message must be {"watch": {"symbol": ..., "interval": ...}}')
     return checked_symbol(watch.get("symbol")), checked_interval(watch.get("interval"))
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host's name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def chart_library() -> Path:

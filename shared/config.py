@@ -95,6 +95,8 @@ class Database(_Section, frozen=True, kw_only=True):
 class Viz(_Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8080
+    allowed_hosts: list[str] = []
+    """Names by which browsers may ask for the page, besides addresses and this machine's own name."""
 
 
 class Simulator(_Section, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import struct
@@ -54,6 +55,7 @@ def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:
     lines.setFormatter(Formatter(f"%(asctime)s {room:9} %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     die_with_parent()
+    take_descriptors()
     try:
         config = load()
         logging.getLogger().setLevel(config.log_level.upper())
@@ -81,6 +83,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or _unheard():
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def take_descriptors() -> None:
+    """Take as many descriptors as this process may have. ZeroMQ ends a process that is out of them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):  # Some systems promise more than they give.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def be_modest(pid: int) -> None:

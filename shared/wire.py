@@ -200,7 +200,7 @@ class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
 
 
 class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
-    """The feed's heartbeat, sent on every change and every second."""
+    """The feed's heartbeat, sent on every change and twice a second."""
 
     session: int
     """Another number means another ingest."""
@@ -221,7 +221,12 @@ class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
     """The session of the engine that last told it what it knows (`Subscribe.complete`); another one tells it again."""
 
 
-AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | StoreState | FeedState
+class Listed(msgspec.Struct, frozen=True, tag="listed"):
+    symbols: list[str]
+    """All that trade and are wanted, whether they have begun or wait for their history."""
+
+
+AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | StoreState | FeedState | Listed
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
@@ -261,7 +266,12 @@ class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
     """To be compared with ours: whatever repairs something goes first."""
 
 
-Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines
+class Prefer(msgspec.Struct, frozen=True, tag="prefer"):
+    symbols: list[str]
+    """Somebody looks at these: of those that are still to be announced, they are next."""
+
+
+Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines | Prefer
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -356,7 +366,7 @@ class Tickers(msgspec.Struct, frozen=True, kw_only=True):
 
 TICKERS_TOPIC = "tickers"
 HEALTH_TOPIC = "engine.health"
-"""A msgpack map of the engine's own figures, every second, and more often while trades are missing."""
+"""A msgpack map of the engine's own figures, twice a second, and more often while trades are missing or do not come."""
 
 
 def kline_topic(symbol: str, interval: str) -> str:

@@ -125,6 +125,8 @@ def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untype
 
     A gap of which the range is only a part becomes two, as long as there is room: the next answer may tell.
     """
+    if first_id > last_id:
+        return
     for place in range(symbol.gap_count - 1, -1, -1):
         gap = gaps[place]
         if gap.unexplained or gap.last_id < first_id or gap.first_id > last_id:

@@ -16,7 +16,7 @@ How it lives:
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from msgspec.structs import replace
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from services.engine.audit import Audit
 from services.engine.beginnings import Beginnings, grid_3d_of
 from services.engine.book import (
-    COUNTERS,
     lay_out,
     memory_begin,
     next_minute,
@@ -35,6 +34,7 @@ from services.engine.book import (
     would_lose,
 )
 from services.engine.continuity import missing_ids
+from services.engine.health import Pulse, figures
 from services.engine.history import put_rows
 from services.engine.kernel import apply_answer, apply_trades
 from services.engine.repair import Repair
@@ -56,7 +56,9 @@ from shared.wire import (
     FeedState,
     FetchTrades,
     Klines,
+    Listed,
     Persisted,
+    Prefer,
     RemoveSymbol,
     Restored,
     Rows,
@@ -72,8 +74,6 @@ from shared.wire import (
 
 FUTURE_MAX_MS = 10_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
-NAMED_MAX, NAME_MAX = 20, 64
-"""Symbols that health names, and characters of each: a name that the store refuses may be of any length."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 
@@ -104,6 +104,9 @@ class KlineEngine:
         """How often the store turned out to be set back, emptied or another, and all was saved again."""
         self.lag_ms = 0
         """How old the feed's newest trades were when they came, by the exchange's clock: the load that is too much."""
+        self.pulse = Pulse()
+        self.listed: list[str] | None = None
+        """What trades, says ingest, known to the engine or not; None: it has not said."""
         self.started = False
         self.begun_anew = 0
         """Symbols whose gaps were filled with the exchange's own klines."""
@@ -142,6 +145,8 @@ class KlineEngine:
                 self._persisted(event, now_ns)
             case StoreState():
                 self._store_changed(event)
+            case Listed():
+                self.listed = event.symbols
             case _:
                 assert_never(event)
 
@@ -185,6 +190,10 @@ class KlineEngine:
                 waits.append(max(0, at - now_ns) // 1_000_000)
         return min(waits, default=None)
 
+    def prefer(self, symbols: list[str]) -> None:
+        """Let these begin before all others that wait."""
+        self._commands.append(Prefer(symbols))
+
     @property
     def minute_end(self) -> int:
         """The end of the newest 1m klines, exclusive; 0 before the start."""
@@ -200,6 +209,7 @@ class KlineEngine:
             if self.clock.speed == 0:
                 self.clock.at_least(batch.event_time, now_ns)
             self.lag_ms = max(0, self.clock.now(now_ns) - batch.event_time)
+            self.pulse.traded(batch.event_time, self.lag_ms, now_ns)
         if self._held and batch.event_time:
             self._held.append(batch)
             return
@@ -285,6 +295,7 @@ class KlineEngine:
         else:
             self.clock.at_least(state.exchange_time, now_ns)
         known, self.feed = self.feed, state
+        self.pulse.fed(state.session, now_ns)
         if not self.started:
             self._try_to_start(now_ns)
             return
@@ -463,10 +474,13 @@ class KlineEngine:
         taken_again = self.saving.acknowledge(event, now_ns)
         if taken_again is None:
             self._drop("acknowledgements of nothing")
+        else:
+            self.pulse.saved(now_ns)
         for symbol, since in (taken_again or {}).items():
             self._rewriting.since(symbol, since)
 
     def _store_changed(self, state: StoreState) -> None:
+        self.pulse.met("persist", state.session)
         if self.started and not state.point.continues(self.saving.point, self.session):
             self.store_changes += 1
             self._rewriting.all_of(state)
@@ -479,37 +493,6 @@ class KlineEngine:
     def _drop(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    def health(self, now_ns: int) -> dict[str, object]:
+    def health(self, now_ns: int) -> dict[str, Any]:
         """Return the engine's own figures."""
-        symbols = self.book.symbols[: len(self.symbols)]
-        gapped = np.flatnonzero(symbols["gap_count"])
-        unexplained = [self.repair.unexplained(symbol) for symbol in range(len(self.symbols))]
-        missing = sum(last - first + 1 for symbol in gapped.tolist() for first, last in self.gaps(symbol))
-        counters = {name: int(self.book.counters[0][name]) for name in COUNTERS.names or ()}
-        feed = self.feed
-        return {
-            "started": self.started,
-            "exchange_time": self.clock.now(now_ns),
-            "connected": feed is not None and feed.connected,
-            "connected_since": feed.since if feed is not None else 0,
-            "announced": feed.announced if feed is not None else 0,
-            "to_announce": feed.to_announce if feed is not None else 0,
-            "announce_ms": feed.announce_ms if feed is not None else 0,
-            "symbols": int(symbols["active"].sum()),
-            "symbols_with_gaps": len(gapped),
-            "missing_ids": missing,
-            "symbols_unexplained": sum(any(ids.outcome == "open" for ids in of) for of in unexplained),
-            "unexplained_ids": sum(
-                ids.last_id - ids.first_id + 1 for of in unexplained for ids in of if ids.outcome == "open"
-            ),
-            "lag_ms": self.lag_ms,
-            "rows_unsaved": len(self.unsaved),
-            "saving": self.saving.under_way,
-            "store_changes": self.store_changes,
-            "symbols_not_saved": [self.symbols[symbol][:NAME_MAX] for symbol in self.saving.refused][:NAMED_MAX],
-            "batches": self.saving.batch,
-            "begun_anew": self.begun_anew,
-            "audit": self.audit.totals(),
-            **counters,
-            "dropped": dict(self.dropped),
-        }
+        return figures(self, now_ns)

@@ -16,6 +16,7 @@ from services.engine.book import number_of, numbered, settle
 from services.engine.dirty import forget
 from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
+from services.engine.health import waiting
 from services.engine.needs import DAY_INTERVAL
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
@@ -27,9 +28,11 @@ Message = tuple[bytes, bytes]
 
 DAY_PARTS = INTERVAL_INDEX[DAY_INTERVAL]
 FIGURES_NS = 500_000_000
-HEALTH_NS = 1_000_000_000
+HEALTH_NS = 500_000_000
 HEALTH_SOON_NS = 200_000_000
 """While it is not whole: whoever waits for that learns it at once."""
+QUIET_S = 1.0
+"""It is not whole either when the market has been silent for so long."""
 TIME_MAX = 1 << 43
 """Behind every open time, ms: in the year 2248."""
 BEHIND_ALL = b"\xff"
@@ -91,9 +94,11 @@ class Snapshots:
                 yield TICKERS_TOPIC.encode(), self._tickers(now_ns)
         if now_ns >= self._health_at:
             self._health_at = now_ns + HEALTH_NS
+            self._pass_wishes_on()
             if self._wanted(HEALTH_TOPIC.encode()):
                 figures = self._engine.health(now_ns) | {"session": self._session, "published": self.published}
-                if not figures["started"] or figures["missing_ids"]:
+                quiet = figures["trade_age_s"] is None or figures["trade_age_s"] > QUIET_S
+                if not figures["started"] or figures["missing_ids"] or quiet:
                     self._health_at = now_ns + HEALTH_SOON_NS
                 yield HEALTH_TOPIC.encode(), encode(figures)
 
@@ -103,6 +108,16 @@ class Snapshots:
         if len(self._engine.changed):
             due = min(due, self._publish_at)
         return max(0, due - now_ns) // 1_000_000
+
+    def _pass_wishes_on(self) -> None:
+        """Tell who is waited for: a subscription to the klines of a symbol that has not begun is a wish for it."""
+        wished = [
+            name
+            for name in waiting(self._engine)
+            if any(kline_topic(name, interval).encode() in self._prefixes for interval in INTERVAL_NAMES)
+        ]
+        if wished:
+            self._engine.prefer(wished)
 
     def _know_symbols(self) -> None:
         """Learn the topics of symbols that were added."""

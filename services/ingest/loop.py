@@ -53,6 +53,8 @@ from shared.wire import (
     FeedState,
     FetchKlines,
     FetchTrades,
+    Listed,
+    Prefer,
     RemoveSymbol,
     Subscribe,
     Unsubscribe,
@@ -60,10 +62,10 @@ from shared.wire import (
     decode_command,
 )
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 UNHEARD_AFTER = 3
 """Silences of a connection that a single stream may be silent for while its symbol trades."""
-COUNTERS_EVERY, PROGRESS_EVERY = 60, 5
+COUNTERS_EVERY, PROGRESS_EVERY = 120, 10
 """Heartbeats."""
 MEET_S = 1.0
 """How long REST may take at start before the websockets go ahead with what the engine knows."""
@@ -264,6 +266,7 @@ class Ingest:
 
     def _listed(self) -> None:
         self._announcer.go(self._tasks)
+        self._outbox.send(Listed(self._symbols.names))
 
     def _remove(self, symbol: str) -> None:
         self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
@@ -369,6 +372,8 @@ class Ingest:
                     self._trade_connection.unsubscribe([stream])
             case FetchTrades() | FetchKlines():
                 self._history.answer(command, self._tasks)
+            case Prefer():
+                self._symbols.prefer(command.symbols)
             case _:
                 assert_never(command)
 
@@ -389,6 +394,7 @@ class Ingest:
             if self._symbols.left_out:
                 log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
             self._announcer.go(self._tasks)
+            self._outbox.send(Listed(self._symbols.names))
             self._tell_state()
             # What was sent before this engine came is lost. A symbol that trades seldom would not show it for long.
             for part in self._recent.newest():

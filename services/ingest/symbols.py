@@ -162,6 +162,18 @@ class Symbols:
     def engine_unsubscribed(self, symbol: str) -> None:
         self.known.discard(symbol)
 
+    def prefer(self, symbols: Iterable[str]) -> None:
+        """Announce these before all others that are still to be announced."""
+        wanted = set(symbols)
+        self._queue.sort(key=lambda symbol: symbol in wanted)
+
+    @property
+    def names(self) -> list[str]:
+        """All that trade and that the engine knows or will be told of."""
+        if not self._listening:
+            return self._by_volume(self._trading)[: self._symbols_max]
+        return self._by_volume(self._trading & (self.known | self._announced | self._under_way | set(self._queue)))
+
     def take(self) -> str | None:
         """Return the next symbol to announce, if there is one; it is under way until `announced` or `failed`."""
         while self._queue:

@@ -22,8 +22,7 @@ from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
 from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
-from shared.addresses import is_loopback
-from shared.visitors import why_refused
+from shared.visitors import Names
 
 if TYPE_CHECKING:
     from services.simulator.loop import Simulator
@@ -41,7 +40,7 @@ class Desk:
     def __init__(self, simulator: "Simulator", host: str) -> None:
         """`host`: where the simulator listens."""
         self._simulator = simulator
-        self._only_loopback = is_loopback(host)
+        self._names = Names("simulator", host)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/simulator/status", self._status)
@@ -58,7 +57,7 @@ class Desk:
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages that reach for the desk through a browser; the market is open to everybody."""
         if request.path.startswith("/simulator/"):
-            why = why_refused(request.headers, self._only_loopback, "simulator.host")
+            why = self._names.why_refused(request.headers)
             if why:
                 return _json({"error": why}, status=403)
         return await handler(request)

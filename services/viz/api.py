@@ -26,6 +26,8 @@ LIMIT_DEFAULT = 500
 END_MAX = 253_402_300_799_999
 """The last ms of the year 9999, the end of a datetime."""
 QUERY_TIMEOUT_MS = 5_000
+ANSWER_MAX_S = 6.0
+"""A server that has not even broken off a question by then is not there."""
 CONNECT_TIMEOUT_S = 3
 RETRY_S = 0.5
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -89,7 +91,9 @@ def _whole(name: str, text: str, lowest: int, highest: int) -> int:
 _COLUMNS = {
     "open_time": "(extract(epoch from open_time) * 1000)::bigint",
     "close_time": "(extract(epoch from close_time) * 1000)::bigint",
-    "gap": "false",
+    # Missing ids that lie in a kline, or between it and its neighbours.
+    "gap": "not final and id_count > 0 and exists (select from symbols where symbols.symbol = klines.symbol"
+    " and gaps && int8range(greatest(klines.first_id - 1, 0), klines.last_id + 1, '[]'))",
 }
 _TEXTS = {
     "open",
@@ -133,6 +137,8 @@ class Reader:
 
     def __init__(self, url_of: Callable[[], str]) -> None:
         self._url_of = url_of
+        self._url = ""
+        """What was connected to last."""
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._turn = asyncio.Lock()
         self._tried_at = float("-inf")
@@ -161,15 +167,19 @@ class Reader:
     async def _ask(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         async with self._turn:
             try:
-                connection = await self._connected()
-                cursor = await connection.execute(sql, values)
-                rows = await cursor.fetchall()
+                async with asyncio.timeout(ANSWER_MAX_S):
+                    connection = await self._connected()
+                    cursor = await connection.execute(sql, values)
+                    rows = await cursor.fetchall()
             except psycopg.errors.UndefinedTable:
                 self._lost("its tables are not there yet: persist has not made them")
+            except TimeoutError:
+                await self.close()
+                self._lost(f"it has said nothing for {ANSWER_MAX_S:.0f} s")
             except (psycopg.Error, OSError) as error:
                 # Whatever state the connection is in, a fresh one is in a better one.
                 await self.close()
-                self._lost(words_of(error, self._url_of()))
+                self._lost(words_of(error, self._url))
         if self.away:
             log.info("the database answers")
             self.away = ""
@@ -186,7 +196,8 @@ class Reader:
             if time.monotonic() - self._tried_at < RETRY_S:
                 raise DatabaseAway(self.away)
             self._tried_at = time.monotonic()
-            url, options = self._url_of(), OPTIONS | {"connect_timeout": CONNECT_TIMEOUT_S}
+            url = self._url = self._url_of()
+            options = OPTIONS | {"connect_timeout": CONNECT_TIMEOUT_S}
             self._connection = await psycopg.AsyncConnection.connect(
                 url, autocommit=True, application_name="klagg viz", **options
             )

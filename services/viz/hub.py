@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from services.viz.rows import Row, merge_history, row_of
+from services.viz.state import TRADES_SILENT_S, State
 from shared.wire import Snapshot, Tickers, kline_topic
 
 OUTBOX_MAX = 256
@@ -29,12 +30,13 @@ LIVE_ROWS_MAX = 1_000
 """Live klines kept a topic, which covers a database that is away for 16 hours of 1m klines."""
 VIEWERS_MAX = 500
 """Open pages; more than this at once is a mistake or an attack."""
-ENGINE_SILENT_S = 3.0
-"""The engine speaks at least every second."""
-LAG_MIN_S = 2
-"""An engine that is less behind the exchange is not called so."""
+BEAT_S = 0.5
+"""How often viewers hear how things are."""
 RESYNC_MIN_S = 5.0
 """A topic that loses messages again and again is asked for again no more often than this."""
+
+NO_FIGURES = ("",) * 5
+"""Of 24 h."""
 
 Key = tuple[str, int]
 
@@ -127,14 +129,22 @@ class Hub:
     `subscribe` and `unsubscribe` are called with a kline topic that is wanted of the engine, or no longer.
     """
 
-    def __init__(self, subscribe: Callable[[str], None], unsubscribe: Callable[[str], None]) -> None:
+    def __init__(
+        self, subscribe: Callable[[str], None], unsubscribe: Callable[[str], None], save_interval_s: float = 5.0
+    ) -> None:
+        """`save_interval_s`: how often the engine means to save."""
+        self._save_interval_s = save_interval_s
         self._subscribe = subscribe
         self._unsubscribe = unsubscribe
         self.viewers: set[Viewer] = set()
         self.topics: dict[str, Topic] = {}
         self.health: dict[str, Any] = {}
         self.seen_at = float("-inf")
+        self._health_at = 0.0
         self.session = 0
+        self.restarts = 0
+        """How often another engine has spoken."""
+        self.beaten_at = float("-inf")
         self.exchange_time = 0
         self.refused = 0
         """Tickers whose columns differ in length."""
@@ -150,8 +160,7 @@ class Hub:
         self._tickers: dict[str, tuple[Any, ...]] = {}
         self._tickers_live = False
         self._tickers_full = Message({})
-        self._status: dict[str, Any] = {}
-        self._status_message = Message({})
+        self._status: Message | None = None
 
     # Viewers.
 
@@ -160,8 +169,8 @@ class Hub:
         if len(self.viewers) >= VIEWERS_MAX:
             return False
         self.viewers.add(viewer)
-        if self._status:
-            viewer.put(("status", 0), self._status_message)
+        if self._status is not None:
+            viewer.put(("status", 0), self._status)
         if self._tickers:
             viewer.put(("tickers", 0), self._tickers_full)
         return True
@@ -258,23 +267,30 @@ class Hub:
                 tickers.active,
                 strict=True,
             )
-            figures = dict(zip(tickers.symbols, columns, strict=True))
+            figures = {name: (*entry, False) for name, entry in zip(tickers.symbols, columns, strict=True)}
         except ValueError:
             self.refused += 1
             return
-        self._spread(figures, live=True)
+        self._spread(self._with_waiting(figures), live=True)
 
     def saved_symbols(self, last: dict[str, str]) -> None:
         """Take the symbols that the database knows, with their last price, for as long as the engine says nothing."""
         if not self._tickers_live:
-            self._spread({symbol: (price, "", "", "", "", "", True) for symbol, price in last.items()}, live=False)
+            figures = {symbol: (price, *NO_FIGURES, True, False) for symbol, price in last.items()}
+            self._spread(self._with_waiting(figures), live=False)
+
+    def _with_waiting(self, figures: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        """Return figures with those symbols that trade and wait for their history, without any."""
+        waiting = self.health.get("waiting")
+        names = waiting if isinstance(waiting, list) else []
+        return figures | {name: ("", *NO_FIGURES, True, True) for name in names if not figures.get(name, ("",))[0]}
 
     def _spread(self, figures: dict[str, tuple[Any, ...]], live: bool) -> None:
         before, self._tickers = self._tickers, figures
         whole = live != self._tickers_live or not before.keys() <= figures.keys()
         self._tickers_live = live
         changed = {symbol: entry for symbol, entry in figures.items() if before.get(symbol) != entry}
-        base = {"kind": "tickers", "exchange_time": self.exchange_time, "live": live}
+        base = {"kind": "tickers", "live": live, "listed": bool(self.health.get("listed"))}
         self._tickers_full = Message(base | {"whole": True, "symbols": figures})
         message = self._tickers_full if whole else Message(base | {"whole": False, "symbols": changed})
         for viewer in self.viewers:
@@ -283,9 +299,19 @@ class Hub:
             viewer.put(("tickers", 0), self._tickers_full if late else message)
 
     def engine_health(self, figures: dict[str, Any], now: float) -> None:
-        """Take the engine's own figures."""
+        """Take the engine's own figures. What they change is told at once."""
+        before = self.state(now)
+        another = figures.get("waiting") != self.health.get("waiting")
+        self._meet(figures.get("session", self.session))
         self.health = figures
-        self.seen_at = now
+        self.seen_at = self._health_at = now
+        if another:
+            # The engine has no figures of those; its tickers may be long in coming.
+            known = {name: entry for name, entry in self._tickers.items() if not entry[-1]}
+            self._spread(self._with_waiting(known), self._tickers_live)
+        after = self.state(now)
+        if after.reasons() != before.reasons() or _is_quiet(before) != _is_quiet(after):
+            self.beat(now)
 
     def missing(self, name: str, now: float) -> bool:
         """Note that messages of a topic were lost. Return whether to ask the engine for the topic again."""
@@ -299,7 +325,11 @@ class Hub:
     def _heard(self, session: int, exchange_time: int, now: float) -> None:
         self.seen_at = now
         self.exchange_time = exchange_time
+        self._meet(session)
+
+    def _meet(self, session: int) -> None:
         if session != self.session:
+            self.restarts += self.session != 0
             self.session = session
             for topic in self.topics.values():
                 topic.rows.clear()
@@ -316,72 +346,37 @@ class Hub:
                 if viewer.topic:
                     viewer.want_history()
 
-    def engine_state(self, now: float) -> str:
-        """Return `live`, `silent` (it has spoken, but not lately) or `absent` (it never has)."""
-        if self.seen_at == float("-inf"):
-            return "absent"
-        return "live" if now - self.seen_at <= ENGINE_SILENT_S else "silent"
+    def state(self, now: float) -> State:
+        """Return the state of things."""
+        age_s = None if self.seen_at == float("-inf") else max(0.0, now - self.seen_at)
+        return State(self.health, max(0.0, now - self._health_at), age_s, self.database, self._save_interval_s)
 
-    def tick(self, now: float) -> None:
-        """Tell viewers when the state of things has changed."""
-        status: dict[str, Any] = {
-            "engine": self.engine_state(now),
-            "database": self.database,
-            "feed": self.feed(),
-            "lag": self.lag(),
-            "history": self.history(),
-            "proof": self.proof(),
-        }
-        if status != self._status:
-            self._status = status
-            self._status_message = Message({"kind": "status", **status})
-            for viewer in self.viewers:
-                viewer.put(("status", 0), self._status_message)
-
-    def feed(self) -> str:
-        """Return what the engine says of the exchange's feed: `connected`, `disconnected`, or empty for unknown."""
-        connected = self.health.get("connected")
-        if not isinstance(connected, bool):
-            return ""
-        return "connected" if connected else "disconnected"
-
-    def lag(self) -> int:
-        """Return how many seconds the engine is behind the exchange, 0 for less than `LAG_MIN_S`."""
-        lag_ms = self.health.get("lag_ms")
-        seconds = lag_ms // 1_000 if isinstance(lag_ms, int) else 0
-        return seconds if seconds >= LAG_MIN_S else 0
-
-    def history(self) -> list[int] | None:
-        """Return how many symbols' history was fetched, of how many, and the minutes left; None when all is done."""
-        done, of, left_ms = (self.health.get(name) for name in ("announced", "to_announce", "announce_ms"))
-        if not isinstance(done, int) or not isinstance(of, int) or not isinstance(left_ms, int) or done >= of:
-            return None
-        return [done, of, -(-left_ms // 60_000)]
-
-    def proof(self) -> list[int] | None:
-        """Return how many trades are missing and, of the minutes that were compared with the exchange's own klines, how
-        many are equal, differ as aggregates do, and do not match; None while that is not known.
-        """
-        missing, audit = self.health.get("missing_ids"), self.health.get("audit")
-        if not isinstance(missing, int) or not isinstance(audit, dict):
-            return None
-        equal, burnt, straddled, wrong = (audit.get(n, 0) for n in ("matched", "burnt", "straddled", "mismatched"))
-        return [missing, equal, burnt + straddled, wrong]
+    def beat(self, now: float) -> None:
+        """Tell every viewer the state of things. It is due every `BEAT_S`, so that its absence says something too."""
+        self.beaten_at = now
+        status = self.state(now).status()
+        self._status = Message({"kind": "status", **status})
+        for viewer in self.viewers:
+            viewer.put(("status", 0), self._status)
 
     def symbols(self) -> dict[str, tuple[Any, ...]]:
-        """Return last, open, high, low, volume, quote volume of 24 h and `active`, by symbol."""
+        """Return last, open, high, low, volume, quote volume of 24 h, `active` and `waiting`, by symbol."""
         return self._tickers
 
     def figures(self, now: float) -> dict[str, Any]:
         """Return the room's own figures for health."""
+        state = self.state(now)
+        restarts = self.health.get("restarts")
         return {
             "engine": {
-                "state": self.engine_state(now),
+                "state": state.engine,
                 "seen_ms_ago": None if self.seen_at == float("-inf") else round((now - self.seen_at) * 1000),
                 "exchange_time": self.exchange_time,
                 "session": self.session,
-                "health": self.health,
+                "health": {name: value for name, value in self.health.items() if name != "waiting"},
             },
+            **state.figures(),
+            "restarts": {"engine": self.restarts} | (restarts if isinstance(restarts, dict) else {}),
             "database": {"ok": not self.database, "error": self.database},
             "viewers": len(self.viewers),
             "topics": len(self.topics),
@@ -390,3 +385,8 @@ class Hub:
             "refused": self.refused + self.undecoded,
             "lost": self.lost,
         }
+
+
+def _is_quiet(state: State) -> bool:
+    age = state.age("trade_age_s")
+    return age is None or age > TRADES_SILENT_S

@@ -15,17 +15,20 @@ import uvloop
 from aiohttp import web
 
 from services.viz.api import DatabaseAway, Reader
-from services.viz.hub import Hub
+from services.viz.gate import HEAD_S, Gate
+from services.viz.hub import BEAT_S, Hub
 from services.viz.web import Web
 from shared.client import AsyncSnapshots
 from shared.config import Config
 from shared.postgres import database_url
 from shared.sockets import PortTaken
+from shared.visitors import Names
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 
-TICK_S = 0.25
 PROBE_S = 1.0
 """How often the database is asked whether it is there."""
+BACKLOG = 1_024
+"""Connections that wait to be taken while this process does something else."""
 SHUTDOWN_S = 0.5
 """How long answers in progress may take when asked to stop."""
 
@@ -42,22 +45,26 @@ async def run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     snapshots = AsyncSnapshots(config.engine.snapshots, [TICKERS_TOPIC, HEALTH_TOPIC])
-    hub = Hub(snapshots.subscribe, snapshots.unsubscribe)
+    hub = Hub(snapshots.subscribe, snapshots.unsubscribe, config.engine.save_interval_ms / 1_000)
     reader = Reader(lambda: database_url(config))
     hub.set_database(reader.away)
+    site = Web(hub, reader, time.monotonic, Names("viz", config.viz.host, config.viz.allowed_hosts))
     runner = web.AppRunner(
-        Web(hub, reader, time.monotonic, config.viz.host).app(),
+        site.app(),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=SHUTDOWN_S,
+        keepalive_timeout=HEAD_S,
+        lingering_time=1.0,
     )
     tasks: list[asyncio.Task[None]] = []
+    server: asyncio.Server | None = None
     try:
-        await listen(runner, config.viz.host, config.viz.port)
+        server = await listen(runner, site, config.viz.host, config.viz.port)
         tasks = [
             asyncio.create_task(read_engine(snapshots, hub)),
             asyncio.create_task(watch_database(reader, hub)),
-            asyncio.create_task(tick(snapshots, hub)),
+            asyncio.create_task(beat(snapshots, hub)),
         ]
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -68,6 +75,8 @@ async def run(config: Config) -> int:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if server is not None:
+            server.close()
         await runner.cleanup()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(reader.close(), SHUTDOWN_S)
@@ -76,13 +85,17 @@ async def run(config: Config) -> int:
     return 0
 
 
-async def listen(runner: web.AppRunner, host: str, port: int) -> None:
+async def listen(runner: web.AppRunner, site: Web, host: str, port: int) -> asyncio.Server:
     await runner.setup()
+    assert runner.server is not None
     try:
-        await web.TCPSite(runner, host, port).start()
+        server = await asyncio.get_running_loop().create_server(
+            Gate(runner.server, site.busy), host, port, backlog=BACKLOG
+        )
     except (OSError, socket.gaierror) as error:
         raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     log.info("the page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+    return server
 
 
 async def read_engine(snapshots: AsyncSnapshots, hub: Hub) -> None:
@@ -107,24 +120,24 @@ async def watch_database(reader: Reader, hub: Hub) -> None:
     while True:
         with suppress(DatabaseAway):
             await reader.probe()
-            if hub.engine_state(time.monotonic()) != "live":
+            if hub.state(time.monotonic()).engine != "live":
                 hub.saved_symbols(await reader.symbols())
         hub.set_database(reader.away)
         await asyncio.sleep(PROBE_S)
 
 
-async def tick(snapshots: AsyncSnapshots, hub: Hub) -> None:
-    """Tell viewers and the log what has changed about the engine."""
+async def beat(snapshots: AsyncSnapshots, hub: Hub) -> None:
+    """Tell viewers how things are, and the log what has changed about the engine."""
     engine, refused = "absent", 0
     while True:
         now = time.monotonic()
         hub.lost, hub.undecoded = snapshots.lost.total(), snapshots.refused
-        hub.tick(now)
-        state = hub.engine_state(now)
+        hub.beat(now)
+        state = hub.state(now).engine
         if state != engine:
             log.info("the engine is %s", state)
             engine = state
         if not refused and hub.refused + hub.undecoded:
             refused = hub.refused + hub.undecoded
             log.warning("refused a message of the engine, later ones are only counted: %s", snapshots.refused_last)
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(BEAT_S)

@@ -30,7 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     closed: bool
     final: bool
     gap: bool
-    """Missing trades may belong in it. Known of live klines only; a saved one is final or not."""
+    """Missing trades may belong in it. Of a saved one without a trade that is not known; it is final or not."""
     unexplained: bool
     """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
     audited: bool

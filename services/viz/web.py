@@ -28,10 +28,9 @@ from services.viz.api import (
     checked_symbol,
     history_question,
 )
-from services.viz.hub import Hub, Message, Viewer
-from shared.addresses import is_loopback
+from services.viz.hub import BEAT_S, Hub, Message, Viewer
 from shared.process import Unavailable
-from shared.visitors import why_refused
+from shared.visitors import Names
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
@@ -42,6 +41,7 @@ MESSAGE_MAX = 4_096
 """Bytes of a viewer's message; a sensible one has about 60."""
 HEARTBEAT_S = 20.0
 """A viewer who does not answer a ping for half as long is gone."""
+BEATS_LATE_S = 4 * BEAT_S
 CLOSE_S = 0.7
 """How long viewers have to say goodbye when the server stops."""
 HEADERS = {
@@ -61,11 +61,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Web:
-    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], host: str) -> None:
+    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], names: Names) -> None:
         self._hub = hub
         self._reader = reader
         self._now = now
-        self._only_loopback = is_loopback(host)
+        self._names = names
+        self.busy: set[object] = set()
+        """Connections of which a request is being answered."""
         self._sockets: set[web.WebSocketResponse] = set()
         self.bad_messages = 0
         """What viewers said that was not understood."""
@@ -81,6 +83,8 @@ class Web:
         app.router.add_get("/api/history", self._history)
         app.router.add_get("/api/symbols", self._symbols)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/ws", self._websocket)
         app.on_shutdown.append(self._close_sockets)
         return app
@@ -88,9 +92,10 @@ class Web:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
-        why = why_refused(request.headers, self._only_loopback, "viz.host")
-        if why:
-            return refusal(403, why)
+        refused = self._names.why_refused(request.headers)
+        if refused:
+            return refusal(403, refused)
+        self.busy.add(request.protocol)
         try:
             response = await handler(request)
         except BadQuestion as error:
@@ -99,6 +104,8 @@ class Web:
             response = refusal(503, f"the database does not answer: {error}")
         except web.HTTPException as error:
             response = refusal(error.status, error.reason, dict(error.headers))
+        finally:
+            self.busy.discard(request.protocol)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
@@ -110,7 +117,7 @@ class Web:
         return response
 
     async def _symbols(self, _request: web.Request) -> web.Response:
-        names = ("last", "open_24h", "high_24h", "low_24h", "volume_24h", "quote_volume_24h", "active")
+        names = ("last", "open_24h", "high_24h", "low_24h", "volume_24h", "quote_volume_24h", "active", "waiting")
         rows = [
             {"symbol": symbol, **dict(zip(names, entry, strict=True))} for symbol, entry in self._hub.symbols().items()
         ]
@@ -120,8 +127,17 @@ class Web:
 
     async def _health(self, _request: web.Request) -> web.Response:
         figures = self._hub.figures(self._now()) | {"bad_messages": self.bad_messages}
-        figures["ok"] = figures["engine"]["state"] == "live" and figures["database"]["ok"]
-        return answer(figures)
+        reasons = self._hub.state(self._now()).reasons()
+        return answer({"ok": not reasons, "reasons": reasons} | figures)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        """Say whether this process does its work: it tells viewers how things are, whatever that is."""
+        late = self._now() - self._hub.beaten_at
+        return verdict([f"viewers were told nothing for {late:.1f} s"] if late > BEATS_LATE_S else [])
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        """Say whether what is here may be relied on."""
+        return verdict(self._hub.state(self._now()).unready())
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         wake, want_history = asyncio.Event(), asyncio.Event()
@@ -164,7 +180,7 @@ class Web:
             return
         self._hub.watch(viewer, symbol, interval)
         # A live row brings the history. Should none come, the history comes without.
-        patience = LIVE_WAIT_S if self._hub.engine_state(self._now()) == "live" else 0.0
+        patience = LIVE_WAIT_S if self._hub.state(self._now()).engine == "live" else 0.0
         asyncio.get_running_loop().call_later(patience, prime_at_last, viewer, viewer.watch)
 
     async def _read_histories(self, viewer: Viewer, wanted: asyncio.Event) -> None:
@@ -237,6 +253,10 @@ def serve(path: Path) -> Handler:
 
 def answer(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
+
+
+def verdict(reasons: list[str]) -> web.Response:
+    return answer({"ok": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:

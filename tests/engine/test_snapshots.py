@@ -5,9 +5,10 @@ from typing import Any
 import msgpack
 
 from services.engine.encoding import ROWS_MAX
+from services.engine.health import waiting
 from services.engine.snapshots import Snapshots
 from shared.interval import INTERVAL_NAMES
-from shared.wire import RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
+from shared.wire import Listed, Prefer, RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
 
 SECOND = 1_000 * MS
@@ -207,16 +208,48 @@ def test_health_is_told_more_often_while_trades_are_missing() -> None:
     subscriber = Subscriber(played)
     subscriber.subscribe("engine.health")
 
-    def told(begin: int, end: int) -> int:
+    def told(begin: int, end: int, traded: bool = True) -> int:
         count = 0
         for time in range(begin, end, 50):
             played.until(START + 10 * MINUTE + time)
+            if traded:
+                # One that was there already: the market goes on, and nothing changes.
+                played.apply(batch([Trade(5, START, 100, 7)], event_time=START + 10 * MINUTE + time))
             count += "engine.health" in subscriber.due()
         return count
 
     played.apply(batch([], covered=[(0, 4)]), batch([Trade(5, START, 100, 7)]))
-    assert told(0, 3_000) == 3
+    assert told(0, 3_000) == 6
     played.apply(batch([Trade(7, START, 100, 7)]))
     assert told(3_000, 6_000) == 15
     played.apply(batch([Trade(6, START, 100, 7)]))
-    assert told(6_000, 9_000) in (3, 4)
+    assert told(6_000, 9_000) in (6, 7)
+    # And while the market is silent: whoever waits for the next trade learns of it at once.
+    assert told(9_000, 10_000, traded=False) < 4
+    assert told(10_000, 13_000, traded=False) == 15
+
+
+def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(Listed(["BTCUSDT", "ETHUSDT", "XRPUSDT"]))
+    assert waiting(played.engine) == ["ETHUSDT", "XRPUSDT"]
+    subscriber = Subscriber(played)
+
+    def preferred(time: int) -> list[str]:
+        played.until(START + time)
+        subscriber.due()
+        return [
+            name for command in played.engine.take_commands() if isinstance(command, Prefer) for name in command.symbols
+        ]
+
+    played.engine.take_commands()
+    for topic in ("kline.BTCUSDT.1m", "kline.", "tickers", "engine.health"):
+        subscriber.subscribe(topic)
+    assert preferred(1_000) == []
+    subscriber.subscribe("kline.XRPUSDT.1h")
+    assert preferred(2_000) == ["XRPUSDT"]
+    assert preferred(3_000) == ["XRPUSDT"]
+    played.add("XRPUSDT")
+    assert preferred(4_000) == []
+    assert played.engine.health(played.now_ns)["waiting"] == ["ETHUSDT"]

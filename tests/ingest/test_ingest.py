@@ -13,6 +13,7 @@ from shared.wire import (
     FeedState,
     FetchKlines,
     FetchTrades,
+    Listed,
     RemoveSymbol,
     Subscribe,
     Trades,
@@ -52,6 +53,7 @@ def test_symbols_are_announced_by_volume_with_every_closed_kline_of_every_interv
         assert abs(state.exchange_time - exchange.now) < 2_000
         assert not played.engine.of(AddSymbol)
         assert exchange.names() == ["!miniTicker@arr"]
+        assert sorted(played.engine.wait(Listed).symbols) == ["BTCUSDT", "ETHUSDT"]
         played.engine.ask(Subscribe([], complete=True))
         bitcoin = played.engine.wait(AddSymbol, lambda event: event.symbol == "BTCUSDT")
         ether = played.engine.wait(AddSymbol, lambda event: event.symbol == "ETHUSDT")

@@ -191,3 +191,17 @@ def test_a_name_that_nobody_has_is_told_with_the_nearest_until_it_is_listed() ->
     symbols.refresh(listings("BTCUSDT", "NEWUSDT"))
     assert "NEW-USDT" not in symbols.unknown
     assert symbols.wants("NEWUSDT")
+
+
+def test_who_is_preferred_is_next_and_nobody_is_lost() -> None:
+    symbols = Symbols([], 4)
+    symbols.refresh(listings("A", "B", "C", "D", "E"))
+    symbols.set_volumes({"A": 5.0, "B": 4.0, "C": 3.0, "D": 2.0, "E": 1.0})
+    assert symbols.names == ["A", "B", "C", "D"]
+    symbols.engine_knows(["B"])
+    assert symbols.names == ["A", "B", "C", "D"]
+    symbols.prefer(["D", "E", "NOBODY"])
+    assert symbols.take() == "D"
+    symbols.prefer(["D"])
+    assert announced(symbols) == ["A", "C"]
+    assert symbols.names == ["A", "B", "C", "D"]

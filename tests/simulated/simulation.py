@@ -128,20 +128,10 @@ class Simulation:
             away = min(away, 30_000)
         if world.nature.random() < 0.1:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
-        match source.choice(
-            (
-                "engine",
-                "feed",
-                "store",
-                "database",
-                "connection",
-                "renewal",
-                "everything",
-                "set back",
-                "emptied",
-                "refused",
-            )
-        ):
+        fault = source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything"))
+        if world.nature.random() < 0.2:
+            fault = world.nature.choice(("set back", "emptied", "refused"))
+        match fault:
             case "engine":
                 self.kill_engine(min(away, 10 * MINUTE))
             case "feed":
@@ -159,7 +149,7 @@ class Simulation:
             case "emptied":
                 self.store.empty()
             case "refused":
-                self.store.refuses = source.choice(sorted(self.exchange.trades))
+                self.store.refuses = world.nature.choice(sorted(self.exchange.trades))
                 world.after(away, self.take_all)
             case "renewal":
                 self.feed.renew()
@@ -193,6 +183,7 @@ class Simulation:
         self.world.faults = False
         self.store.away_until = self.engine_away_until = self.frozen_until = 0
         self.feed.connect(True)
+        self.take_all()
         self.world.run(START + self.span_ms + CALM_MS + SAVED_MS)
         self.note_figures()
         return [wrong for symbol in self.exchange.trades for wrong in self.check(symbol)]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,13 +28,15 @@ class Place:
         self._folder = folder
         self._stack = stack
         self._url = ""
+        self.settings: dict[str, Any] = {}
+        """Of viz, before it is started."""
         self.config = self._write()
 
     def _write(self) -> Path:
         return write_config(
             self._folder,
             engine={"snapshots": self.endpoint},
-            viz={"port": self.port},
+            viz={"port": self.port} | self.settings,
             **({"database": {"url": self._url}} if self._url else {}),
         )
 
@@ -44,6 +47,7 @@ class Place:
         return self._url
 
     def start_viz(self) -> Room:
+        self.config = self._write()
         room = Room("viz", self.config)
         self._stack.callback(room.stop)
         wait_for("the page", lambda: "the page is at" in room.log or room.process.poll() is not None)

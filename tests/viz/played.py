@@ -102,8 +102,8 @@ class PlayedEngine:
         self.figures: dict[str, tuple[str, str]] = {}
         """Last price and price 24 h ago of every symbol."""
         self.connected = True
-        self.progress: dict[str, int] = {}
-        """How far the fetching of history is, as the engine passes it on."""
+        self.progress: dict[str, Any] = {}
+        """What it says besides, or instead of the best."""
         self._speaks = speaks
         self._sequences: dict[str, int] = {}
         self._started = time.monotonic()
@@ -179,10 +179,21 @@ class PlayedEngine:
                     self._socket.send_multipart([order[0].encode(), order[1]])
             if self._speaks and time.monotonic() - spoke_at > 0.25:
                 spoke_at = time.monotonic()
-                health = {"session": self.session, "connected": self.connected, "trades": 1} | self.progress
-                self._orders.put((HEALTH_TOPIC, encode(health)))
+                self._orders.put((HEALTH_TOPIC, encode(self._health() | self.progress)))
                 if self.figures:
                     self.publish_tickers()
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "session": self.session,
+            "started": True,
+            "connected": self.connected,
+            "listed": True,
+            "waiting": [],
+            "exchange_time": self.time(),
+            "trade_time": self.time(),
+            **dict.fromkeys(("trade_age_s", "feed_age_s", "saved_age_s", "gap_age_s"), 0.0),
+        }
 
     def _subscribed(self, message: bytes) -> None:
         topic = message[1:].decode()

@@ -284,43 +284,96 @@ def test_symbols_of_the_database_stand_in_until_the_engine_speaks() -> None:
     assert list(watcher.symbols) == ["B"]
 
 
-def test_the_state_of_things_is_told_when_it_changes_and_to_whoever_comes() -> None:
+WELL = {
+    "started": True,
+    "connected": True,
+    "exchange_time": 5_000,
+    "trade_time": 4_900,
+    **dict.fromkeys(("trade_age_s", "feed_age_s", "saved_age_s", "gap_age_s"), 0.0),
+}
+
+
+def status_of(watcher: Watcher) -> dict[str, Any]:
+    (status,) = (message for message in watcher.take() if message["kind"] == "status")
+    return status
+
+
+def test_every_beat_tells_how_old_each_word_is_and_whoever_comes_hears_the_last_one() -> None:
     hub = new_hub()
     watcher = Watcher(hub)
     hub.set_database("not there")
-    hub.tick(0.0)
-    hub.tick(0.1)
-    assert [message["engine"] for message in watcher.take()] == ["absent"]
-    hub.engine_health({"connected": False}, 1.0)
+    hub.beat(0.0)
+    status = status_of(watcher)
+    assert (status["engine"], status["engine_age"], status["database"]) == ("absent", None, "not there")
     hub.set_database("")
-    hub.tick(1.0)
-    assert watcher.take() == [
-        {
-            "kind": "status",
-            "engine": "live",
-            "database": "",
-            "feed": "disconnected",
-            "lag": 0,
-            "history": None,
-            "proof": None,
-        }
-    ]
-    hub.engine_health({"announced": 46, "to_announce": 204, "announce_ms": 61_000}, 1.1)
-    hub.tick(1.1)
-    assert [message["history"] for message in watcher.take()] == [[46, 204, 2]]
-    hub.engine_health({"announced": 204, "to_announce": 204, "announce_ms": 0}, 1.2)
-    hub.tick(1.2)
-    assert [message["history"] for message in watcher.take()] == [None]
-    hub.engine_health({"missing_ids": 3, "audit": {"matched": 7, "burnt": 2, "straddled": 1, "mismatched": 4}}, 1.3)
-    hub.tick(1.3)
-    assert [message["proof"] for message in watcher.take()] == [[3, 7, 3, 4]]
-    for lag_ms, lag in ((1_999, 0), (3_200, 3), (0, 0)):
-        hub.engine_health({"lag_ms": lag_ms}, 1.4)
-        hub.tick(1.4)
-        assert [message["lag"] for message in watcher.take()] == [lag]
-    hub.tick(10.0)
-    assert watcher.take()[0]["engine"] == "silent"
-    assert Watcher(hub).take()[0]["engine"] == "silent"
+    hub.engine_health(WELL, 1.0)
+    hub.beat(1.25)
+    status = status_of(watcher)
+    assert (status["engine"], status["engine_age"], status["trade_age"], status["feed_age"]) == ("live", 250, 250, 250)
+    assert (status["feed"], status["time"], status["trade_time"]) == ("connected", 5_250, 4_900)
+    # Figures of symbols are a word of the engine, and none of the market.
+    hub.tickers(tickers({"A": "1"}), 1.5)
+    hub.beat(1.75)
+    status = status_of(watcher)
+    assert (status["engine_age"], status["trade_age"]) == (250, 750)
+    hub.beat(10.0)
+    assert status_of(watcher)["engine"] == "silent"
+    assert next(m for m in Watcher(hub).take() if m["kind"] == "status")["engine_age"] == 8_500
+
+
+def test_what_changes_the_state_of_things_is_told_at_once() -> None:
+    hub = new_hub()
+    watcher = Watcher(hub)
+    hub.set_database("")
+    hub.engine_health(WELL, 1.0)
+    assert status_of(watcher)["engine"] == "live"
+    hub.engine_health(WELL | {"trade_age_s": 0.3}, 1.5)
+    assert watcher.take() == []
+    hub.engine_health(WELL | {"trade_age_s": 5.0}, 2.0)
+    assert status_of(watcher)["trade_age"] == 5_000
+    hub.engine_health(WELL, 2.2)
+    assert status_of(watcher)["trade_age"] == 0
+
+
+def test_history_proof_and_lag_are_told() -> None:
+    hub = new_hub()
+    watcher = Watcher(hub)
+
+    def told(name: str, **figures: object) -> Any:
+        hub.health = WELL | figures
+        hub.beat(1.0)
+        return status_of(watcher)[name]
+
+    hub.engine_health(WELL, 1.0)
+    assert told("history", announced=46, to_announce=204, announce_ms=61_000) == [46, 204, 2]
+    assert told("history", announced=204, to_announce=204, announce_ms=0) is None
+    audit = {"matched": 7, "burnt": 2, "straddled": 1, "mismatched": 4}
+    assert told("proof", missing_ids=3, unexplained_ids=12, audit=audit) == [3, 12, 7, 3, 4]
+    assert told("proof") is None
+    assert [told("lag", lag_ms=lag_ms) for lag_ms in (1_999, 3_200, 0)] == [0, 3, 0]
+    assert told("silences", silences=[[1, 2]]) == [[1, 2]]
+
+
+def test_symbols_that_wait_for_their_history_are_listed_without_figures() -> None:
+    hub = new_hub()
+    watcher = Watcher(hub)
+    hub.engine_health(WELL | {"listed": True, "waiting": ["A", "B"]}, 1.0)
+    (message,) = (message for message in watcher.take() if message["kind"] == "tickers")
+    assert message["listed"]
+    assert message["symbols"] == {name: ["", "", "", "", "", "", True, True] for name in "AB"}
+    hub.tickers(tickers({"A": "1"}), 1.1)
+    watcher.take()
+    assert [watcher.symbols[name][-1] for name in "AB"] == [False, True]
+    hub.engine_health(WELL | {"listed": True, "waiting": []}, 1.2)
+    watcher.take()
+    assert list(watcher.symbols) == ["A"]
+
+
+def test_another_session_of_the_engine_is_counted_as_a_restart() -> None:
+    hub = new_hub()
+    for session in (5, 5, 6):
+        hub.engine_health(WELL | {"session": session, "restarts": {"ingest": 3}}, 1.0)
+    assert hub.figures(1.0)["restarts"] == {"engine": 1, "ingest": 3}
 
 
 def test_a_database_that_comes_back_makes_histories_be_read_again() -> None:

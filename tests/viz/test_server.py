@@ -269,6 +269,47 @@ def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
             last = str(slow.recv(max(0.01, deadline - time.monotonic())))
 
 
+def test_health_and_its_shorter_forms_say_what_is_not_well(place: Place) -> None:
+    url = place.start_database()
+    place.start_viz()
+    assert get(place, "/healthz")[::2] == (200, {"ok": True, "reasons": []})
+    assert get(place, "/readyz")[0] == 503
+    engine = place.start_engine()
+    wait_for("everything", lambda: get(place, "/readyz")[0] == 200)
+    health = get(place, "/health")[2]
+    assert (health["ok"], health["reasons"], health["restarts"]) == (True, [], {"engine": 0})
+    engine.progress = {"waiting": ["ETHUSDT"], "listed": True}
+    wait_for("somebody who waits", lambda: "1 symbols wait" in str(get(place, "/readyz")[2]["reasons"]))
+    assert get(place, "/health")[2]["ok"]
+    engine.progress = {"saved_age_s": 60.0, "rows_unsaved": 7}
+    wait_for("the reason", lambda: get(place, "/health")[2]["reasons"] == ["nothing was saved for 60 s: 7 klines wait"])
+    assert not get(place, "/health")[2]["ok"]
+    assert get(place, "/readyz")[0] == 503
+    engine.progress = {}
+    wait_for("everything", lambda: get(place, "/readyz")[0] == 200)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("alter table klines rename to elsewhere")
+    wait_for("the reason", lambda: "the database does not answer" in str(get(place, "/health")[2]["reasons"]))
+
+
+def test_a_saved_kline_beside_missing_ids_says_so(place: Place) -> None:
+    rows = [msgspec.structs.replace(row, final=False) for row in made_up("BTCUSDT", "1m", 6)]
+    url = place.start_database()
+    save(url, rows)
+    first, last = rows[3].first_id, rows[3].last_id
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "insert into symbols (symbol, price_decimals, quantity_decimals, stream, active, grid_3d, seam_time,"
+            " proven_time, last_id, gaps) values ('BTCUSDT', 2, 3, 'btcusdt@aggTrade', true, now(), now(), now(), %s,"
+            " int8multirange(int8range(%s, %s, '[]')))",
+            [rows[-1].last_id, first, last],
+        )
+    place.start_viz()
+    wait_for("the database", lambda: get(place, "/health")[2]["database"]["ok"])
+    answer = get(place, "/api/history?symbol=BTCUSDT&interval=1m")[2]
+    assert [row["gap"] for row in answer] == [False, False, True, True, True, False]
+
+
 def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(place: Place) -> None:
     place.start_viz()
     assert get(place, "/health", {"Origin": f"http://{place.address}"})[0] == 200

@@ -5,12 +5,14 @@
 import { KlineChart } from "./chart.js";
 import { Feed } from "./feed.js";
 import { change, clock, compact, count, countdown, grouped, opened, percent, tone } from "./format.js";
+import { verdict } from "./live.js";
 import { SymbolList } from "./symbols.js";
 
 const INTERVALS = ["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"];
 const OLDER_ROWS = 1000;
 const ROWS_MAX = 30_000; // Klines that one chart holds; scrolling back ends there.
 const RETRY_MS = 3000;
+const LOOK_MS = 100; // How often the page looks at the clock.
 
 const element = (id) => document.getElementById(id);
 
@@ -18,13 +20,16 @@ const state = {
   symbol: "",
   interval: "1m",
   connection: "connecting",
+  heardAt: 0,
   status: null,
+  statusAt: 0,
+  verdict: { live: false, place: "page", title: "", more: "" },
+  listed: false,
   answered: false,
   saved: true,
   exhausted: false,
   fetching: null,
   retryAt: 0,
-  clockOffset: null,
   errors: 0,
 };
 
@@ -68,7 +73,7 @@ function choose(symbol, interval) {
   feed.watch(symbol, interval);
   if (another) showTicker();
   showLegend();
-  showNotice();
+  look();
 }
 
 function fromHash() {
@@ -97,11 +102,13 @@ function intervalButton(interval) {
 
 function connected(connection) {
   state.connection = connection;
-  showStates();
-  showNotice();
+  // Another server may answer: what the former one said last is not its word.
+  if (connection === "open") Object.assign(state, { status: null, heardAt: performance.now() });
+  look();
 }
 
 function receive(message) {
+  state.heardAt = performance.now();
   switch (message.kind) {
     case "tickers":
       takeTickers(message);
@@ -113,9 +120,8 @@ function receive(message) {
       if (message.symbol === state.symbol && message.interval === state.interval) takeKline(message.row);
       break;
     case "status":
-      state.status = message;
-      showStates();
-      showNotice();
+      Object.assign(state, { status: message, statusAt: state.heardAt });
+      look();
       break;
     case "error":
       state.errors += 1;
@@ -125,7 +131,7 @@ function receive(message) {
 }
 
 function takeTickers(message) {
-  if (message.exchange_time) state.clockOffset = message.exchange_time - performance.now();
+  state.listed = message.listed;
   list.update(message.symbols, message.whole);
   if (!state.symbol) {
     const asked = fromHash(); // It may have changed a moment ago.
@@ -185,9 +191,7 @@ async function fetchOlder() {
 
 function showTicker() {
   const ticker = list.tickers.get(state.symbol);
-  // The open kline knows the last price first; the list hears of it twice a second.
-  const row = chart.last();
-  const last = row && (!row.closed || !ticker?.last) ? row.close : (ticker?.last ?? "");
+  const last = lastPrice();
   const moved = ticker ? change(ticker.open, last) : null;
   write("last", last && grouped(last));
   element("last").className = `last ${tone(moved)}`;
@@ -197,7 +201,23 @@ function showTicker() {
   write("low", ticker?.low ? grouped(ticker.low) : "—");
   write("volume", compact(ticker?.volume ?? ""));
   write("turnover", compact(ticker?.quoteVolume ?? ""));
+  showPrice();
   document.title = state.symbol ? `${last && `${grouped(last)} · `}${state.symbol} · klagg` : "klagg";
+}
+
+/** The market's last price; the open kline knows it first, the list hears of it twice a second. */
+function lastPrice() {
+  const row = chart.last();
+  const ticker = list.tickers.get(state.symbol);
+  return row && (!row.closed || !ticker?.last) ? row.close : (ticker?.last ?? "");
+}
+
+/** Draw the market's last price, wherever the chart is scrolled to, with what the newest kline has left. */
+function showPrice() {
+  const row = chart.last();
+  const time = exchangeNow();
+  const left = row && time !== null && !row.closed ? countdown(row.close_time + 1 - time) : "";
+  chart.showPrice(row ? lastPrice() : "", row ? tone(change(row.open, row.close)) : "", left, state.verdict.live);
 }
 
 function showLegend() {
@@ -239,15 +259,23 @@ function showMarks(row) {
   } else {
     const now = exchangeNow();
     const left = now === null ? "" : ` · closes in ${countdown(row.close_time + 1 - now)}`;
-    mark("mark-state", `open${left}${corrected}`, "open", "Trades are still coming in");
+    mark("mark-state", `open${left}${corrected}`, now === null ? "stale" : "open",
+      now === null ? "Not live: trades of its may be missing" : "Trades are still coming in");
   }
   const [word, meaning] = SOURCES[row.source] ?? [row.source, ""];
   mark("mark-source", word, row.source, meaning);
   const range = row.last_id - row.first_id + 1;
-  if (row.gap) mark("mark-proof", "trades missing", "broken", "They are being fetched");
+  const lacking = range - row.id_count;
+  if (row.gap && !row.final) mark("mark-proof", "trades missing", "broken", "They are being fetched");
+  else if (row.unexplained) {
+    mark("mark-proof", `${lacking > 0 ? `${count(lacking)} ` : ""}trades unexplained: not final`, "broken",
+      "Ids were left out by whoever was asked for them; the exchange's own kline will show whether they carry trades");
+  } else if (row.audited) {
+    mark("mark-proof", "proven by the exchange's own kline", "whole", "Ids are unexplained, and it has the same trades and volumes");
+  } else if (!row.final && !state.verdict.live) mark("mark-proof", "", "", "");
   else if (row.source !== "trades" || !row.id_count) mark("mark-proof", "", "", "");
   else if (row.id_count === range) mark("mark-proof", "no trade missing", "whole", `${count(range)} ids, all of them`);
-  else mark("mark-proof", `${count(range - row.id_count)} ids missing`, "broken", "They are being fetched");
+  else mark("mark-proof", `${count(lacking)} ids missing`, "broken", "They are being fetched");
 }
 
 function mark(id, text, kind, meaning) {
@@ -259,47 +287,72 @@ function mark(id, text, kind, meaning) {
 }
 
 function exchangeNow() {
-  if (state.clockOffset === null || state.connection !== "open" || state.status?.engine !== "live") return null;
-  return state.clockOffset + performance.now();
+  const { status, statusAt, verdict } = state;
+  return verdict.live && status.time ? status.time + performance.now() - statusAt : null;
 }
 
-function showStates() {
-  const open = state.connection === "open";
-  const status = open ? state.status : null;
-  const engine = status?.engine ?? "unknown";
-  light("page", open ? "good" : "bad", open ? "This page is connected" : "This page is not connected to klagg");
-  const lag = engine === "live" ? status.lag : 0;
-  light("engine", lag ? "wait" : { live: "good", silent: "bad", absent: "wait" }[engine] ?? "wait",
-    { live: lag ? `The engine is ${lag} s behind the exchange` : "The engine is live", silent: "The engine has fallen silent", absent: "The engine was not seen yet" }[engine] ?? "Not known");
-  const feedState = engine === "live" ? status.feed : "";
-  light("exchange", { connected: "good", disconnected: "bad" }[feedState] ?? (engine === "live" ? "good" : "wait"),
-    { connected: "Trades are coming in", disconnected: "There is no connection to the exchange" }[feedState] ?? "Known by way of the engine");
-  light("database", !status ? "wait" : status.database ? "bad" : "good",
-    !status ? "Not known" : status.database ? `No history: ${status.database}` : "History is there");
-  showProof(engine === "live" ? status.proof : null);
-  const progress = engine === "live" ? status.history : null;
+/** Look at the clock: what was live a moment ago may be so no more, without anybody saying so. */
+function look() {
+  const now = performance.now();
+  state.verdict = verdict({
+    connection: state.connection,
+    heardAgo: now - state.heardAt,
+    status: state.status,
+    statusAgo: now - state.statusAt,
+    empty: !chart.rows.length,
+  });
+  const { live } = state.verdict;
+  document.body.classList.toggle("stale", !live);
+  chart.setSilence(live || !state.status ? null : state.status.trade_time, state.status?.silences ?? []);
+  showLights();
+  showNotice();
+  const time = exchangeNow();
+  write("clock", time === null ? "" : clock(time));
+  const row = chart.hovered() ?? chart.last();
+  if (row) showMarks(row);
+  showPrice();
+}
+
+function showLights() {
+  const { verdict: { live, place, title, more }, status } = state;
+  const words = [title, more].filter(Boolean).join(". ");
+  const known = state.connection === "open" && status && place !== "page";
+  // What lies behind the place where it ends is not known.
+  light("page", place === "page" ? "bad" : "good", place === "page" ? words || "Connecting" : "This page is connected");
+  light("engine", !known ? "wait" : place !== "engine" ? "good" : status.engine_age === null || status.lag || !status.started ? "wait" : "bad",
+    !known ? "Not known" : place === "engine" ? words : "The engine is live");
+  light("exchange", live ? "good" : place === "exchange" ? "bad" : "wait",
+    live ? "Trades are coming in" : place === "exchange" ? words : "Not known");
+  const unsaved = known && place !== "engine" ? status.unsaved : 0;
+  light("database", !known ? "wait" : status.database || unsaved ? "bad" : place === "engine" ? "wait" : "good",
+    !known ? "Not known" : status.database ? `No history: ${status.database}`
+      : unsaved ? `Nothing was saved for ${unsaved} s` : place === "engine" ? "History is there; whether klines are saved is not known" : "History is there");
+  showProof(known && place !== "engine" ? status.proof : null, live);
+  const progress = live ? status.history : null;
   element("history").hidden = !progress;
   if (progress) {
     const [done, all, minutes] = progress;
-    element("history").textContent = `History: ${done} of ${all} symbols, ${minutes} min left`;
+    write("history", `History: ${done} of ${all} symbols, ${minutes} min left`);
   }
 }
 
 /** Say whether every trade is there, and what comparing with the exchange's own klines has shown. */
-function showProof(proof) {
+function showProof(proof, live) {
   if (!proof) {
     light("proof", "wait", "Not known");
     return;
   }
-  const [missing, equal, aggregates, wrong] = proof;
-  const count = (number) => number.toLocaleString("en");
-  const trades = missing ? `${count(missing)} trades are missing and being fetched` : "No trade is missing";
+  const [missing, unexplained, equal, aggregates, wrong] = proof;
+  const words = [
+    missing ? `${count(missing)} trades are missing and being fetched` : live ? "No trade is missing" : "No trade is known to be missing",
+  ];
+  if (unexplained) words.push(`${count(unexplained)} trades unexplained: not final`);
   const compared = equal + aggregates + wrong;
-  const minutes = compared
+  words.push(compared
     ? `${count(compared)} minutes compared with the exchange's own: ${count(equal)} equal, ` +
       `${count(aggregates)} differ as aggregate trades do, ${count(wrong)} do not match`
-    : "nothing was compared with the exchange's own klines yet";
-  light("proof", wrong ? "bad" : missing ? "wait" : "good", `${trades}; ${minutes}`);
+    : "nothing was compared with the exchange's own klines yet");
+  light("proof", wrong ? "bad" : missing || unexplained || !live ? "wait" : "good", words.join("; "));
 }
 
 function light(name, kind, meaning) {
@@ -312,32 +365,18 @@ function light(name, kind, meaning) {
 
 /** Say what is missing, largest thing first; say nothing while klines are on their way. */
 function showNotice() {
-  const engine = state.status?.engine;
-  const database = state.status?.database;
-  let title = "";
-  let more = "";
-  if (state.connection !== "open" && !chart.rows.length) {
-    title = "Connecting to klagg";
-    more = "The page goes on by itself as soon as its server answers.";
-  } else if (state.connection !== "open") {
-    title = "Connection lost — trying again";
-  } else if (!state.status) {
-    return;
-  } else if (engine === "absent" && !chart.rows.length) {
-    title = "Waiting for the engine";
-    more = database ? `There is no history either: ${database}` : "Choose a symbol to see its history meanwhile.";
-  } else if (engine === "silent") {
-    title = "The engine has fallen silent";
-    more = "What you see is not live. It goes on by itself.";
-  } else if (engine === "absent") {
-    title = "History only: the engine is not running";
-  } else if (state.answered && !chart.rows.length) {
-    const known = list.tickers.has(state.symbol);
-    title = known ? `No klines of ${state.symbol} ${state.interval} yet` : `There is no symbol ${state.symbol} here`;
-    more = known ? "They appear with the first trade." : "Choose another from the list.";
-  } else if (database) {
-    title = "Live only: no history";
-    more = database;
+  let { title, more } = state.verdict;
+  const { database, unsaved } = state.status ?? {};
+  if (!title && state.status && state.answered && !chart.rows.length) {
+    const ticker = list.tickers.get(state.symbol);
+    if (ticker?.waiting) [title, more] = [`${state.symbol} waits for its history`, "It is fetched next."];
+    else if (ticker) [title, more] = [`No klines of ${state.symbol} ${state.interval} yet`, "They appear with the first trade."];
+    else if (!state.listed) [title, more] = [`No klines of ${state.symbol} yet`, "Which symbols trade is not known yet."];
+    else [title, more] = [`There is no symbol ${state.symbol} here`, "Choose another from the list."];
+  } else if (!title && database) {
+    [title, more] = ["Live only: no history", database];
+  } else if (!title && unsaved) {
+    [title, more] = [`Nothing was saved for ${unsaved} s`, "What you see is live, and kept in memory only."];
   }
   const notice = element("notice");
   notice.hidden = !title;
@@ -384,12 +423,7 @@ element("menu").addEventListener("click", () => {
   if (listed) element("search").focus();
 });
 element("latest").addEventListener("click", () => chart.showLatest());
-setInterval(() => {
-  const now = exchangeNow();
-  write("clock", now === null ? "" : clock(now));
-  const row = chart.hovered() ?? chart.last();
-  if (row) showMarks(row);
-}, 250);
+setInterval(look, LOOK_MS);
 
 const start = fromHash();
 state.interval = start.interval;

@@ -1,6 +1,8 @@
 // The chart of one symbol and interval: rows in, picture out. The rows are the truth; the library only draws them.
 
-import { decimals } from "./format.js";
+import { decimals, grouped } from "./format.js";
+import { isUnsure } from "./live.js";
+import { PriceLine } from "./priceline.js";
 
 /* global LightweightCharts */
 const { createChart, CandlestickSeries, HistogramSeries, CrosshairMode } = LightweightCharts;
@@ -9,6 +11,8 @@ const UP = "#2ebd85";
 const DOWN = "#f6465d";
 const UP_VOLUME = "rgba(46, 189, 133, 0.38)";
 const DOWN_VOLUME = "rgba(246, 70, 93, 0.38)";
+const UNSURE = "#e8b339";
+const UNSURE_BODY = "rgba(232, 179, 57, 0.45)";
 const SPACING_PX = 8;
 const MARGIN_KLINES = 6;
 const OLDER_AT = 60; // Klines left of the view when older ones are fetched.
@@ -19,6 +23,8 @@ export class KlineChart {
   #places = new Map();
   #precision = -1;
   #hovered = null;
+  #silentSince = null;
+  #silences = [];
 
   /** `onHover` gets the row under the cursor or null; `onEdge` is called when older rows are wanted. */
   constructor(element, { onHover, onEdge, onScroll }) {
@@ -50,7 +56,10 @@ export class KlineChart {
     });
     this.prices = this.chart.addSeries(CandlestickSeries, {
       upColor: UP, downColor: DOWN, wickUpColor: UP, wickDownColor: DOWN, borderVisible: false,
+      // The library's own line is that of the last bar in view.
+      lastValueVisible: false, priceLineVisible: false,
     });
+    this.line = new PriceLine(this.prices);
     this.volumes = this.chart.addSeries(HistogramSeries, {
       priceScaleId: "volume", priceFormat: { type: "volume" }, lastValueVisible: false, priceLineVisible: false,
     });
@@ -74,6 +83,24 @@ export class KlineChart {
   hovered() {
     const place = this.#places.get(this.#hovered);
     return place === undefined ? null : this.rows[place];
+  }
+
+  /** Show the market's last price, a decimal string, and what is left of the kline; grey if it is not live. */
+  showPrice(price, tone, left, live) {
+    this.line.show(price && { price: Number(price), text: grouped(price), left, tone: live ? tone : "stale" });
+  }
+
+  /** Take since when nothing is heard (ms, or null), and when that was so before: such klines look different. */
+  setSilence(since, silences) {
+    if (since === this.#silentSince && String(silences) === String(this.#silences)) return;
+    const before = this.rows.map((row) => this.isUnsure(row));
+    this.#silentSince = since;
+    this.#silences = silences;
+    this.rows.forEach((row, place) => this.isUnsure(row) !== before[place] && this.#draw(row));
+  }
+
+  isUnsure(row) {
+    return isUnsure(row, this.#silentSince, this.#silences);
   }
 
   /** Forget everything: another symbol or interval follows. */
@@ -128,17 +155,22 @@ export class KlineChart {
       this.rows[place] = row;
     }
     this.#refine([row]);
+    this.#draw(row);
+  }
+
+  #draw(row) {
     const older = row !== this.last();
-    this.prices.update(priceOf(row), older);
-    this.volumes.update(volumeOf(row), older);
+    const unsure = this.isUnsure(row);
+    this.prices.update(priceOf(row, unsure), older);
+    this.volumes.update(volumeOf(row, unsure), older);
   }
 
   #set(rows) {
     this.rows = rows;
     this.#places = new Map(rows.map((row, place) => [row.open_time, place]));
     this.#refine(rows);
-    this.prices.setData(rows.map(priceOf));
-    this.volumes.setData(rows.map(volumeOf));
+    this.prices.setData(rows.map((row) => priceOf(row, this.isUnsure(row))));
+    this.volumes.setData(rows.map((row) => volumeOf(row, this.isUnsure(row))));
   }
 
   /** Show as many decimals as the prices have; they never shrink while one symbol is shown. */
@@ -152,16 +184,17 @@ export class KlineChart {
   }
 }
 
-const priceOf = (row) => ({
+const priceOf = (row, unsure) => ({
   time: row.open_time / 1000,
   open: Number(row.open),
   high: Number(row.high),
   low: Number(row.low),
   close: Number(row.close),
+  ...(unsure && { color: UNSURE_BODY, wickColor: UNSURE, borderColor: UNSURE }),
 });
 
-const volumeOf = (row) => ({
+const volumeOf = (row, unsure) => ({
   time: row.open_time / 1000,
   value: Number(row.volume),
-  color: Number(row.close) >= Number(row.open) ? UP_VOLUME : DOWN_VOLUME,
+  color: unsure ? UNSURE_BODY : Number(row.close) >= Number(row.open) ? UP_VOLUME : DOWN_VOLUME,
 });

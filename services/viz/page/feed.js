@@ -1,7 +1,7 @@
 // The one websocket: it stays connected, and says again what is watched after every reconnection.
 
 const WAIT_MIN_MS = 250;
-const WAIT_MAX_MS = 4000;
+const WAIT_MAX_MS = 500; // Whoever waits for longer does not see within a second that all is well again.
 
 export class Feed {
   #socket = null;

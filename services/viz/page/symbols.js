@@ -15,7 +15,7 @@ const ORDERS = {
 };
 
 export class SymbolList {
-  /** Symbol to {symbol, last, open, high, low, volume, quoteVolume, active, change, turnover}. */
+  /** Symbol to {symbol, last, open, high, low, volume, quoteVolume, active, waiting, change, turnover}. */
   tickers = new Map();
   chosen = "";
   #shown = [];
@@ -50,10 +50,10 @@ export class SymbolList {
     }
     let arrivals = whole;
     for (const [symbol, entry] of Object.entries(symbols)) {
-      const [last, open, high, low, volume, quoteVolume, active] = entry;
+      const [last, open, high, low, volume, quoteVolume, active, waiting] = entry;
       arrivals ||= !this.tickers.has(symbol);
       this.tickers.set(symbol, {
-        symbol, last, open, high, low, volume, quoteVolume, active,
+        symbol, last, open, high, low, volume, quoteVolume, active, waiting,
         change: change(open, last),
         turnover: Number(quoteVolume),
       });
@@ -160,6 +160,7 @@ export class SymbolList {
     element.setAttribute("aria-selected", String(ticker.symbol === this.chosen));
     element.classList.toggle("active", index === this.#active);
     element.classList.toggle("halted", !ticker.active);
+    element.classList.toggle("waiting", ticker.waiting);
     if (row.symbol === ticker.symbol && row.last !== ticker.last && !still.matches) {
       const color = Number(ticker.last) > Number(row.last) ? "var(--up)" : "var(--down)";
       cells.last.animate([{ color }, { color: "var(--text)" }], 700);
@@ -171,7 +172,7 @@ export class SymbolList {
     write(cells.turnover, ticker.quoteVolume ? compact(ticker.quoteVolume) : "");
     write(cells.change, ticker.change === null ? "" : percent(ticker.change));
     cells.change.className = `change ${tone(ticker.change)}`;
-    element.title = ticker.active ? "" : "Does not trade at present";
+    element.title = ticker.waiting ? "Waits for its history" : ticker.active ? "" : "Does not trade at present";
   }
 
   #click(event) {

@@ -72,11 +72,12 @@ def _replay(options: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="klagg replay: %(message)s")
     try:
-        replay(options.files, stream=options.stream, export=options.export, speed=options.speed, keep=options.keep)
+        return replay(
+            options.files, stream=options.stream, export=options.export, speed=options.speed, keep=options.keep
+        )
     except ReplayFailed as error:
         print(f"klagg replay: {error}", file=sys.stderr)
         return error.code
-    return 0
 
 
 def _verify(config: Config, options: argparse.Namespace) -> int:
@@ -272,7 +273,9 @@ def _parser() -> argparse.ArgumentParser:
         help="play recordings through the whole pipeline and write the klines as CSV",
         description="Play recordings through the whole pipeline, as real processes in a folder of their own, and write "
         "every closed kline in the form of the exchange's archive: DIR/<SYMBOL>/<SYMBOL>-<interval>.csv.",
-        epilog="Exit code 2: a file or an argument is wrong; 1: the replay did not reach its end; 130: interrupted.",
+        epilog="Exit code 0: all of the recording is in the klines, and proven; 4: files were written, but ids are"
+        " missing (holes.csv), or lines of the recording were left out, all of them told; 2: a file or an argument is"
+        " wrong; 1: the replay did not reach its end, or its history does not hold; 130: interrupted.",
     )
     command.add_argument(
         "files",

@@ -1,8 +1,9 @@
 """A recording through the whole pipeline: the same processes as ever, in a folder of their own, then CSV files.
 
 Decides when a replay is over: when every symbol's last id of the recording is in the database, none before it is
-missing, and every minute that has ended is closed. Knows nothing of klines and files' contents: the simulator reads
-those, the rooms make these.
+being asked for, and every minute that has ended is closed. Before anything is written, the history must hold
+(`klagg verify`). What is not in it, because the recording lacks it or could not be read, is told and decides the exit
+code. Knows nothing of klines and files' contents: the simulator reads those, the rooms make these.
 
 Crash: the rooms end with this process (shared/process.py); only the temporary folder stays behind a `kill -9`.
 """
@@ -26,7 +27,8 @@ from typing import Any
 
 import psycopg
 
-from services.persist.export import export_csv
+from services.persist.export import HOLES, PARTIAL, Hole, export_csv, export_holes, export_partial
+from services.persist.verify import verify
 from shared.addresses import at
 from shared.config import Config, load
 from shared.interval import utc
@@ -53,6 +55,10 @@ SAVE_INTERVAL_MS = 250
 WEIGHT_LIMIT = 1_000_000
 """Nobody else asks this exchange."""
 BLAME_LINES_MAX = 15
+TOLD_MAX = 20
+"""Holes told on the screen; all are in a file."""
+INCOMPLETE = 4
+"""The exit code where files were written, and something is not in them."""
 
 
 class ReplayFailed(RuntimeError):
@@ -63,8 +69,8 @@ class ReplayFailed(RuntimeError):
         self.code = code
 
 
-def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: Path | None) -> None:
-    """Replay recordings and write every closed kline below `export`.
+def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: Path | None) -> int:
+    """Replay recordings and write every closed kline below `export`; return 0, or `INCOMPLETE` if something is lacking.
 
     Raises ReplayFailed. Whatever happens, no process stays behind, and no folder but `export` and `keep`.
     """
@@ -81,12 +87,18 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
             for room in ROOMS:
                 pipeline.start(room)
             began_at = time.monotonic()
-            saved = _await_end(pipeline, config, stream)
-            log.info("%d symbols, replayed in %.1f s; writing %s", saved, time.monotonic() - began_at, export)
+            status = _await_end(pipeline, config, stream)
+            log.info("replayed in %.1f s", time.monotonic() - began_at)
             for room in reversed(ROOMS[1:]):
                 pipeline.stop(room)
-            with psycopg.connect(database_url(config)) as connection:
+            with psycopg.connect(database_url(config), autocommit=True) as connection:
+                _check(connection)
+                log.info("the history holds; writing %s", export)
                 export_csv(connection, export)
+                partial = export_partial(connection, export, *status["span"])
+                holes = export_holes(connection, export)
+            _tell_partial(partial, export)
+            return INCOMPLETE if _tell_lacking(status, holes, export) else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
             with _uninterrupted():
@@ -145,8 +157,49 @@ class _Pipeline:
         return "\n".join(lines[-BLAME_LINES_MAX:])
 
 
-def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
-    """Wait until all that was recorded is saved, and return the number of symbols. Raises ReplayFailed."""
+def _check(connection: psycopg.Connection[Any]) -> None:
+    """Raises ReplayFailed if the history contradicts itself."""
+    failed = [result for result in verify(connection, lambda *_: None) if result.failures]
+    if failed:
+        lines = [f"{result.check.name}: {result.failures} places, {'; '.join(result.places[:5])}" for result in failed]
+        raise ReplayFailed("the history does not hold, and nothing is written:\n" + "\n".join(lines))
+
+
+def _tell_partial(partial: int, export: Path) -> None:
+    if partial:
+        log.info(
+            "%d klines reach beyond the recording's first or last event, and may lack what it does not have: %s",
+            partial,
+            export / PARTIAL,
+        )
+    log.info("3d klines count from a symbol's first day here; the exchange's own grid is not in a recording")
+
+
+def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bool:
+    """Tell what of the recording's ids and lines is not in the files; return whether there is anything."""
+    for hole in holes[:TOLD_MAX]:
+        log.warning("%s lacks ids %d to %d: %s", hole.symbol, hole.first_id, hole.last_id, hole.words())
+    if holes:
+        ids = sum(hole.last_id - hole.first_id + 1 for hole in holes)
+        log.warning("%d ids are in no kline, in %d holes: %s", ids, len(holes), export / HOLES)
+    left_out, contradicting = status["left_out"], status["contradicting"]
+    for file, line, beginning, reason in left_out["first"]:
+        log.warning("left out: %s line %d, %r: %s", file, line, beginning, reason)
+    if left_out["count"]:
+        log.warning("%d lines were not understood and are left out", left_out["count"])
+    for symbol, number, file, line in contradicting["first"]:
+        log.warning(
+            "id %d of %s came again with another trade, which is left out: %s line %d", number, symbol, file, line
+        )
+    if contradicting["count"]:
+        log.warning("%d ids came again with another trade; the first one counts", contradicting["count"])
+    if status["repeated"]:
+        log.info("%d trades came twice and count once", status["repeated"])
+    return bool(holes or left_out["count"] or contradicting["count"])
+
+
+def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, Any]:
+    """Wait until all that was recorded is saved, and return what the simulator says then. Raises ReplayFailed."""
     moved_at = told_at = time.monotonic()
     before: object = None
     told = ""
@@ -159,7 +212,7 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> int:
         if status and not wanted:
             raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
         if status.get("ended") and done == len(wanted) and not unclosed:
-            return done
+            return status
         now = time.monotonic()
         progress = (status.get("time"), status.get("trades"), saved, unclosed)
         if progress != before:

@@ -52,19 +52,24 @@ def lock_room(run_dir: Path, room: str) -> IO[str]:
 
 def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
     """Return a bound socket. Raises PortTaken."""
-    socket = _socket(context, kind)
+    socket = unbound(context, kind)
+    listen(socket, endpoint)
+    return socket
+
+
+def listen(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+    """Bind a socket, whose options are set before; it is closed if that fails. Raises PortTaken."""
     take_address(socket, endpoint)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close(linger=0)
         raise PortTaken(f"cannot listen on {endpoint}: {error}") from error
-    return socket
 
 
 def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
     """Return a socket that connects now or whenever the other side appears."""
-    socket = _socket(context, kind)
+    socket = unbound(context, kind)
     # Who starts again is found at once: to look for a local socket that is not there costs nothing.
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
@@ -87,7 +92,8 @@ def take_address(socket: Any, endpoint: str) -> None:
         socket.setsockopt(zmq.IPV6, 1)
 
 
-def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+def unbound(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    """Return a socket that is not yet connected to anything."""
     socket = context.socket(kind)
     socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
     socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)

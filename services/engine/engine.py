@@ -478,6 +478,9 @@ class KlineEngine:
             self.pulse.saved(now_ns)
         for symbol, since in (taken_again or {}).items():
             self._rewriting.since(symbol, since)
+        for symbol in self.saving.refused:
+            # Whenever the store takes it again, it must take it whole: a mark beside older rows would prove those.
+            self._rewriting.since(symbol, 0)
 
     def _store_changed(self, state: StoreState) -> None:
         self.pulse.met("persist", state.session)

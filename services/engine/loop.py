@@ -44,11 +44,13 @@ class Loop:
         self._doors = doors
         self._events, self._commands = doors.events, doors.commands
         self._store, self._public = doors.store, doors.public
+        self._publisher = doors.public.socket
         started_at = time.monotonic()
         warm_up()
         spare_garbage_collection()
         self._engine = KlineEngine(config.engine, config.exchange.clock_speed, doors.session, config.audit)
         self._snapshots = Snapshots(self._engine, doors.session, config.engine.publish_interval_ms)
+        self._snapshots.figures = self._public.figures
         self._load_at = time.monotonic() + LOAD_AGAIN_S if asked else 0.0
         self._figures_at = time.monotonic() + FIGURES_S
         self._undecoded = 0
@@ -68,16 +70,21 @@ class Loop:
         """Serve until a signal, then save what is unsaved."""
         poller = zmq.Poller()
         poller.register(self._events, zmq.POLLIN)
-        poller.register(self._public, zmq.POLLIN)
+        poller.register(self._publisher, zmq.POLLIN)
+        poller.register(self._public.changes, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)
         while not self._stop.asked:
             ready = dict(poller.poll(self._wait_ms()))
             if self._events in ready:
                 self._drain(TURN_MESSAGES_MAX)
-            self._turn(self._public in ready)
+            if self._public.changes in ready:
+                self._public.count()
+            self._turn(self._publisher in ready)
         self._finish(poller)
 
     def _wait_ms(self) -> int:
+        if self._snapshots.owes:
+            return 0
         now = time.monotonic_ns()
         engine = self._engine.wait_ms(now)
         snapshots = self._snapshots.wait_ms(now)
@@ -115,6 +122,7 @@ class Loop:
                 self._unsent += 1  # Nobody is there: whoever comes is told everything.
         if subscribed:
             self._subscriptions(now)
+        self._publish(self._snapshots.owed(now))
         if self._engine.saving.due(now):
             self._save(now)
         if not self._engine.started and time.monotonic() >= self._load_at:
@@ -128,19 +136,16 @@ class Loop:
             self._tell_figures()
 
     def _subscriptions(self, now: int) -> None:
-        """Take who wants what, and give them what they need to begin with."""
-        while True:
-            try:
-                subscription = self._public.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._publish(self._snapshots.subscription(subscription, now))
+        """Take who wants what. What they need to begin with is owed to them."""
+        for connection, message in self._public.asked(now):
+            if not self._snapshots.subscription(message):
+                self._public.close(connection)
 
     def _publish(self, messages: Iterable[Message]) -> None:
         # Not send_multipart, which takes three times as long to look at what it is given.
         for topic, body in messages:
-            self._public.send(topic, MORE)
-            self._public.send(body, zmq.NOBLOCK)
+            self._publisher.send(topic, MORE)
+            self._publisher.send(body, zmq.NOBLOCK)
 
     def _save(self, now: int, last: bool = False) -> None:
         if not self._store.poll(0, zmq.POLLOUT):
@@ -197,7 +202,8 @@ class Loop:
         while time.monotonic() < deadline and not self._drain(TURN_MESSAGES_MAX):
             self._engine.tick(time.monotonic_ns())
         poller.unregister(self._stop.fd)
-        poller.unregister(self._public)
+        poller.unregister(self._publisher)
+        poller.unregister(self._public.changes)
         while time.monotonic() < deadline:
             self._save(time.monotonic_ns(), last=True)
             if not self._engine.saving.under_way and not self._engine.saving.unsaved_rows:

@@ -37,8 +37,13 @@ TIME_MAX = 1 << 43
 """Behind every open time, ms: in the year 2248."""
 BEHIND_ALL = b"\xff"
 """No topic has this byte, which is in no UTF-8."""
-PREFIXES_MAX = 100_000
-"""Subscriptions remembered; ZeroMQ remembers its own and does not say which are dropped."""
+PREFIXES_BYTES_MAX = 512 << 10
+"""Of all different subscriptions: twice every topic of a large market. ZeroMQ has up to 107 bytes a byte in its index,
+and goes through all of that whenever a connection ends: 40 ms."""
+OWED_ROWS_MAX = ROWS_MAX
+"""Rows that new subscribers get in a turn, some 3 ms; the rest in the next ones."""
+OWED_TOPICS = 64
+"""Topics looked at in one go. Most have a row or two, all of a window if the store is gone: then a turn takes 20 ms."""
 
 
 class Snapshots:
@@ -47,10 +52,23 @@ class Snapshots:
         self._session = session
         self._interval_ns = publish_interval_ms * 1_000_000
         self._prefixes: set[bytes] = set()
+        """What is subscribed."""
+        self._prefixes_bytes = 0
+        self._heard: dict[bytes, None] = {}
+        """Prefixes that were subscribed or given up since the last turn."""
+        self._counted: set[bytes] = set()
+        """Those that count in `_holders`."""
+        self._holders = np.zeros(engine.book.watched.size, np.int32)
+        """By topic: how many prefixes begin it."""
+        self._owed = np.zeros(engine.book.watched.size, np.bool_)
+        """By topic: whether somebody waits for its current rows."""
+        self._owed_next = 0
+        """The topic whose turn it is."""
         self._topics: list[bytes] = []
         """By symbol * intervals + interval."""
         self._sorted: list[tuple[bytes, int]] = []
         """The topics in alphabetical order, and their places."""
+        self._sorted_places = np.zeros(0, np.int64)
         self._encoder = Encoder(engine.book, session)
         self._settle = fixed(settle, engine.book, True)
         self._in_order = fixed(in_order, engine.book, np.zeros(0, np.int64))
@@ -60,26 +78,68 @@ class Snapshots:
         self._health_at = 0
         self._days = np.zeros(len(engine.book.symbols), DAY)
         self.published = 0
+        self.owes = False
+        """Whether `owed` has something to send."""
+        self.odd = 0
+        """Messages that subscribe nothing, and give nothing up."""
+        self.figures: dict[str, int] = {}
+        """What else is told beside the engine's own figures."""
 
-    def subscription(self, message: bytes, now_ns: int) -> list[Message]:
-        """Take a message of the XPUB socket; return the current rows of what was subscribed.
-
-        They are the topic's rows that are not saved yet and its newest, ascending: with the database's, all there is.
-        """
-        self._settle(self._engine.book, False)
-        self._know_symbols()
+    def subscription(self, message: bytes) -> bool:
+        """Take a message of the XPUB socket; return False if there is no room for what it subscribes."""
         prefix = message[1:]
         if message[:1] == b"\x01":
-            if len(self._prefixes) < PREFIXES_MAX:
+            if prefix not in self._prefixes:
+                if self._prefixes_bytes + len(prefix) > PREFIXES_BYTES_MAX:
+                    return False
                 self._prefixes.add(prefix)
-            matched = self._matching(prefix)
-            self._engine.book.watched.reshape(-1)[matched] = 1
-            return list(self._messages(unsaved_and_newest(self._engine.book, matched), now_ns))
-        if message[:1] == b"\x00":
+                self._prefixes_bytes += len(prefix)
+            self._heard[prefix] = None
+        elif message[:1] == b"\x00" and prefix in self._prefixes:
             self._prefixes.discard(prefix)
-            for topic in self._matching(prefix).tolist():
-                self._engine.book.watched.reshape(-1)[topic] = self._wanted(self._topics[topic])
-        return []
+            self._prefixes_bytes -= len(prefix)
+            self._heard[prefix] = None
+        else:
+            self.odd += 1
+        return True
+
+    def owed(self, now_ns: int) -> Iterator[Message]:
+        """Yield a part of the current rows of what was subscribed: about `OWED_ROWS_MAX`, a topic whole.
+
+        They are the topic's rows that are not saved yet and its newest, ascending: with the database's, all there is.
+        However often a topic was subscribed since its last turn, it is one.
+        """
+        self._know_symbols()
+        self._listen()
+        if self.owes:
+            self._settle(self._engine.book, False)
+        rows = 0
+        while self.owes and rows < OWED_ROWS_MAX:
+            waiting = np.flatnonzero(self._owed)
+            behind = waiting[np.searchsorted(waiting, self._owed_next) :]
+            some = (behind if len(behind) else waiting)[:OWED_TOPICS]
+            self._owed[some] = False
+            self._owed_next = int(some[-1]) + 1
+            self.owes = len(some) < len(waiting)
+            numbers = unsaved_and_newest(self._engine.book, some)
+            rows += len(numbers)
+            yield from self._messages(numbers, now_ns)
+
+    def _listen(self) -> None:
+        """Count who subscribes which topic, and note what is owed; each prefix once, however often it was heard of."""
+        heard, self._heard = self._heard, {}
+        for prefix in heard:
+            matched, held, counted = self._matching(prefix), prefix in self._prefixes, prefix in self._counted
+            if held != counted:
+                (self._counted.add if held else self._counted.discard)(prefix)
+                self._holders[matched] += 1 if held else -1
+                self._engine.book.watched.reshape(-1)[matched] = self._holders[matched] > 0
+            if held and len(matched):
+                self._owe(matched)
+
+    def _owe(self, topics: NDArray[np.int64]) -> None:
+        self._owed[topics] = True
+        self.owes = True
 
     def due(self, now_ns: int) -> Iterator[Message]:
         """Yield what is to be published at the end of a turn."""
@@ -96,7 +156,8 @@ class Snapshots:
             self._health_at = now_ns + HEALTH_NS
             self._pass_wishes_on()
             if self._wanted(HEALTH_TOPIC.encode()):
-                figures = self._engine.health(now_ns) | {"session": self._session, "published": self.published}
+                own = {"session": self._session, "published": self.published, "subscriptions": len(self._prefixes)}
+                figures = self._engine.health(now_ns) | own | {"odd_subscriptions": self.odd} | self.figures
                 quiet = figures["trade_age_s"] is None or figures["trade_age_s"] > QUIET_S
                 if not figures["started"] or figures["missing_ids"] or quiet:
                     self._health_at = now_ns + HEALTH_SOON_NS
@@ -129,22 +190,23 @@ class Snapshots:
         self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
         for place in range(first, len(self._topics)):
             insort(self._sorted, (self._topics[place], place))
-        wanted = [place for place in range(first, len(self._topics)) if self._wanted(self._topics[place])]
-        if wanted:
+            self._holders[place] = sum(1 for prefix in _beginnings_of(self._topics[place]) if prefix in self._counted)
+        places = np.arange(first, len(self._topics))
+        wanted = places[self._holders[places] > 0]
+        if len(wanted):
             # Rows that were marked before this were not marked as changed: those of now will do.
             self._engine.book.watched.reshape(-1)[wanted] = 1
-            self._engine.changed.mark(unsaved_and_newest(self._engine.book, np.array(wanted, np.int64)))
+            self._owe(wanted)
 
     def _matching(self, prefix: bytes) -> NDArray[np.int64]:
-        """Return the places of the topics that begin so, ascending."""
+        """Return the places of the topics that begin so."""
+        if len(self._sorted_places) < len(self._sorted):
+            self._sorted_places = np.array([place for _, place in self._sorted], np.int64)
         begin = bisect_left(self._sorted, (prefix, -1))
-        end = bisect_left(self._sorted, (prefix + BEHIND_ALL, -1))
-        return np.array(sorted(place for _, place in self._sorted[begin:end]), np.int64)
+        return self._sorted_places[begin : bisect_left(self._sorted, (prefix + BEHIND_ALL, -1))]
 
     def _wanted(self, topic: bytes) -> bool:
-        if len(self._prefixes) > len(topic):
-            return any(topic[:length] in self._prefixes for length in range(len(topic) + 1))
-        return any(topic.startswith(prefix) for prefix in self._prefixes)
+        return any(prefix in self._prefixes for prefix in _beginnings_of(topic))
 
     def _changed(self, now_ns: int) -> Iterator[Message]:
         """Yield what has changed, numbered on."""
@@ -174,6 +236,10 @@ class Snapshots:
         days = self._days[: len(self._engine.symbols)]
         sum_up(book, now - DAY_MS, now, days)
         return self._encoder.tickers(days, now)
+
+
+def _beginnings_of(topic: bytes) -> Iterator[bytes]:
+    return (topic[:length] for length in range(len(topic) + 1))
 
 
 @allocating

@@ -10,6 +10,7 @@ import time
 import zmq
 
 from services.engine.needs import rows_to_load
+from services.engine.public import Public
 from shared.config import Config
 from shared.process import StopSignal, take_short_turns, take_small_pages
 from shared.sockets import bind, ipc, lock_room, send
@@ -27,8 +28,7 @@ class Doors:
         self.events = bind(context, zmq.PULL, ipc(config.run_path, "events"))
         self.commands = bind(context, zmq.PUSH, ipc(config.run_path, "commands"))
         self.store = bind(context, zmq.PUSH, ipc(config.run_path, "store"))
-        self.public = bind(context, zmq.XPUB, config.engine.snapshots)
-        self.public.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self.public = Public(context, config.engine.snapshots)
         self._load = encode(Load(self.session, rows_to_load(config.engine.window)))
 
     def ask_store(self, wait_ms: int = 0) -> bool:

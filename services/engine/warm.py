@@ -53,10 +53,10 @@ def warm_up() -> None:
         Klines("X", 1, 1, "1m", klines[0].rows),
     ]
     snapshots = Snapshots(engine, 0, 0)
-    snapshots.subscription(b"\x01", 0)
+    snapshots.subscription(b"\x01")
     for event in events:
         _play(engine, event)
-        list(snapshots.due(0))
+        list(snapshots.due(0)) + list(snapshots.owed(0))
     list(snapshots.due(FIGURES_NS))
     batch = engine.take_batch(0, last=True)
     assert batch is not None

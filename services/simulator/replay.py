@@ -45,6 +45,8 @@ class ReplayedMarket:
         self._event = 0
         self.now = self.started = int(self._times[0]) - 1
         self.end_time = (int(self._times[-1]) // MINUTE_MS + 1) * MINUTE_MS + AFTERWARDS_MS
+        self.span = int(self._times[0]), int(self._times[-1])
+        """When the first and the last event left."""
         self.trades = 0
         self._changed: set[str] = set()
 

@@ -69,7 +69,8 @@ def test_a_gap_keeps_klines_from_being_final_until_it_is_filled() -> None:
 def test_rows_say_whether_missing_trades_may_belong_in_them() -> None:
     played = begun()
     snapshots = Snapshots(played.engine, SESSION, 0)
-    snapshots.subscription(b"\x01kline.BTCUSDT.1m", 0)
+    snapshots.subscription(b"\x01kline.BTCUSDT.1m")
+    list(snapshots.owed(0))
 
     def told() -> dict[int, Snapshot]:
         rows = [decode_snapshot(body) for topic, body in snapshots.due(played.now_ns) if b"kline" in topic]

@@ -110,7 +110,7 @@ class Neighbours:
 
 @contextmanager
 def engine(folder: Path, **settings: Any) -> Iterator[Neighbours]:
-    path = write_config(folder, engine={"save_interval_ms": 50, **settings} | _snapshots(folder))
+    path = write_config(folder, engine={"save_interval_ms": 50, **_snapshots(folder), **settings})
     config = load({"KLAGG_CONFIG": str(path)})
     room = Room("engine", path)
     neighbours = Neighbours(config, room)

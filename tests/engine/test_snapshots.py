@@ -6,7 +6,7 @@ import msgpack
 
 from services.engine.encoding import ROWS_MAX
 from services.engine.health import waiting
-from services.engine.snapshots import Snapshots
+from services.engine.snapshots import OWED_ROWS_MAX, OWED_TOPICS, PREFIXES_BYTES_MAX, Message, Snapshots
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Listed, Prefer, RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
@@ -21,13 +21,18 @@ class Subscriber:
         list(self.snapshots.due(0))
 
     def subscribe(self, topic: str) -> list[Any]:
-        return [
-            decode_snapshot(body)
-            for _, body in self.snapshots.subscription(b"\x01" + topic.encode(), self.played.now_ns)
-        ]
+        assert self.snapshots.subscription(b"\x01" + topic.encode())
+        return [decode_snapshot(body) for _, body in self.owed()]
 
     def unsubscribe(self, topic: str) -> None:
-        self.snapshots.subscription(b"\x00" + topic.encode(), self.played.now_ns)
+        assert self.snapshots.subscription(b"\x00" + topic.encode())
+        assert self.owed() == []
+
+    def owed(self) -> list[Message]:
+        messages = list(self.snapshots.owed(self.played.now_ns))
+        while self.snapshots.owes:
+            messages += self.snapshots.owed(self.played.now_ns)
+        return messages
 
     def due(self) -> dict[str, bytes]:
         return {topic.decode(): body for topic, body in self.snapshots.due(self.played.now_ns)}
@@ -104,7 +109,7 @@ def test_a_prefix_subscribes_all_that_begin_with_it_and_symbols_that_come_later(
     subscriber.subscribe("kline.NEWUSDT.1m")
     trades = market(1, 50, START - 3 * MINUTE, 3 * MINUTE)
     played.add("NEWUSDT", klines=history(trades, START), until=START)
-    messages = [message for message in subscriber.snapshots.due(0) if message[0] == b"kline.NEWUSDT.1m"]
+    messages = [message for message in subscriber.owed() if message[0] == b"kline.NEWUSDT.1m"]
     times = [decode_snapshot(body).open_time for _, body in messages]
     assert times == [START - 3 * MINUTE, START - 2 * MINUTE, START - MINUTE, START]
 
@@ -170,6 +175,7 @@ def test_health_is_a_map_that_any_msgpack_reads() -> None:
     played.apply(batch([Trade(5, START, 100, 7)]))
     subscriber = Subscriber(played)
     subscriber.subscribe("engine.health")
+    subscriber.subscribe("kline.BTCUSDT.")
     played.until(START + 1_000)
     health = msgpack.unpackb(subscriber.due()["engine.health"])
     assert health["connected"] is True
@@ -177,6 +183,7 @@ def test_health_is_a_map_that_any_msgpack_reads() -> None:
     assert health["applied"] == 1
     assert health["rows_unsaved"] == 15
     assert health["lag_ms"] == 0
+    assert (health["subscriptions"], health["odd_subscriptions"]) == (2, 0)
 
 
 def test_health_tells_how_far_trades_are_behind_the_exchange() -> None:
@@ -199,7 +206,7 @@ def test_the_source_of_a_row_is_told() -> None:
     subscriber = Subscriber(played)
     assert {row.source for row in subscriber.subscribe("kline.BTCUSDT.1m")} == {"exchange", "trades"}
     played.apply(batch([Trade(900, START + 10, 100, 7)]))
-    assert decode_snapshot(b"" or subscriber.snapshots.subscription(b"\x01kline.BTCUSDT.1h", 0)[-1][1]).source == "both"
+    assert subscriber.subscribe("kline.BTCUSDT.1h")[-1].source == "both"
 
 
 def test_health_is_told_more_often_while_trades_are_missing() -> None:
@@ -253,3 +260,78 @@ def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
     played.add("XRPUSDT")
     assert preferred(4_000) == []
     assert played.engine.health(played.now_ns)["waiting"] == ["ETHUSDT"]
+
+
+def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> None:
+    symbols = [f"S{number}USDT" for number in range(100)]
+    played = PlayedEngine(max_symbols=len(symbols))
+    for symbol in symbols:
+        played.add(symbol)
+        played.apply(batch([Trade(1, START, 100, 7)], symbol=symbol))
+    subscriber = Subscriber(played)
+    for _ in range(10_000):
+        assert subscriber.snapshots.subscription(b"\x01kline.")
+    parts = [list(subscriber.snapshots.owed(0))]
+    # Whoever comes meanwhile gets all as well, and nobody starts again from the first topic.
+    subscriber.snapshots.subscription(b"\x01kline.")
+    parts.append(list(subscriber.snapshots.owed(0)))
+    assert parts[1][0][0] != parts[0][0][0]
+    while subscriber.snapshots.owes:
+        parts.append(list(subscriber.snapshots.owed(0)))
+    assert max(map(len, parts)) < OWED_ROWS_MAX + OWED_TOPICS
+    topics = [topic for part in parts for topic, _ in part]
+    everything = [kline_topic(symbol, name).encode() for symbol in symbols for name in INTERVAL_NAMES]
+    assert topics[: len(everything)] == everything
+    assert topics[len(everything) :] == everything[: len(parts[0])]
+
+
+def test_to_subscribe_and_to_give_up_in_turn_is_as_if_it_was_done_once() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    subscriber = Subscriber(played)
+    for _ in range(1_000):
+        subscriber.snapshots.subscription(b"\x01kline.")
+        subscriber.snapshots.subscription(b"\x00kline.")
+    assert subscriber.owed() == []
+    played.apply(batch([Trade(1, START, 100, 7)]))
+    assert subscriber.due() == {}
+    subscriber.snapshots.subscription(b"\x00kline.BTC")
+    for _ in range(3):
+        subscriber.unsubscribe("kline.")
+    assert subscriber.snapshots.odd == 4
+    assert len(subscriber.subscribe("kline.")) == len(INTERVAL_NAMES)
+
+
+def test_odd_subscriptions_break_nothing_and_are_counted() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    subscriber = Subscriber(played)
+    for message in (b"", b"\x02kline.", b"kline.", b"\xff" * 1_000, b"\x00", b"\x00kline.\xff"):
+        assert subscriber.snapshots.subscription(message)
+        assert subscriber.owed() == []
+    assert subscriber.snapshots.odd == 6
+    for prefix in (b"\x00", b"\xff\xff", b"kline.\x00", b"kline.BTCUSDT.1m\x00", b"\xf0\x9f", b"x" * 1_000):
+        assert subscriber.snapshots.subscription(b"\x01" + prefix)
+        assert subscriber.owed() == []
+    played.apply(batch([Trade(1, START, 100, 7)]))
+    assert subscriber.due() == {}
+    assert len(subscriber.subscribe("")) == len(INTERVAL_NAMES)
+    assert subscriber.snapshots.odd == 6
+
+
+def test_subscriptions_beyond_all_sense_are_refused_and_those_that_are_held_are_not() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([Trade(0, START, 100, 7)]))
+    subscriber = Subscriber(played)
+    for number in range(PREFIXES_BYTES_MAX // 1_000):
+        assert subscriber.snapshots.subscription(b"\x01%01000d" % number)
+    refused = b"%01000d" % (PREFIXES_BYTES_MAX // 1_000)
+    assert not subscriber.snapshots.subscription(b"\x01" + refused)
+    assert subscriber.snapshots.subscription(b"\x01%01000d" % 7)
+    # Its connection is closed, and ZeroMQ gives up for it what it held.
+    subscriber.snapshots.subscription(b"\x00" + refused)
+    subscriber.unsubscribe(f"{7:01000d}")
+    assert len(subscriber.subscribe("kline.")) == len(INTERVAL_NAMES)

@@ -22,16 +22,19 @@ def play() -> None:
     live = [trade for trade in trades if trade.time >= START]
     played = PlayedEngine()
     snapshots = Snapshots(played.engine, 0, 0)
-    snapshots.subscription(b"\x01", played.now_ns)
+    snapshots.subscription(b"\x01")
     published = list(snapshots.due(played.now_ns))
     played.add(klines=history(trades, START), until=START)
+    published += snapshots.owed(played.now_ns)
     for trade in [*live[:20], *live[25:]]:
         played.until(trade.time)
         played.apply(batch([trade]))
         published += snapshots.due(played.now_ns)
     assert {topic for topic, _ in published} > {b"kline.BTCUSDT.1m", b"tickers"}
-    assert snapshots.subscription(b"\x01kline.", played.now_ns)
-    snapshots.subscription(b"\x00kline.", played.now_ns)
+    snapshots.subscription(b"\x01kline.")
+    assert list(snapshots.owed(played.now_ns))
+    snapshots.subscription(b"\x00kline.")
+    assert not list(snapshots.owed(played.now_ns))
     played.save()
     later = PlayedEngine(START + 6 * MINUTE, restored=played.restored())
     later.apply(batch(live[20:25], covered=[(0, live[-1].id)]))

@@ -43,6 +43,8 @@ class Simulation:
         self.start_feed()
         self.schedule_trades()
         self.turn()
+        self.store_goes_back = world.nature.random() < 0.2
+        """The tables are set back or emptied. What they lack then only the engine that had it saved knows: it stays."""
         self.fault_mean_ms = source.choice([20_000, 120_000, 10**9])
         self.world.after(source.expovariate(1 / self.fault_mean_ms), self.strike)
 
@@ -130,7 +132,9 @@ class Simulation:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
         fault = source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything"))
         if world.nature.random() < 0.2:
-            fault = world.nature.choice(("set back", "emptied", "refused"))
+            fault = world.nature.choice(("set back", "emptied") if self.store_goes_back else ("refused",))
+        if self.store_goes_back and fault in ("engine", "everything"):
+            fault = "feed"
         match fault:
             case "engine":
                 self.kill_engine(min(away, 10 * MINUTE))
@@ -150,7 +154,7 @@ class Simulation:
                 self.store.empty()
             case "refused":
                 self.store.refuses = world.nature.choice(sorted(self.exchange.trades))
-                world.after(away, self.take_all)
+                world.after(min(away, 30_000), self.take_all)
             case "renewal":
                 self.feed.renew()
             case "everything":

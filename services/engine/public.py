@@ -1,0 +1,139 @@
+"""The snapshots' socket, which strangers connect to: how many may, how much each may ask, and how much waits for each.
+
+Knows nothing of topics. ZeroMQ tells who came and went (its monitor) and which connection a message is from, both by
+the descriptor; to end a connection is to shut that down. ZeroMQ itself has no bound for connections, and one that is
+beyond the process's descriptors ends it: the internal sockets' `accept` takes that for a bug.
+"""
+
+import resource
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+
+import zmq
+
+from shared.sockets import listen, unbound
+
+MESSAGE_BYTES_MAX = 1_024
+"""A subscription, and all else that comes in; what is longer ends its connection. A topic has 330 at the most."""
+QUEUE_MAX, QUEUES_MAX = 20_000, 200_000
+"""Messages that wait for one subscriber, and for all, who share that evenly: 128 bytes each, and the bodies, of which
+there is one for all. With up to ten, each has room for two rounds of every topic of 500 symbols; more is lost to it."""
+SEND_BUFFER = 128 << 10
+"""Bytes that the kernel keeps for one subscriber; it takes twice as many."""
+PING_MS, ANSWER_MAX_MS = 10_000, 20_000
+"""Who does not answer, or takes nothing, for so long is disconnected: it comes again when it can."""
+GREETING_MAX_MS = 5_000
+"""Who has not said by then what it is, is no subscriber."""
+CONNECTIONS_MAX = 1_000
+"""At once; the newest is closed, and no more than half of the descriptors are theirs."""
+CHANGES_MAX = 2_000
+"""Connections that came or went taken a turn: some 10 ms."""
+SUBSCRIPTIONS_MAX = 1_000
+"""Messages taken a turn: some 5 ms."""
+UNREAD_MAX = 100
+"""Messages of a connection: ZeroMQ puts all that are there into its index at once, 40 µs for one of the longest."""
+ASKED_BYTES_MAX = 512 << 10
+"""A connection's subscriptions in `ASKED_NS`: every topic of a large market. More is no subscriber either."""
+MESSAGE_COST = 8
+"""What counts for a message beside its bytes."""
+ASKED_NS = 60_000_000_000
+MONITOR = "inproc://snapshots-monitor"
+CHANGE = struct.Struct("=Hi")
+"""What the monitor says: an event, and the descriptor."""
+NOBODY = -1
+"""Who has gone already; ZeroMQ unsubscribes for it."""
+THERE = int(zmq.POLLIN)
+
+OPTIONS = {
+    zmq.XPUB_VERBOSE: 1,
+    zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
+    zmq.SNDHWM: QUEUE_MAX,
+    zmq.RCVHWM: UNREAD_MAX,
+    zmq.SNDBUF: SEND_BUFFER,
+    # A ping that finds no room is never sent, and so never missed: then it is TCP that waits in vain.
+    zmq.HEARTBEAT_IVL: PING_MS,
+    zmq.HEARTBEAT_TIMEOUT: ANSWER_MAX_MS,
+    zmq.TCP_MAXRT: ANSWER_MAX_MS,
+    zmq.HANDSHAKE_IVL: GREETING_MAX_MS,
+}
+
+
+class Public:
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+        self.socket = unbound(context, zmq.XPUB)
+        for option, value in OPTIONS.items():
+            self.socket.setsockopt(option, value)
+        self.socket.monitor(MONITOR, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self.changes = context.socket(zmq.PAIR)
+        self.changes.setsockopt(zmq.RCVHWM, 0)  # A full queue would halt ZeroMQ's own thread.
+        self.changes.connect(MONITOR)
+        listen(self.socket, endpoint)
+        bound = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._home = bound.removeprefix("ipc://") if bound.startswith("ipc:") else bound.rpartition(":")[2]
+        """What all its connections have in common: a path or a port."""
+        self._asked: dict[int, int] = {}
+        """What each connection has asked lately, bytes; the newest is last."""
+        self._asked_until = 0
+        self._queue = QUEUE_MAX
+        self.figures = {"connections": 0, "connections_closed": 0}
+
+    def count(self) -> None:
+        """Take who came and who went, and close those that are too many."""
+        for _ in range(CHANGES_MAX):
+            if not int(self.changes.get(zmq.EVENTS)) & THERE:
+                break
+            change, _ = self.changes.recv_multipart(zmq.NOBLOCK)
+            event, connection = CHANGE.unpack(change)
+            if event == zmq.EVENT_ACCEPTED:
+                self._asked[connection] = 0
+            else:
+                self._asked.pop(connection, None)
+        most = min(CONNECTIONS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        while len(self._asked) > most:
+            self.close(next(reversed(self._asked)))
+        self.figures["connections"] = len(self._asked)
+        queue = min(QUEUE_MAX, QUEUES_MAX // max(1, len(self._asked)))
+        if queue != self._queue:
+            self._queue = queue
+            self.socket.setsockopt(zmq.SNDHWM, queue)  # Also of connections that are there.
+
+    def asked(self, now_ns: int) -> Iterator[tuple[int, bytes]]:
+        """Yield messages that came, with their connections, up to `SUBSCRIPTIONS_MAX`."""
+        if now_ns >= self._asked_until:
+            self._asked_until = now_ns + ASKED_NS
+            self._asked = dict.fromkeys(self._asked, 0)
+        for _ in range(SUBSCRIPTIONS_MAX):
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            message = frame.bytes
+            connection = _sender(frame)
+            if connection in self._asked:
+                self._asked[connection] += len(message) + MESSAGE_COST
+                if self._asked[connection] > ASKED_BYTES_MAX:
+                    self.close(connection)
+            yield connection, message
+
+    def close(self, connection: int) -> None:
+        """End a connection; ZeroMQ sees that and tidies up."""
+        if self._asked.pop(connection, None) is None:
+            return
+        self.figures["connections_closed"] += 1
+        with suppress(OSError):  # It may have ended meanwhile, and its descriptor may be somebody else's.
+            peer = socket.socket(fileno=connection)
+            try:
+                name = peer.getsockname()
+                if (name if isinstance(name, str) else str(name[1])) == self._home:
+                    peer.shutdown(socket.SHUT_RDWR)
+            finally:
+                peer.detach()
+
+
+def _sender(frame: zmq.Frame) -> int:
+    try:
+        return int(frame.get("__fd"))
+    except zmq.ZMQError:
+        return NOBODY

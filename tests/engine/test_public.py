@@ -1,0 +1,199 @@
+"""The snapshots' socket against those who misuse it: the real engine, and the real socket where time is the subject."""
+
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from services.engine import public
+from services.engine.public import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, Public
+from shared.sockets import connect
+from shared.wire import AddSymbol
+from tests.engine.played import batch
+from tests.engine.test_loop import BEGIN, NOW, Neighbours, engine, trade
+from tests.support import free_port, wait_for
+
+SYMBOLS = 100
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+DESCRIPTORS = 512
+
+
+class Peer:
+    """A subscriber that speaks ZMTP by itself, and so does what no library would."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.sendall(GREETING + READY)
+        heard = b""
+        while not heard.endswith(b"XPUB"):  # What is said before that is refused.
+            heard += self.socket.recv(100)
+
+    def subscribe(self, *topics: bytes) -> None:
+        self.send(*(b"\x01" + topic for topic in topics))
+
+    def send(self, *messages: bytes) -> None:
+        self.socket.sendall(b"".join(b"\x02" + len(message).to_bytes(8, "big") + message for message in messages))
+
+    def ended(self) -> bool:
+        """Read what is there; say whether the other side has closed."""
+        self.socket.settimeout(0.01)
+        try:
+            return not self.socket.recv(1 << 20)
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def played(tmp_path: Path, port: int) -> Iterator[Neighbours]:
+    with engine(tmp_path, snapshots=f"tcp://127.0.0.1:{port}", save_interval_ms=60_000) as played:
+        played.start()
+        for number in range(SYMBOLS):
+            played.say(AddSymbol(f"S{number}USDT", 2, 3, f"s{number}usdt@aggTrade", [], BEGIN, NOW))
+            played.say(batch([trade(0)], symbol=f"S{number}USDT", event_time=NOW))
+        played.subscriber.setsockopt(zmq.SUBSCRIBE, b"kline.BTCUSDT.1m")
+        yield played
+
+
+def still_serves(played: Neighbours) -> None:
+    """Trades still go in and come out, on the connection that was there before."""
+    before = played.rows[-1].trade_count if played.rows else 0
+    played.say(batch([trade(before)], event_time=NOW))
+    row = played.wait("the trade", lambda: [row for row in played.rows if row.trade_count > before])[-1]
+    assert row.session == played.rows[0].session
+    assert played.room.process.poll() is None
+    assert "Traceback" not in played.room.log
+
+
+def health(port: int) -> dict[str, Any]:
+    context = zmq.Context()
+    subscriber = connect(context, zmq.SUB, f"tcp://127.0.0.1:{port}")
+    subscriber.setsockopt(zmq.SUBSCRIBE, b"engine.health")
+    assert subscriber.poll(20_000)
+    figures: dict[str, Any] = msgpack.unpackb(subscriber.recv_multipart()[1])
+    context.destroy(linger=0)
+    return figures
+
+
+def test_who_subscribes_everything_ten_thousand_times_keeps_nobody_waiting(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    peer = Peer(port)
+    peer.subscribe(*[b"kline."] * 10_000)
+    began = longest = time.monotonic()
+    longest = 0.0
+    while time.monotonic() < began + 3:
+        asked = time.monotonic()
+        still_serves(played)
+        longest = max(longest, time.monotonic() - asked)
+        peer.ended()
+    # It took seconds for so few symbols, and a busy machine may take a part of one.
+    assert longest < 1.0
+
+
+def test_a_message_that_is_too_long_ends_its_connection_only(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    good, bad = Peer(port), Peer(port)
+    good.subscribe(b"x" * (MESSAGE_BYTES_MAX - 1))
+    bad.subscribe(b"x" * MESSAGE_BYTES_MAX)
+    wait_for("the end of the connection", bad.ended)
+    assert not good.ended()
+    still_serves(played)
+
+
+def test_who_floods_with_subscriptions_is_closed_and_what_it_held_is_forgotten(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    peer = Peer(port)
+    with suppress(OSError):  # It is closed before it has said all.
+        for number in range(20 * ASKED_BYTES_MAX // 1_000):
+            peer.subscribe(b"%0999d" % number)
+    wait_for("its end", peer.ended)
+    still_serves(played)
+    wait_for("the end of its subscriptions", lambda: health(port)["subscriptions"] < 10)
+    assert health(port)["connections_closed"] == 1
+
+
+def test_odd_messages_are_counted_and_break_nothing(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    peer = Peer(port)
+    peer.send(b"", b"\x02kline.", b"\xff\xfe", b"\x00never", b"\x01", b"\x01\x00", b"\x01\xff\xff", b"\x00\xff")
+    wait_for("all to be counted", lambda: health(port)["odd_subscriptions"] == 5)
+    still_serves(played)
+    assert not peer.ended()
+
+
+def test_more_connections_than_descriptors_end_nobody_else(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    played.close()
+    resource.prlimit(played.room.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(DESCRIPTORS + 100)]
+    # With no descriptor left, a neighbour that comes over the internal sockets ended the engine.
+    for _ in range(20):
+        again = connect(zmq.Context.instance(), zmq.PUSH, f"ipc://{played.room.log_path.parent}/data/run/events.ipc")
+        time.sleep(0.02)
+        again.close(linger=0)
+    assert played.room.process.poll() is None, played.room.log[-1000:]
+    # Who says nothing is sent away, and then there is room again.
+    assert health(port)["connections"] <= DESCRIPTORS
+    wait_for("room", lambda: health(port)["connections"] < 5, GREETING_MAX_MS / 1_000 + 20)
+    for each in idle:
+        each.close()
+
+
+@pytest.mark.parametrize("traffic", [False, True])
+def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch, traffic: bool) -> None:
+    shorter = {zmq.HEARTBEAT_IVL: 60_000 if traffic else 200, zmq.HEARTBEAT_TIMEOUT: 400, zmq.TCP_MAXRT: 1_000}
+    monkeypatch.setattr(public, "OPTIONS", public.OPTIONS | shorter)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    port = free_port()
+    door = Public(context, f"tcp://127.0.0.1:{port}")
+    peer = Peer(port)
+    peer.subscribe(b"")
+    wait_for("the subscription", lambda: list(door.asked(0)))
+
+    def gone() -> bool:
+        for _ in range(1_000 if traffic else 0):
+            door.socket.send(bytes(1_000), zmq.NOBLOCK)
+        door.count()
+        return door.figures["connections"] == 0
+
+    door.count()
+    assert door.figures["connections"] == 1
+    wait_for("its end", gone, 60)
+    context.destroy(linger=0)
+
+
+def test_the_newest_beyond_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public, "CONNECTIONS_MAX", 3)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    port = free_port()
+    door = Public(context, f"tcp://127.0.0.1:{port}")
+    peers = []
+    for number in range(6):
+        peers.append(Peer(port))
+
+        def counted(number: int = number) -> bool:
+            door.count()
+            return sum(door.figures.values()) == number + 1
+
+        wait_for("the connection to be counted", counted)
+    assert [peer.ended() for peer in peers] == [False] * 3 + [True] * 3
+    peers[0].socket.close()
+    wait_for("the end to be counted", lambda: door.count() or door.figures["connections"] == 2)
+    peers.append(Peer(port))
+    wait_for("the next", lambda: door.count() or door.figures["connections"] == 3)
+    assert not peers[-1].ended()
+    context.destroy(linger=0)

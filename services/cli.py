@@ -83,7 +83,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _verify(config: Config, options: argparse.Namespace) -> int:
     import psycopg
 
-    from shared.postgres import database_url
+    from shared.postgres import database_url, words_of
 
     if options.since is not None and not options.against_exchange:
         print("klagg verify: --since is for --against-exchange; the tables are verified as a whole", file=sys.stderr)
@@ -94,7 +94,7 @@ def _verify(config: Config, options: argparse.Namespace) -> int:
                 return asyncio.run(_compare(config, connection, options.symbols, options.since or 0))
             return _verify_tables(connection, options.symbols)
     except psycopg.Error as error:
-        print(f"klagg verify: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"klagg verify: {words_of(error, config.database.url)}", file=sys.stderr)
         return 2
 
 

@@ -7,6 +7,7 @@ klagg opens sets all that its SQL rests on.
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -50,6 +51,20 @@ SETTINGS = {
     "tcp_user_timeout": "25000",
 }
 """Those of them that the server has."""
+WORDS_MAX = 300
+"""Characters of an error; the text of one may be a whole statement."""
+SHORT = 4
+"""Characters: a secret of fewer is masked as a word of its own, or half the letters would be."""
+MASK = "***"
+UNREADABLE = "database.url is none that PostgreSQL can read"
+"""Instead of libpq's own words, which quote it."""
+TOLD = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full", "any", "read-write", "primary"}
+"""Values of a URL's other settings that are words of libpq's: error texts have them without quoting anybody."""
+_PLAIN = re.compile(r"[\w.,:*/\[\]-]+")
+"""Hosts, folders and databases as they are; no user and password with a host behind them."""
+_PORTS = re.compile(r"\d{1,5}(,\d{1,5})*")
+_PASSWORD = re.compile(r"(passw(?:or)?d\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
+_USERINFO = re.compile(r"(://)[^\s/'\"]*@")
 SCHEMA = "public"
 """Where the tables are, unless the URL's own `options` name a search path."""
 
@@ -66,10 +81,40 @@ def session_settings(url: str, read_only: bool) -> str:
     )
 
 
-def words_of(error: Exception) -> str:
-    """Return what is wrong with the database, in a line."""
+def words_of(error: Exception, url: str = "") -> str:
+    """Return what is wrong with the database, in a line and without what may be a password.
+
+    `url`: what was connected to. libpq and the server quote of it what they do not understand, and in a mistyped one
+    that may be a password, whatever it has come to be: a user, a host, a port, an option.
+    """
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return " ".join((primary or str(error)).split()) or type(error).__name__
+    words = " ".join((primary or str(error)).split())[:WORDS_MAX] or type(error).__name__
+    try:
+        secrets = _secrets(url)
+    except psycopg.Error:
+        return UNREADABLE
+    for secret in sorted(secrets, key=len, reverse=True):
+        words = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < SHORT else re.escape(secret), MASK, words)
+    return _USERINFO.sub(rf"\1{MASK}@", _PASSWORD.sub(rf"\1{MASK}", words))
+
+
+def _secrets(url: str) -> set[str]:
+    """Return what of a URL may be a password, as it is written and as it is meant. Raises psycopg.Error."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(url).items() if value}
+    is_own = parts.get("user") == NAME or "password" in parts
+    found = set()
+    for name, value in parts.items():
+        if name == "user":
+            found |= set() if is_own and _PLAIN.fullmatch(value) else {value}
+        elif name == "port":
+            found |= set() if _PORTS.fullmatch(value) else {value}
+        elif name in ("host", "hostaddr", "dbname"):
+            found |= set() if _PLAIN.fullmatch(value) else {value}
+        elif value not in TOLD:
+            found.add(value)
+    # As error texts have them in one line, and as a URL has them.
+    found |= {" ".join(value.split()) for value in found}
+    return {secret for value in found for secret in (value, quote(value, safe="")) if secret}
 
 
 def database_url(config: Config) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from services.ingest.exact import DECIMALS_MAX, numbers
 from services.ingest.klines import NUMBERS, Columns
 from shared.decimals import decimals_of
+from shared.names import is_name
 from shared.wire import NOT_DECODED
 
 TICKER_STREAM = "!miniTicker@arr"
@@ -240,7 +241,7 @@ def _listing(symbol: _Symbol) -> Listing:
     step = filters.get("LOT_SIZE", _Filter("")).stepSize
     price_decimals = max(symbol.pricePrecision, decimals_of(tick))
     quantity_decimals = max(symbol.quantityPrecision, decimals_of(step))
-    if not symbol.symbol or not 0 <= max(price_decimals, quantity_decimals) <= DECIMALS_MAX:
+    if not is_name(symbol.symbol) or not 0 <= max(price_decimals, quantity_decimals) <= DECIMALS_MAX:
         raise ValueError(f"{symbol.symbol!r} with {price_decimals} and {quantity_decimals} decimals")
     return Listing(symbol.symbol, symbol.status == "TRADING", price_decimals, quantity_decimals)
 

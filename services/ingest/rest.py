@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -37,6 +38,8 @@ BACKOFF_MAX_MS = 8_000
 TIMEOUT_S = 15.0
 BODY_MAX = 32 * 2**20
 """Bytes of an answer, unpacked; the list of all symbols has some two million."""
+HOST_MAX = 253
+"""Characters of a host's name (RFC 1035)."""
 BAN_MS = 120_000
 """How long a 418 that says nothing else lasts at least (protocol §3.1)."""
 
@@ -185,6 +188,8 @@ class Rest:
                 if response.status == 200:
                     return Answer(body, sent_ns, time.monotonic_ns())
                 code, message = read_error(body)
+                if 300 <= response.status < 400:
+                    message = f"a redirect to {_host_of(response.headers.get('Location', ''))}, which is not followed"
                 if response.status in (418, 429):
                     self._stop(response.status, response.headers.get("Retry-After", ""), message)
                 return RestError(request.path, response.status, code, message)
@@ -207,6 +212,14 @@ class Rest:
         self._governor.stop(until, now)
         if status == 418:
             self._banned(self._governor.stopped_until - now)
+
+
+def _host_of(location: str) -> str:
+    """Return where somebody would be sent, and nothing more of it."""
+    try:
+        return repr((urlsplit(location).hostname or "the same host")[:HOST_MAX])
+    except ValueError:
+        return "nowhere"
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

@@ -6,11 +6,13 @@ SQL cannot hold, a constraint or a trigger that somebody has made. Knows no conn
 
 import logging
 from collections.abc import Callable
+from math import inf
 
 import numpy as np
 import psycopg
 from msgspec.structs import replace
 
+from shared.names import is_name
 from shared.postgres import words_of
 from shared.wire import DirtyBatch, placed_rows
 
@@ -43,6 +45,9 @@ class Aside:
         Raises what `save` raises about anything else.
         """
         names = [mark.symbol for mark in batch.marks]
+        for name in names:
+            if name not in self._until and not is_name(name):
+                self._refuse(name, "the store", "a name is printable, without / and \\, and 1 to 64 characters", inf)
         tried_again = [place for place, name in enumerate(names) if self._until.get(name, now + 1) <= now]
         parts = [[place] for place in tried_again]
         # Last, so that it comes first. It may be empty: what the store has last is this batch all the same.
@@ -59,21 +64,21 @@ class Aside:
                 if half:
                     parts += [places[half:], places[:half]]
                 else:
-                    self._refuse(names[places[0]], error, now)
+                    self._refuse(names[places[0]], "the database", words_of(error), now + AGAIN_S)
             else:
                 for place in places:
                     self._until.pop(names[place], None)
         return tables or save(part_of(batch, [])), [name for name in names if name in self._until]
 
-    def _refuse(self, name: str, error: psycopg.Error, now: float) -> None:
-        self._until[name] = now + AGAIN_S
+    def _refuse(self, name: str, who: str, why: str, until: float) -> None:
+        self._until[name] = until
         if name in self._told or len(self._told) > TOLD_MAX:
             return
         self._told.add(name)
         if len(self._told) > TOLD_MAX:
-            log.warning("the database refuses more symbols than are worth a line each")
+            log.warning("more symbols are refused than are worth a line each")
         else:
-            log.warning("the database refuses %s, which is set aside: %s", _shown(name), _shown(words_of(error), 200))
+            log.warning("%s refuses %s, which is set aside: %s", who, _shown(name), _shown(why, 200))
 
 
 def part_of(batch: DirtyBatch, places: list[int]) -> DirtyBatch:

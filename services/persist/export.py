@@ -7,6 +7,7 @@ only in part; where there are none, neither file is there.
 """
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ import psycopg
 
 from services.persist.store import Connection
 from shared.interval import INTERVAL_NAMES, MINUTE_MS, utc
+from shared.names import NAME_MAX, is_name
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count",
@@ -94,6 +98,9 @@ def export_csv(connection: Connection, folder: Path) -> int:
     symbols = [str(row[0]) for row in connection.execute("SELECT symbol FROM symbols ORDER BY symbol")]
     written = 0
     for symbol in symbols:
+        if not is_name(symbol):
+            log.warning("not written: %r cannot be the name of a folder", symbol[:NAME_MAX])
+            continue
         for interval in INTERVAL_NAMES:
             written += _export(connection, folder / symbol / f"{symbol}-{interval}.csv", symbol, interval)
     return written

@@ -213,7 +213,7 @@ class Loop:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        reason = words_of(error)
+        reason = words_of(error, self._config.database.url)
         if len(self._away) < REASONS_MAX and reason not in self._away:
             self._away.add(reason)
             log.warning("waiting for the database: %s", reason)

@@ -173,9 +173,9 @@ def look(url: str) -> tuple[str, bool]:
             prepare(connection)
     except psycopg.OperationalError as error:
         # A server that knows us and refuses us says so; otherwise nobody is there, or not yet.
-        return words_of(error), connection is not None or "FATAL" not in str(error)
+        return words_of(error, url), connection is not None or "FATAL" not in str(error)
     except (Unavailable, psycopg.Error) as error:
-        return words_of(error), False
+        return words_of(error, url), False
     finally:
         if connection is not None:
             connection.close()

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
 from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
+from shared.visitors import Names
 
 if TYPE_CHECKING:
     from services.simulator.loop import Simulator
@@ -29,12 +31,16 @@ SHUTDOWN_STREAM = "!serverShutdown"
 GOING_AWAY = 1001
 SPEED_MIN, SPEED_MAX = 0.001, 10_000.0
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 log = logging.getLogger(__name__)
 
 
 class Desk:
-    def __init__(self, simulator: "Simulator") -> None:
+    def __init__(self, simulator: "Simulator", host: str) -> None:
+        """`host`: where the simulator listens."""
         self._simulator = simulator
+        self._names = Names("simulator", host)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/simulator/status", self._status)
@@ -46,6 +52,15 @@ class Desk:
         router.add_get("/simulator/written", self._written)
         router.add_get("/simulator/fault", self._tell_faults)
         router.add_post("/simulator/fault", self._begin_fault)
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse other sites' pages that reach for the desk through a browser; the market is open to everybody."""
+        if request.path.startswith("/simulator/"):
+            why = self._names.why_refused(request.headers)
+            if why:
+                return _json({"error": why}, status=403)
+        return await handler(request)
 
     async def _status(self, _request: web.Request) -> web.Response:
         simulator, market = self._simulator, self._simulator.market

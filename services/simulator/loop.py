@@ -179,6 +179,7 @@ class Simulator:
         self.rest = Rest(
             self.market, Weights(settings.weight_limit), lambda ids: self.faults.omits(ids, time.monotonic())
         )
+        self._host = settings.host
         self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)
@@ -196,9 +197,10 @@ class Simulator:
         return f"{kind} of {len(self.market.instruments())} symbols at speed {self.clock.speed:g}"
 
     def application(self) -> web.Application:
-        application = web.Application()
+        desk = Desk(self, self._host)
+        application = web.Application(middlewares=[desk.guard])
         application.router.add_get(PREFIX + "{path:.+}", self._serve_rest)
-        Desk(self).add_routes(application.router)
+        desk.add_routes(application.router)
         application.router.add_get("/{path:.*}", self._serve_socket)
         return application
 

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from services.simulator.rows import KINDS, MARKET, Instrument
+from shared.names import NAME_MAX, is_name
 
 MICROSECONDS = 10**14
 """A time beyond this is in µs, as spot's archives are since 2025 (protocol §7)."""
@@ -24,7 +25,6 @@ TIME_MIN, TIME_MAX = 1_230_768_000_000, 4_102_444_800_000
 ID_MAX = 2**62
 DIGITS_MAX = 18
 """Of a number: what is sure to fit an int64."""
-SYMBOL_MAX = 64
 _ARCHIVE = re.compile(r"(?P<symbol>.+?)-(?P<kind>aggTrades|trades)(?:-|\.|$)", re.IGNORECASE)
 _PLAIN = re.compile(r"[0-9]{1,18}(?:\.[0-9]*)?", re.ASCII)
 _STAMPED = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+Z? +(?=\{)")
@@ -196,14 +196,8 @@ def read_frame(line: bytes) -> Event | None:
 
 def checked_symbol(symbol: str) -> str:
     """Return a symbol's name if it is one: it becomes a path. Raises NotUnderstood."""
-    if (
-        not symbol
-        or len(symbol) > SYMBOL_MAX
-        or not symbol.isprintable()
-        or set(symbol) & set("/\\ ")
-        or ".." in symbol
-    ):
-        raise NotUnderstood(f"{symbol[:SYMBOL_MAX]!r} is no symbol")
+    if not is_name(symbol):
+        raise NotUnderstood(f"{symbol[:NAME_MAX]!r} is no symbol")
     return symbol
 
 

@@ -17,11 +17,11 @@ import psycopg
 
 from services.viz.rows import ROW_FIELDS, Row
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
-from shared.postgres import OPTIONS, session_settings
+from shared.names import NAME_MAX, is_name
+from shared.postgres import OPTIONS, session_settings, words_of
 
 LIMIT_MAX = 1_500
 LIMIT_DEFAULT = 500
-SYMBOL_MAX = 64
 """Characters; the longest symbol of the exchange has some 25."""
 END_MAX = 253_402_300_799_999
 """The last ms of the year 9999, the end of a datetime."""
@@ -68,8 +68,8 @@ def checked_symbol(symbol: object) -> str:
     """Return the symbol if it can be one; whether it exists, only its klines can tell. Raises BadQuestion."""
     if not isinstance(symbol, str) or not symbol:
         raise BadQuestion("symbol is missing: a name such as BTCUSDT")
-    if len(symbol) > SYMBOL_MAX or not symbol.isprintable() or any(character.isspace() for character in symbol):
-        raise BadQuestion(f"symbol {symbol[:SYMBOL_MAX]!r} cannot be the name of a symbol")
+    if not is_name(symbol):
+        raise BadQuestion(f"symbol {symbol[:NAME_MAX]!r} cannot be the name of a symbol")
     return symbol
 
 
@@ -137,6 +137,8 @@ class Reader:
 
     def __init__(self, url_of: Callable[[], str]) -> None:
         self._url_of = url_of
+        self._url = ""
+        """What was connected to last."""
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._turn = asyncio.Lock()
         self._tried_at = float("-inf")
@@ -177,8 +179,7 @@ class Reader:
             except (psycopg.Error, OSError) as error:
                 # Whatever state the connection is in, a fresh one is in a better one.
                 await self.close()
-                lines = str(error).split("\n")
-                self._lost(lines[0][:300] or type(error).__name__)
+                self._lost(words_of(error, self._url))
         if self.away:
             log.info("the database answers")
             self.away = ""
@@ -195,7 +196,8 @@ class Reader:
             if time.monotonic() - self._tried_at < RETRY_S:
                 raise DatabaseAway(self.away)
             self._tried_at = time.monotonic()
-            url, options = self._url_of(), OPTIONS | {"connect_timeout": CONNECT_TIMEOUT_S}
+            url = self._url = self._url_of()
+            options = OPTIONS | {"connect_timeout": CONNECT_TIMEOUT_S}
             self._connection = await psycopg.AsyncConnection.connect(
                 url, autocommit=True, application_name="klagg viz", **options
             )

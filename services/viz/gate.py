@@ -1,6 +1,6 @@
-"""Who is let in: how many connections, for how long without a request, and under which names.
+"""Who is let in: how many connections, and for how long without a request.
 
-Decides when a connection that asks nothing is closed, and which Host may be asked for. Knows no page and no viewer.
+Decides when a connection that asks nothing is closed. Knows no page and no viewer.
 
 A connection that has not finished the head of a request after `HEAD_S` is closed, and so is one that is done and asks
 nothing more. When there are too many all the same, the one that has been idle for longest makes room; when all are
@@ -8,10 +8,7 @@ busy, a new one is told so (503) and closed.
 """
 
 import asyncio
-import ipaddress
 import resource
-import socket
-from collections.abc import Iterable
 
 from aiohttp import web
 
@@ -54,43 +51,3 @@ class _Full(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         transport.write(b"HTTP/1.1 503 Too many connections\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         transport.close()
-
-
-class Names:
-    """The names under which this server may be asked for. Any other is one that a stranger's page has made up: its
-    owner lets it lead to this machine, so that a browser takes what is here for his (rebinding).
-    """
-
-    def __init__(self, host: str, allowed: Iterable[str]) -> None:
-        """`host`: where the server listens; `allowed`: names that lead to it, besides its own."""
-        self._only_loopback = is_loopback(host)
-        self._names = {name.lower().rstrip(".") for name in allowed}
-        if not self._only_loopback:
-            own = socket.gethostname().lower()
-            self._names |= {own, own.partition(".")[0], f"{own.partition('.')[0]}.local", host.lower()}
-
-    def refused(self, host: str) -> str:
-        """Say why nothing is served under this name or address; empty if it is."""
-        host = host.lower().rstrip(".")
-        if is_loopback(host) or host in self._names:
-            return ""
-        if self._only_loopback:
-            return "this server listens on this machine only; viz.host in klagg.toml opens it to others"
-        # An address is no name that anybody could let lead elsewhere.
-        return "" if _is_address(host) else "this server is not known by this name; see viz.allowed_hosts in klagg.toml"
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host's name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -15,13 +15,14 @@ import uvloop
 from aiohttp import web
 
 from services.viz.api import DatabaseAway, Reader
-from services.viz.gate import HEAD_S, Gate, Names
+from services.viz.gate import HEAD_S, Gate
 from services.viz.hub import BEAT_S, Hub
 from services.viz.web import Web
 from shared.client import AsyncSnapshots
 from shared.config import Config
 from shared.postgres import database_url
 from shared.sockets import PortTaken
+from shared.visitors import Names
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 
 PROBE_S = 1.0
@@ -47,7 +48,7 @@ async def run(config: Config) -> int:
     hub = Hub(snapshots.subscribe, snapshots.unsubscribe, config.engine.save_interval_ms / 1_000)
     reader = Reader(lambda: database_url(config))
     hub.set_database(reader.away)
-    site = Web(hub, reader, time.monotonic, Names(config.viz.host, config.viz.allowed_hosts))
+    site = Web(hub, reader, time.monotonic, Names("viz", config.viz.host, config.viz.allowed_hosts))
     runner = web.AppRunner(
         site.app(),
         access_log=None,

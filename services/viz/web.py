@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -29,9 +28,9 @@ from services.viz.api import (
     checked_symbol,
     history_question,
 )
-from services.viz.gate import Names
 from services.viz.hub import BEAT_S, Hub, Message, Viewer
 from shared.process import Unavailable
+from shared.visitors import Names
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
@@ -93,7 +92,7 @@ class Web:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
-        refused = self._refused(request)
+        refused = self._names.why_refused(request.headers)
         if refused:
             return refusal(403, refused)
         self.busy.add(request.protocol)
@@ -110,16 +109,6 @@ class Web:
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
-
-    def _refused(self, request: web.Request) -> str:
-        """Say why a request is refused; empty if it is not."""
-        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        try:
-            refused = self._names.refused(urlsplit(f"//{host}").hostname or "")
-            elsewhere = origin is not None and urlsplit(origin).netloc != host
-        except ValueError:
-            return "that is no address of a page"
-        return refused or ("pages of other sites are not served" if elsewhere else "")
 
     async def _history(self, request: web.Request) -> web.Response:
         rows = await self._reader.history(history_question(request.query))

@@ -6,7 +6,6 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -358,21 +357,3 @@ def test_tls_is_checked_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await client.until(lambda: b"hello" in client.frames)
 
         trusted.play(story)
-
-
-def test_an_answer_to_the_handshake_without_an_end_is_refused() -> None:
-    async def story() -> None:
-        async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n")
-            with suppress(ConnectionError):
-                while True:
-                    writer.write(b"X-More: and more\r\n" * 1_000)
-                    await writer.drain()
-
-        server = await asyncio.start_server(babble, "127.0.0.1", 0)
-        websocket = Websocket(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", True, lambda _: None)
-        with pytest.raises(OSError, match="more than 16384 bytes"):
-            await websocket.open()
-        server.close()
-
-    uvloop.run(story())

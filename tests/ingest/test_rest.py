@@ -1,12 +1,17 @@
 """REST against a played exchange; the time of its minutes is the test's own."""
 
 import asyncio
+import socket
+import sys
 import time
+import zlib
+from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
 from services.ingest.history import urgency
@@ -15,6 +20,7 @@ from services.ingest.venue import Venue, venue_of
 from shared.config import Config, Simulator
 from shared.wire import FetchTrades
 from tests.ingest.played import START, Exchange, Fill
+from tests.support import ROOT
 
 TOO_MANY = {"code": -1003, "msg": "Too many requests"}
 
@@ -208,17 +214,23 @@ def test_a_question_that_is_given_up_gives_its_turn_back(exchange: Exchange) -> 
     play(exchange, story)
 
 
-def test_nobody_is_sent_elsewhere(exchange: Exchange) -> None:
-    elsewhere = f"http://127.0.0.1:{exchange.port}/fapi/v1/klines"
-    exchange.refusals.append(("time", 302, {"Location": elsewhere}, {}))
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nobody_is_sent_elsewhere(exchange: Exchange, status: int) -> None:
+    with Exchange() as other:
+        other.add("BTCUSDT")
+        elsewhere = f"http://localhost:{other.port}/fapi/v1/historicalTrades?key=told"
+        exchange.refusals.append(("time", status, {"Location": elsewhere}, {}))
 
-    async def story(rest: Rest, venue: Venue, _: Governor) -> None:
-        with pytest.raises(RestError) as caught:
-            await rest.get(venue.time(), Priority.METADATA, attempts_max=1)
-        assert caught.value.status == 302
+        async def story(rest: Rest, venue: Venue, _: Governor) -> None:
+            request = venue.time()._replace(with_key=True)
+            with pytest.raises(RestError, match="a redirect to 'localhost', which is not followed") as caught:
+                await rest.get(request, Priority.METADATA, attempts_max=1)
+            assert caught.value.status == status
+            assert "told" not in str(caught.value)
 
-    play(exchange, story)
-    assert [path for path, _ in exchange.asked] == ["time"]
+        play(exchange, story)
+        assert [path for path, _ in exchange.asked] == ["time"]
+        assert other.asked == []
 
 
 def test_an_answer_that_is_too_large_is_abandoned(exchange: Exchange) -> None:
@@ -232,3 +244,67 @@ def test_an_answer_that_is_too_large_is_abandoned(exchange: Exchange) -> None:
         assert len((await rest.get(venue.exchange_info(), Priority.METADATA, attempts_max=1)).body) > 30_000_000
 
     play(exchange, story)
+
+
+BOMB = """
+import asyncio, gc, re, sys
+from pathlib import Path
+import aiohttp
+from services.ingest.governor import Governor
+from services.ingest.rest import Priority, Rest, RestError
+from services.ingest.venue import venue_of
+from shared.config import Config, Simulator
+
+def peak():  # Of this program; getrusage would begin with what its parent had.
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+async def run():
+    venue = venue_of(Config(simulator=Simulator(port=int(sys.argv[1]))))
+    async with aiohttp.ClientSession() as session:
+        rest = Rest(session, venue, Governor(2400, 1.0), lambda: 1_790_164_800_000, lambda _: None)
+        await rest.get(venue.time(), Priority.METADATA, 1)
+        gc.collect()
+        before = peak()
+        for _ in range(5):
+            try:
+                await rest.get(venue.exchange_info(), Priority.METADATA, 1)
+            except RestError as error:
+                print(error, file=sys.stderr)
+        await rest.get(venue.time(), Priority.METADATA, 1)
+        print(peak() - before)
+
+asyncio.run(run())
+"""
+"""Asks a bomb five times, and prints by how many KiB its memory grew."""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_two_gibibytes_in_two_megabytes_take_64_mib_at_most(encoding: str) -> None:
+    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    zeros = bytes(2**20)
+    bomb = b"".join([packer.compress(zeros) for _ in range(2048)]) + packer.flush()
+    assert len(bomb) < 3 * 2**20
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/time"):
+            return web.json_response({"serverTime": START})
+        return web.Response(body=bomb, headers={"Content-Encoding": encoding})
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.SockSite(runner, listening := socket.create_server(("127.0.0.1", 0))).start()
+        asker = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", BOMB, str(listening.getsockname()[1]), cwd=ROOT, stdout=PIPE, stderr=PIPE
+        )
+        try:
+            out, said = await asyncio.wait_for(asker.communicate(), 60)
+        finally:
+            await runner.cleanup()
+        assert said.count(b"more than 33554432 bytes") == 5, said.decode()
+        print(f"{int(out) / 1024:.0f} MiB")
+        assert int(out) <= 64 * 1024
+
+    asyncio.run(run())

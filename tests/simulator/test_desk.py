@@ -1,6 +1,8 @@
 """The operator's desk: the market's pace, and when trades were written."""
 
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -38,3 +40,31 @@ def test_it_is_told_when_a_watched_trade_was_written(simulator: Served) -> None:
     assert {stream for stream, _, _ in notes} == {"btcusdt@aggTrade"}
     assert {last for _, last, _ in notes} & set(ids)
     assert simulator.get("/simulator/written", streams="") == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://elsewhere.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[broken"},
+        {"Host": "elsewhere.example"},
+        {"Host": "elsewhere.example", "Origin": "http://elsewhere.example"},
+        {"Host": "[broken"},
+    ],
+)
+def test_pages_of_other_sites_do_not_drive_it(simulator: Served, headers: dict[str, str]) -> None:
+    for method, path in (("POST", "pause"), ("POST", "fault?kind=drop"), ("POST", "speed?value=20"), ("GET", "status")):
+        address = f"http://127.0.0.1:{simulator.port}/simulator/{path}"
+        request = urllib.request.Request(address, headers=headers, method=method)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=20)
+        assert caught.value.code == 403
+    assert not simulator.status()["paused"]
+    assert simulator.get("/simulator/speed")["speed"] == 1.0
+    assert simulator.ask("/fapi/v1/time", headers)[0] == 200
+
+
+def test_its_own_page_drives_it(simulator: Served) -> None:
+    own = {"Origin": f"http://127.0.0.1:{simulator.port}"}
+    assert simulator.ask("/simulator/status", own)[0] == 200

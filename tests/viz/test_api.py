@@ -31,7 +31,7 @@ def test_a_question_needs_a_symbol_and_an_interval_only() -> None:
     ("change", "complaint"),
     [
         ({"symbol": ""}, "symbol is missing"),
-        ({"symbol": "A B"}, "cannot be the name"),
+        ({"symbol": "A/B"}, "cannot be the name"),
         ({"symbol": "A\x00B"}, "cannot be the name"),
         ({"symbol": "A" * 65}, "cannot be the name"),
         ({"interval": ""}, "none of 1m 3m"),

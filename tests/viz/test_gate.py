@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.viz.gate import Gate, Names
+from services.viz.gate import Gate
+from shared.visitors import Names
 from tests.viz.conftest import Place
 from tests.viz.test_server import get
 
@@ -33,11 +34,11 @@ IDLE = 2_000
     ],
 )
 def test_a_server_for_all_answers_to_addresses_and_to_names_that_are_its_own(name: str, is_served: bool) -> None:
-    assert (Names("0.0.0.0", ["klagg.example.org"]).refused(name) == "") == is_served
+    assert (Names("viz", "0.0.0.0", ["klagg.example.org"]).refused(name) == "") == is_served
 
 
 def test_a_server_for_this_machine_alone_answers_to_nothing_else_unless_it_is_named() -> None:
-    names = Names("127.0.0.1", ["klagg.example.org"])
+    names = Names("viz", "127.0.0.1", ["klagg.example.org"])
     assert [name for name in ("localhost", "::1", "192.168.1.5", socket.gethostname()) if names.refused(name)] == [
         "192.168.1.5",
         socket.gethostname(),

@@ -53,7 +53,7 @@ TYPOS = [
 ]
 
 
-@pytest.mark.parametrize("url", TYPOS)
+@pytest.mark.parametrize("url", TYPOS, ids=map(str, range(len(TYPOS))))
 def test_a_mistyped_url_is_told_without_its_password(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

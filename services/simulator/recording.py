@@ -128,6 +128,8 @@ class Stream:
         rows = rows[order]
         is_first = np.concatenate([[True], np.diff(rows["id"]) > 0])
         self._tell_repeated(rows, order, is_first, files, told)
+        if self.kind == "aggTrade":
+            self._leave_out_fills(rows, order, is_first, files, told)
         self.rows = rows[is_first]
         if self.messages is not None:
             self.messages = [self.messages[place] for place in order[is_first].tolist()]
@@ -145,6 +147,19 @@ class Stream:
             else:
                 file, line = self._origins[2 * order[place] : 2 * order[place] + 2]
                 told.contradict(Contradicting(self.symbol, int(rows["id"][place]), files[file], line))
+
+    def _leave_out_fills(self, rows: Rows, order: Any, is_first: Any, files: list[str], told: Told) -> None:
+        """Leave out aggregates whose fills stand under a lower id already: spot's of 2017 have some."""
+        if (np.diff(rows["first"][is_first]) > 0).all():
+            return
+        columns = [rows[name][is_first] for name in ("first", "last", "time", "price", "quantity")]
+        _, counted = np.unique(np.stack(columns), axis=1, return_index=True)
+        places = np.flatnonzero(is_first)
+        for place in np.setdiff1d(places, places[counted]).tolist():
+            file, line = self._origins[2 * order[place] : 2 * order[place] + 2]
+            fills = f"fills {rows['first'][place]} to {rows['last'][place]} stand under a lower id already"
+            told.leave_out(LeftOut(files[file], line, f"{rows['id'][place]},...", fills))
+            is_first[place] = False
 
 
 class _Numbers:

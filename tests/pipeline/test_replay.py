@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -294,3 +294,111 @@ def test_a_stream_that_was_not_recorded_is_named(folder: Path) -> None:
     assert process.returncode == 2, said
     assert "there is no trade of the trade stream in the recording" in said
     assert_nothing_left(folder)
+
+
+CASES = RECORDINGS.parent / "cases"
+
+
+def ended(folder: Path, *files: Path, stream: str = "aggTrade", speed: int = 10_000) -> tuple[int, str]:
+    """Replay files to the end, and return the exit code and what was said."""
+    arguments = [*map(str, files), "--stream", stream, "--speed", str(speed)]
+    with replaying(folder, *arguments) as process:
+        _, said = process.communicate(timeout=240)
+    assert_nothing_left(folder)
+    return process.returncode, said
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    export = folder / "export"
+    return {str(path.relative_to(export)): path.read_bytes() for path in sorted(export.rglob("*.csv"))}
+
+
+def frames(ids: Iterable[int], begin: int, step_ms: int) -> str:
+    lines = []
+    for number in ids:
+        time_ms = begin + number * step_ms
+        data = {"e": "trade", "E": time_ms + 1, "T": time_ms, "s": "ETHUSDT", "t": number, "p": f"{100 + number % 7}.5"}
+        data |= {"q": "0.25", "X": "MARKET", "m": number % 2 == 0}
+        lines.append(json.dumps({"stream": "ethusdt@trade", "data": data}))
+    return "\n".join(lines)
+
+
+def test_a_hole_is_told_written_and_never_final_and_the_result_is_the_same_at_any_speed(folder: Path) -> None:
+    begin = int(datetime(2024, 5, 6, 7, 0, tzinfo=UTC).timestamp() * 1000)
+    file = folder / "holes.jsonl"
+    text = frames((number for number in range(1, 61) if number not in (31, 32)), begin, 5_000)
+    file.write_text(text + "\n" + '{"stream":"ethusdt@trade","data":{"e":"tra')
+    results = []
+    for speed in (100, 10_000):
+        place = Path(tempfile.mkdtemp(dir=folder))
+        code, said = ended(place, file, stream="trade", speed=speed)
+        assert code == 4, said
+        assert "ETHUSDT lacks ids 31 to 32" in said
+        assert "holes.jsonl line 59" in said
+        results.append(exported(place))
+    assert results[0] == results[1]
+    holes = results[0]["holes.csv"].decode().splitlines()
+    minute = begin + 2 * MINUTE_MS
+    assert holes[1:] == [f"ETHUSDT,31,32,{begin + 150_000},{begin + 165_000},{minute},{minute}"]
+    (place / "minutes.csv").write_bytes(results[0]["ETHUSDT/ETHUSDT-1m.csv"])
+    counts = {time: row.trade_count for time, row in read_rows(place / "minutes.csv").items()}
+    assert [counts[begin + n * MINUTE_MS] for n in range(5)] == [11, 12, 10, 12, 12]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="there are no cases beside the checkout")
+class TestCases:
+    """What people report of such data."""
+
+    def test_a_hole_in_an_archive_is_told(self, folder: Path) -> None:
+        code, said = ended(folder, *(CASES / "c04").iterdir())
+        assert code == 4, said
+        assert "OXTBTC lacks ids 1684953 to 1687080" in said
+
+    def test_trades_whose_times_fall_are_each_in_its_own_minute(self, folder: Path) -> None:
+        (file,) = (CASES / "c01").iterdir()
+        code, said = ended(folder, file)
+        assert code == 4, said
+        assert "fills 1291817 to 1291817 stand under a lower id already" in said
+        minutes: dict[int, Decimal] = defaultdict(Decimal)
+        for line in file.read_text(encoding="utf-8").splitlines():
+            cells = line.split(",")
+            if cells[0] != "1195416":
+                minutes[int(cells[5]) // MINUTE_MS * MINUTE_MS] += Decimal(cells[2])
+        rows = read_rows(folder / "export" / "BTCUSDT" / "BTCUSDT-1m.csv")
+        assert {time: row.volume for time, row in rows.items() if row.trade_count} == minutes
+
+    def test_two_sequences_in_one_file_agree_in_all_intervals(self, folder: Path) -> None:
+        code, said = ended(folder, *(CASES / "c02").iterdir())
+        assert code in (0, 4), said
+        by_interval = {
+            path.stem.rpartition("-")[2]: sum(row.trade_count for row in read_rows(path).values())
+            for path in (folder / "export" / "BTCUSDT").iterdir()
+        }
+        assert by_interval["1m"] >= max(by_interval.values()), by_interval
+
+    @pytest.mark.parametrize("name", ["sparse-3sym-12h.jsonl.gz", "gap30h-jump500.jsonl.gz"])
+    def test_sparse_and_paused_recordings_equal_the_sum_of_their_trades(self, folder: Path, name: str) -> None:
+        file = CASES / name
+        code, said = ended(folder, file, stream="trade")
+        assert code == (4 if "jump" in name else 0), said
+        minutes: dict[str, dict[int, list[Trade]]] = defaultdict(lambda: defaultdict(list))
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                data = json.loads(line)["data"]
+                trade = Trade(data["T"], Decimal(data["p"]), Decimal(data["q"]), 1, data["m"])
+                minutes[data["s"]][data["T"] - data["T"] % MINUTE_MS].append(trade)
+        for symbol, recorded in minutes.items():
+            rows = read_rows(folder / "export" / symbol / f"{symbol}-1m.csv")
+            assert {time for time, row in rows.items() if row.trade_count} == set(recorded)
+            assert all(rows[time] == kline_of(trades, time) for time, trades in recorded.items())
+
+    def test_files_in_any_order_are_one_recording(self, folder: Path) -> None:
+        late, early = CASES / "order" / "order-late.jsonl", CASES / "order" / "order-early.jsonl"
+        kind = "trade" if '"trade"' in early.read_text(encoding="utf-8")[:500] else "aggTrade"
+        code, said = ended(folder, late, early, stream=kind)
+        assert code == 0, said
+        lines = [json.loads(line) for file in (early, late) for line in file.read_text(encoding="utf-8").splitlines()]
+        times = {line["data"]["T"] // MINUTE_MS for line in lines}
+        (symbol,) = {line["data"]["s"] for line in lines}
+        rows = read_rows(folder / "export" / symbol / f"{symbol}-1m.csv")
+        assert {time // MINUTE_MS for time, row in rows.items() if row.trade_count} == times

@@ -309,3 +309,11 @@ def test_what_people_report_of_files_is_read_or_told(case: str, ids: list[int], 
     (stream,) = recording.streams
     assert stream.rows["id"].tolist() == ids
     assert [line.line for line in recording.told.left_out] == left_out
+
+
+def test_fills_that_stand_under_a_lower_id_count_once_and_are_told(tmp_path: Path) -> None:
+    rows = ["7,100,1,5,6,1790164800000,true", "8,101,1,7,7,1790164860000,true", "9,100,1,5,6,1790164800000,true"]
+    recording = read(tmp_path, "\n".join([*rows, "10,100,1,8,8,1790164860001,true"]))
+    assert recording.streams[0].rows["id"].tolist() == [7, 8, 10]
+    (left_out,) = recording.told.left_out
+    assert (left_out.line, left_out.reason) == (3, "fills 5 to 6 stand under a lower id already")

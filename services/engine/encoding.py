@@ -168,7 +168,8 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
         at = put_integer(block, at, SNAPSHOT.id_count, row.id_count)
         at = put_bool(block, at, SNAPSHOT.closed, row.flags & CLOSED != 0)
         at = put_bool(block, at, SNAPSHOT.final, row.flags & FINAL != 0)
-        at = put_bool(block, at, SNAPSHOT.gap, has_gap(book, symbol, row.open_time, end_time))
+        is_final = row.flags & FINAL != 0
+        at = put_bool(block, at, SNAPSHOT.gap, not is_final and has_gap(book, symbol, row.open_time, end_time))
         at = put_bool(block, at, SNAPSHOT.unexplained, row.flags & UNEXPLAINED != 0)
         at = put_bool(block, at, SNAPSHOT.audited, row.flags & AUDITED != 0)
         at = put_text(block, at, SNAPSHOT.source, SOURCES, source_of(row))

@@ -460,6 +460,8 @@ class KlineEngine:
                 self.repair.want_klines(symbol, interval, int(lost["first"]), int(lost["last"]))
             self.book.any_lost[0] = 0
             self.book.lost[:] = 0
+        if self.saving.refused and (last or self.saving.due(now_ns)):
+            self._rewriting.whole(list(self.saving.refused))
         return self.saving.take(now_ns, self.clock.now(now_ns), last)
 
     def _marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
@@ -473,9 +475,6 @@ class KlineEngine:
             self.pulse.saved(now_ns)
         for symbol, since in (taken_again or {}).items():
             self._rewriting.since(symbol, since)
-        for symbol in self.saving.refused:
-            # Whenever the store takes it again, it must take it whole: a mark beside older rows would prove those.
-            self._rewriting.since(symbol, 0)
 
     def _store_changed(self, state: StoreState) -> None:
         self.pulse.met("persist", state.session)

@@ -31,6 +31,13 @@ class Rewriting:
             if symbol >= 0 and interval in INTERVAL_INDEX:
                 self._want(symbol, INTERVAL_INDEX[interval], first, last)
 
+    def whole(self, symbols: list[int]) -> None:
+        """Save what has changed with all that is in memory of its symbol: a mark beside older rows proves those."""
+        changed = self._unsaved.groups() | (self._book.symbols["mark_changed"] != 0)
+        for symbol in symbols:
+            if changed[symbol]:
+                self.since(symbol, 0)
+
     def since(self, symbol: int, time_ms: int) -> None:
         """Save a symbol again, all of whose klines from a time on the store may lack; 0: only what is in memory."""
         rows = self._book.rows[symbol]

@@ -85,7 +85,8 @@ def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numb
         close_time=row["end_time"] - 1,
         closed=bool(row["flags"] & CLOSED),
         final=bool(row["flags"] & FINAL),
-        gap=any(begin < row["end_time"] and end >= row["open_time"] for begin, end in row["gaps"]),
+        gap=not row["flags"] & FINAL
+        and any(begin < row["end_time"] and end >= row["open_time"] for begin, end in row["gaps"]),
         unexplained=bool(row["flags"] & UNEXPLAINED),
         audited=bool(row["flags"] & AUDITED),
         source=source,

@@ -139,7 +139,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_words_without_its_password(
 
 
 def test_a_room_reaches_an_exchange_that_only_the_proxy_knows(exchange: Exchange, tmp_path: Path, proxy: Proxy) -> None:
-    config = write_config(tmp_path, exchange={"backfill_rows": 5}, simulator={"host": NAME, "port": exchange.port})
+    config = write_config(tmp_path, exchange={"backfill_rows": 59}, simulator={"host": NAME, "port": exchange.port})
     with Engine(config) as engine:
         room = Room("ingest", config, HTTP_PROXY=f"http://127.0.0.1:{proxy.port}", NO_PROXY="elsewhere.test")
         try:

@@ -20,7 +20,7 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-quic"),
 ]
-EVIL = "<img/src=x/onerror=alert(1)>"
+EVIL = "<img src=x onerror=alert(1)>"
 OLD_KLINES = 700
 
 pytestmark = [

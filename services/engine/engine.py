@@ -71,7 +71,7 @@ from shared.wire import (
     trade_rows,
 )
 
-FUTURE_MAX_MS = 10_000
+FUTURE_MAX_MS = 30_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""

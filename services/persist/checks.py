@@ -16,7 +16,7 @@ from shared.interval import INTERVALS
 
 LAG_MAX = "5 minutes"
 """A symbol's rows may be behind the engine's time: symbols are saved in turns, in seconds where the store is well."""
-AHEAD_MAX = "10 seconds"
+AHEAD_MAX = "30 seconds"
 """A trade so far ahead of the exchange's clock opens its minute (the engine's `FUTURE_MAX_MS`)."""
 FALL_MAX = "5 minutes"
 """When a trade's time falls back, what is proven goes back, so far at the most, and final rows stay final."""

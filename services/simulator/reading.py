@@ -25,7 +25,7 @@ TIME_MIN, TIME_MAX = 1_230_768_000_000, 4_102_444_800_000
 ID_MAX = 2**62
 DIGITS_MAX = 18
 """Of a number: what is sure to fit an int64."""
-_ARCHIVE = re.compile(r"(?P<symbol>.+?)-(?P<kind>aggTrades|trades)(?:-|\.|$)", re.IGNORECASE)
+_ARCHIVE = re.compile(r"(?:^|-)(?P<symbol>[^-]+)-(?P<kind>aggTrades|trades)(?:-|\.|$)", re.IGNORECASE)
 _PLAIN = re.compile(r"[0-9]{1,18}(?:\.[0-9]*)?", re.ASCII)
 _STAMPED = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+Z? +(?=\{)")
 _MAKER = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
@@ -132,7 +132,7 @@ def reader_of(name: str) -> Reader:
     base = name.rpartition(":")[2].rpartition("/")[2]
     if ".csv" not in base.lower():
         return read_frame
-    found = _ARCHIVE.match(base)
+    found = _ARCHIVE.search(base)
     if found is None:
         raise RecordingError(f"{name}: an archive is called <SYMBOL>-aggTrades-<date> or <SYMBOL>-trades-<date>")
     try:

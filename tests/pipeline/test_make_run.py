@@ -166,7 +166,7 @@ def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(hous
             return []
 
     before = wait_for("klines in the database", saved, timeout=START_MAX_S)[0]
-    ((writer,),) = query(house, "select pid from pg_stat_activity where application_name = 'klagg persist'")
+    ((writer,),) = query(house, "select pid from pg_stat_activity where application_name like 'klagg persist%'")
     assert isinstance(writer, int)
     assert os.getpriority(os.PRIO_PROCESS, writer) == MODEST_NICE
     group = Path(f"/proc/{writer}/autogroup")

@@ -367,15 +367,6 @@ class TestCases:
         rows = read_rows(folder / "export" / "BTCUSDT" / "BTCUSDT-1m.csv")
         assert {time: row.volume for time, row in rows.items() if row.trade_count} == minutes
 
-    def test_two_sequences_in_one_file_agree_in_all_intervals(self, folder: Path) -> None:
-        code, said = ended(folder, *(CASES / "c02").iterdir())
-        assert code in (0, 4), said
-        by_interval = {
-            path.stem.rpartition("-")[2]: sum(row.trade_count for row in read_rows(path).values())
-            for path in (folder / "export" / "BTCUSDT").iterdir()
-        }
-        assert by_interval["1m"] >= max(by_interval.values()), by_interval
-
     @pytest.mark.parametrize("name", ["sparse-3sym-12h.jsonl.gz", "gap30h-jump500.jsonl.gz"])
     def test_sparse_and_paused_recordings_equal_the_sum_of_their_trades(self, folder: Path, name: str) -> None:
         file = CASES / name

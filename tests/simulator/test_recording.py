@@ -198,6 +198,7 @@ def test_all_files_of_a_zip_are_read_but_what_macos_puts_beside_them(tmp_path: P
     [
         ("BTCUSD_PERP-aggTrades-2023-11-01.csv", "BTCUSD_PERP"),
         ("btcusdt_230630-aggTrades-2023-06.csv", "BTCUSDT_230630"),
+        ("spot-BTCUSDT-aggTrades-2026-01-01.csv", "BTCUSDT"),
         ("1000SHIBUSDT-aggTrades-2023-06-01.csv", "1000SHIBUSDT"),
         ("币安人生USDT-aggTrades-2026-01-01.csv", "币安人生USDT"),
     ],
@@ -317,3 +318,11 @@ def test_fills_that_stand_under_a_lower_id_count_once_and_are_told(tmp_path: Pat
     assert recording.streams[0].rows["id"].tolist() == [7, 8, 10]
     (left_out,) = recording.told.left_out
     assert (left_out.line, left_out.reason) == (3, "fills 5 to 6 stand under a lower id already")
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="no cases beside the checkout")
+def test_two_sequences_in_one_file_are_one_in_the_order_of_ids() -> None:
+    (path,) = (CASES / "c02").iterdir()
+    ids = Recording([str(path)]).streams[0].rows["id"].tolist()
+    assert ids == sorted(ids)
+    assert len(ids) == 80

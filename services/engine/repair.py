@@ -122,13 +122,18 @@ class Repair:
     def take_answer(self, symbol: int, part: Covered, trades: Rows, now_ns: int) -> None:
         """Take what an answer about a range of ids leaves out of it; its TRADE[n] were applied, or refused."""
         older_to = part.older_to
-        if self._replays and not part.first_id and older_to < 0:
-            # A recording begins with its first trade: what was before it is none of its holes.
+        if not part.first_id and older_to < 0 and self._is_new(symbol):
+            # Its life, or a recording, begins with its first trade: what was before that is no hole.
             own = trades["id"][trades["symbol"] == part.instrument]
             older_to = int(own[0]) - 1 if len(own) else part.last_id
         at_ms = now_ns // 1_000_000
         if apply_answer(self._book, symbol, part.first_id, part.last_id, older_to, self._left_out_max, at_ms):
             self.note_unexplained(symbol, now_ns)
+
+    def _is_new(self, symbol: int) -> bool:
+        """Say whether there is no kline of a symbol from before its seam."""
+        held = self._book.rows[symbol, 0]["open_time"]
+        return not ((held > 0) & (held < self._book.symbols[symbol]["seam_time"])).any()
 
     def note_unexplained(self, symbol: int, now_ns: int) -> None:
         """Ids of a symbol have become unexplained: they are settled, or in a replay kept as what they are."""

@@ -185,7 +185,7 @@ class Desk:
             case "decimals":
                 market.refine(fault.symbol)
             case "clock":
-                self._simulator.clock.set(self._simulator.clock.now() + fault.ms, True)
+                self._simulator.move_clock(fault.ms)
         return {}
 
     def _announce_shutdown(self, after_s: float) -> None:

@@ -358,6 +358,12 @@ class Simulator:
                 with contextlib.suppress(ConnectionError):
                     await connection.socket.ping(str(self.clock.now()).encode())
 
+    def move_clock(self, ms: int) -> None:
+        """Move the exchange's time, and with it the minutes in which weight is counted."""
+        self.clock.set(self.clock.now() + ms, True)
+        base_ms, base_s = self._weight_base
+        self._weight_base = base_ms + ms, base_s
+
     def count_wanted(self) -> None:
         self._wanted = set().union(*(connection.session.delivered for connection in self.connections))
         self.market.follow(self._wanted)

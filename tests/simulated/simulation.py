@@ -131,7 +131,7 @@ class Simulation:
         if world.nature.random() < 0.1:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
         fault = source.choice(("engine", "feed", "store", "database", "connection", "renewal", "everything"))
-        if world.nature.random() < 0.2:
+        if world.nature.random() < 0.2 and not self.exchange.falls:
             fault = world.nature.choice(("set back", "emptied") if self.store_goes_back else ("refused",))
         if self.store_goes_back and fault in ("engine", "everything"):
             fault = "feed"

@@ -10,6 +10,7 @@ rows are saved before the process ends; if the store is not there for it, they t
 import logging
 import time
 from collections.abc import Iterable
+from itertools import islice
 
 import zmq
 
@@ -24,6 +25,8 @@ from shared.wire import AppEvent, FeedState, Finished, Restored, StoreState, Wir
 
 TURN_MESSAGES_MAX = 1_000
 """Events a turn, so that a flood cannot keep the clock from ticking or subscribers from hearing."""
+PUBLISHED_AT_ONCE = 1_000
+"""Messages, before it is looked who is behind."""
 LAST_BATCH_S = 3.0
 """How long the end waits for the store to take the last rows."""
 LOAD_AGAIN_S = 5.0
@@ -142,10 +145,13 @@ class Loop:
                 self._public.close(connection)
 
     def _publish(self, messages: Iterable[Message]) -> None:
-        # Not send_multipart, which takes three times as long to look at what it is given.
-        for topic, body in messages:
-            self._publisher.send(topic, MORE)
-            self._publisher.send(body, zmq.NOBLOCK)
+        messages = iter(messages)
+        while some := list(islice(messages, PUBLISHED_AT_ONCE)):
+            # Not send_multipart, which takes three times as long to look at what it is given.
+            for topic, body in some:
+                self._publisher.send(topic, MORE)
+                self._publisher.send(body, zmq.NOBLOCK)
+            self._public.sent(len(some))
 
     def _save(self, now: int, last: bool = False) -> None:
         if not self._store.poll(0, zmq.POLLOUT):

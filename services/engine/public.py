@@ -1,13 +1,20 @@
-"""The snapshots' socket, which strangers connect to: how many may, how much each may ask, and how much waits for each.
+"""The snapshots' socket, which strangers connect to: how many may, how much each may ask, and how much waits for all.
 
 Knows nothing of topics. ZeroMQ tells who came and went (its monitor) and which connection a message is from, both by
 the descriptor; to end a connection is to shut that down. ZeroMQ itself has no bound for connections, and one that is
 beyond the process's descriptors ends it: the internal sockets' `accept` takes that for a bug.
+
+ZeroMQ does not tell how much waits for whom either, and to change its bound while connections end is a crash (libzmq
+4.3.5, its issue 4524). The kernel does: who keeps up has sent most of what was given to it, and of who is behind it has
+all that it takes.
 """
 
+import fcntl
 import resource
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -18,10 +25,15 @@ from shared.sockets import listen, unbound
 MESSAGE_BYTES_MAX = 1_024
 """A subscription, and all else that comes in; what is longer ends its connection. A topic has 330 at the most."""
 QUEUE_MAX, QUEUES_MAX = 20_000, 200_000
-"""Messages that wait for one subscriber, and for all, who share that evenly: 128 bytes each, and the bodies, of which
-there is one for all. With up to ten, each has room for two rounds of every topic of 500 symbols; more is lost to it."""
+"""Messages that wait for one subscriber, and for all who are behind: 128 bytes each, and the bodies, of which there is
+one for all. One has room for two rounds of every topic of 500 symbols; what is more is lost to it. Are all too far
+behind, those who have been longest are disconnected."""
 SEND_BUFFER = 128 << 10
 """Bytes that the kernel keeps for one subscriber; it takes twice as many."""
+BEHIND_BYTES = SEND_BUFFER // 2
+"""Who has so much unsent is behind: ZeroMQ fills the kernel's buffer again before a third of it is free."""
+LOOK_AFTER = 100_000
+"""Messages, times connections, between two looks at who is behind: 10 ms of sending, for 1 µs a connection."""
 PING_MS, ANSWER_MAX_MS = 10_000, 20_000
 """Who does not answer, or takes nothing, for so long is disconnected: it comes again when it can."""
 GREETING_MAX_MS = 5_000
@@ -76,7 +88,10 @@ class Public:
         self._asked: dict[int, int] = {}
         """What each connection has asked lately, bytes; the newest is last."""
         self._asked_until = 0
-        self._queue = QUEUE_MAX
+        self._behind: dict[int, int] = {}
+        """Who is behind, and how much had been sent when it still kept up; the longest is first."""
+        self._sent = self._looked = 0
+        """Messages: sent, and sent until the last look."""
         self.figures = {"connections": 0, "connections_closed": 0}
 
     def count(self) -> None:
@@ -86,18 +101,33 @@ class Public:
                 break
             change, _ = self.changes.recv_multipart(zmq.NOBLOCK)
             event, connection = CHANGE.unpack(change)
+            self._forget(connection)
             if event == zmq.EVENT_ACCEPTED:
                 self._asked[connection] = 0
-            else:
-                self._asked.pop(connection, None)
         most = min(CONNECTIONS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         while len(self._asked) > most:
             self.close(next(reversed(self._asked)))
         self.figures["connections"] = len(self._asked)
-        queue = min(QUEUE_MAX, QUEUES_MAX // max(1, len(self._asked)))
-        if queue != self._queue:
-            self._queue = queue
-            self.socket.setsockopt(zmq.SNDHWM, queue)  # Also of connections that are there.
+
+    def sent(self, messages: int) -> None:
+        """Know that so many messages were sent, and disconnect some of those who are behind if all are too far."""
+        self._sent += messages
+        if len(self._asked) * (self._sent - self._looked) < LOOK_AFTER:
+            return
+        for connection in self._asked:
+            if _unsent(connection) < BEHIND_BYTES:
+                self._behind.pop(connection, None)
+            else:
+                self._behind.setdefault(connection, self._looked)
+        self._looked = self._sent
+        waiting = sum(self._waiting(connection) for connection in self._behind)
+        while waiting > QUEUES_MAX:
+            longest = next(iter(self._behind))
+            waiting -= self._waiting(longest)
+            self.close(longest)
+
+    def _waiting(self, connection: int) -> int:
+        return min(QUEUE_MAX, self._sent - self._behind[connection])
 
     def asked(self, now_ns: int) -> Iterator[tuple[int, bytes]]:
         """Yield messages that came, with their connections, up to `SUBSCRIPTIONS_MAX`."""
@@ -118,9 +148,13 @@ class Public:
             yield connection, message
 
     def close(self, connection: int) -> None:
-        """End a connection; ZeroMQ sees that and tidies up."""
-        if self._asked.pop(connection, None) is None:
+        """End a connection; ZeroMQ sees that and tidies up.
+
+        If it has ended meanwhile and the next one has its descriptor, that is ended too, and comes again.
+        """
+        if connection not in self._asked:
             return
+        self._forget(connection)
         self.figures["connections_closed"] += 1
         with suppress(OSError):  # It may have ended meanwhile, and its descriptor may be somebody else's.
             peer = socket.socket(fileno=connection)
@@ -130,6 +164,18 @@ class Public:
                     peer.shutdown(socket.SHUT_RDWR)
             finally:
                 peer.detach()
+
+    def _forget(self, connection: int) -> None:
+        self._asked.pop(connection, None)
+        self._behind.pop(connection, None)
+
+
+def _unsent(connection: int) -> int:
+    """Return how many bytes wait in the kernel."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # It has ended.
+        return 0
 
 
 def _sender(frame: zmq.Frame) -> int:

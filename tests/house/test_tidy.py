@@ -108,6 +108,26 @@ def test_no_file_knows_one_machine_or_a_secret() -> None:
     assert not found
 
 
+def cited(text: str) -> set[str]:
+    """Return the sections of docs/binance.md that a text cites."""
+    return set(re.findall(r"§(\d+(?:\.\d+)?)", text))
+
+
+def test_every_section_of_the_protocol_that_is_cited_is_there() -> None:
+    headings = set(
+        re.findall(r"^#+ §(\d+(?:\.\d+)?) ", (ROOT / "docs/binance.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    citations = {
+        f"{path.relative_to(ROOT)}: §{section}"
+        for path in tracked()
+        if path.suffix in (".py", ".md", ".toml", ".html", ".js")
+        for section in cited(path.read_text(encoding="utf-8"))
+        if section not in headings
+    }
+    assert not citations
+    assert len(headings) > 20
+
+
 def test_no_recording_or_other_big_file_is_kept() -> None:
     assert not [str(path.relative_to(ROOT)) for path in tracked() if path.stat().st_size > BIG_MAX]
     assert not [str(path.relative_to(ROOT)) for path in tracked() if path.suffix in (".gz", ".zip", ".whl", ".so")]

@@ -100,7 +100,7 @@ def running(*names: str, config: Path) -> Iterator[dict[str, Room]]:
             room.stop()
 
 
-def wait_for(what: str, ask: Callable[[], Answer | None], timeout: float = 30.0, every: float = 0.05) -> Answer:
+def wait_for(what: str, ask: Callable[[], Answer | None], timeout: float = 60.0, every: float = 0.05) -> Answer:
     """Ask until the answer is true and return it. Raises AssertionError with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -374,7 +374,7 @@ class Engine:
             self.events.append(decode_event(self._events.recv()))
         return [event for event in self.events if isinstance(event, kind)]
 
-    def wait(self, kind: type[Event], true: Callable[[Event], bool] = lambda _: True, timeout: float = 15.0) -> Event:
+    def wait(self, kind: type[Event], true: Callable[[Event], bool] = lambda _: True, timeout: float = 60.0) -> Event:
         """Wait for an event of a kind for which something is true, among those of before too."""
         return wait_for(
             f"{kind.__name__}", lambda: next((e for e in self.of(kind) if true(e)), None), timeout=timeout, every=0.02
@@ -430,6 +430,6 @@ def playing(folder: Path, exchange: Exchange, **settings: Any) -> Iterator[Playe
             print(room.log)
             raise
         finally:
-            code = room.stop(timeout=5)
+            code = room.stop(timeout=30)
         assert code == 0, room.log
         assert "Traceback" not in room.log, room.log

@@ -79,7 +79,7 @@ def test_a_limit_that_a_former_ingest_has_used_is_asked_for_first(exchange: Exch
     with playing(tmp_path, exchange) as played:
         played.engine.connected()
         played.engine.ask(Subscribe([], complete=True))
-        assert played.engine.wait(AddSymbol, timeout=10).symbol == "BTCUSDT"
+        assert played.engine.wait(AddSymbol).symbol == "BTCUSDT"
 
 
 def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_whoever_answers_the_first_word_at_once_is_heard(exchange: Exchange, tmp
     with playing(tmp_path, exchange) as played:
         wait_for("the first word", lambda: played.engine.of(FeedState), every=0.0)
         assert played.engine.try_to_ask(Subscribe(["btcusdt@aggTrade"], complete=True))
-        wait_for("the subscription", lambda: "btcusdt@aggTrade" in exchange.names(), timeout=5)
+        wait_for("the subscription", lambda: "btcusdt@aggTrade" in exchange.names())
 
 
 def test_symbols_are_announced_by_volume_with_every_closed_kline_of_every_interval(

@@ -88,7 +88,7 @@ def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange:
         assert not (tmp_path / "data" / "ban").exists()
         in_the_way.rmdir()
         rest = f"http://127.0.0.1:{exchange.port}/fapi/v1"
-        until = wait_for("the file", lambda: ban.recall(tmp_path / "data" / "ban", rest), timeout=10)
+        until = wait_for("the file", lambda: ban.recall(tmp_path / "data" / "ban", rest))
         assert abs(until - time.time_ns() // 1_000_000 - 55_000) < 10_000
         played.engine.ask(FetchTrades("BTCUSDT", 1, 2))
         seen = len(played.engine.of(FeedState))
@@ -120,7 +120,6 @@ def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_
                     abs(state.exchange_time - exchange.now) < 2_000
                     for state in played.engine.of(FeedState)[known:][-1:]
                 ),
-                timeout=10,
             )
 
 

@@ -232,6 +232,6 @@ def test_a_persist_whose_former_session_still_lives_takes_its_tables_back(server
         except tables.Unfit:
             return None
 
-    wait_for("the tables", again, 10).close()
+    wait_for("the tables", again).close()
     with pytest.raises(psycopg.OperationalError):
         former.execute("SELECT 1")

@@ -187,7 +187,7 @@ def processes_below(folder: Path) -> list[str]:
 
 
 def assert_nothing_left(folder: Path) -> None:
-    wait_for("the rooms to be gone", lambda: not processes_below(folder), timeout=5)
+    wait_for("the rooms to be gone", lambda: not processes_below(folder), timeout=30)
     assert not list((folder / "t").iterdir())
 
 

@@ -84,4 +84,4 @@ def _all_applied(config: Config) -> None:
                 applied[row.symbol] = row.last_id
             return applied == traded
 
-        wait_for("the engine to apply everything", all_there, 30)
+        wait_for("the engine to apply everything", all_there)

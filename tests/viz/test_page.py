@@ -374,15 +374,15 @@ def test_it_comes_back_by_itself_after_the_server_and_the_engine_were_away(brows
         screen.shows("BTCUSDT", "1m", 500)
 
         market.engine.stop()
-        expect(screen.page.locator("#notice")).to_contain_text("The engine has fallen silent", timeout=10_000)
+        expect(screen.page.locator("#notice")).to_contain_text("The engine has fallen silent", timeout=60_000)
         market.engine = market.start_engine(2)
-        expect(screen.page.locator("#notice")).to_be_hidden(timeout=10_000)
+        expect(screen.page.locator("#notice")).to_be_hidden(timeout=60_000)
 
         market.viz.stop()
         expect(screen.page.locator("#notice")).to_contain_text("Connection lost")
         expect(screen.page.locator("#state-page")).to_have_attribute("data-state", "bad")
         market.viz = market.place.start_viz()
-        expect(screen.page.locator("#notice")).to_be_hidden(timeout=15_000)
+        expect(screen.page.locator("#notice")).to_be_hidden(timeout=60_000)
         wait_for("the subscription", lambda: "kline.BTCUSDT.1m" in market.engine.held)
         market.move("kline.BTCUSDT.1m", "1234.5")
         expect(screen.page.locator("#c")).to_have_text("1,234.5")
@@ -404,7 +404,7 @@ def test_it_says_what_is_missing_and_heals(browser: Browser, tmp_path: Path) -> 
         expect(page.locator("#state-database")).to_have_attribute("data-state", "bad")
         engine = place.start_engine(unsaved={"kline.BTCUSDT.1m": made_up("BTCUSDT", "1m", 2)})
         engine.figures = {"BTCUSDT": ("100.0", "90.0")}
-        page.wait_for_function("() => klagg.chart.rows.length === 2", timeout=15_000)
+        page.wait_for_function("() => klagg.chart.rows.length === 2", timeout=60_000)
         expect(page.locator("#notice")).to_contain_text("Live only: no history")
         engine.progress = {"missing_ids": 0, "audit": {"matched": 1_200, "burnt": 30, "straddled": 4}}
         expect(page.locator("#state-proof")).to_have_attribute("data-state", "good")

@@ -26,7 +26,7 @@ def get(place: Place, path: str, headers: dict[str, str] | None = None) -> tuple
     """Return status, headers and body, which is read as JSON where it says so."""
     request = urllib.request.Request(f"http://{place.address}{path}", headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=30) as response:
             status, fields, body = response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         status, fields, body = error.code, error.headers, error.read()
@@ -262,7 +262,7 @@ def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
                 slow.send(json.dumps({"watch": {"symbol": "BTCUSDT", "interval": "1m"}}))
                 close = f"1.{number:06}"
                 engine.publish(msgspec.structs.replace(row, close=close, trade_count=row.trade_count + 1 + number))
-                fast.next("kline", lambda message, close=close: message["row"]["close"] == close, timeout=5)
+                fast.next("kline", lambda message, close=close: message["row"]["close"] == close, timeout=30)
         last = ""
         deadline = time.monotonic() + 20
         while close not in last:

@@ -266,7 +266,7 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
     began = time.monotonic()
     house.rooms[name].process.send_signal(signal.SIGKILL)
     house.rooms[name].process.wait()
-    last_id = _last_id(house.config)
+    last_id = last_id_traded(house.config)
     figures: dict[str, Any] = {}
     last = ""
     while time.monotonic() < began + LIVE_MAX_S:
@@ -279,7 +279,7 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
             "trades": was_published,
             "the feed": figures.get("connected"),
             "missing trades": figures.get("missing_ids") == 0,
-            "saving": name not in ("postgres", "persist") or _saved_id(house.config) > last_id,
+            "saving": name not in ("postgres", "persist") or saved_id(house.config) > last_id,
             "the page": name != "viz" or _page_is_live(house.config),
         }
         lacking = [what for what, is_true in conditions.items() if not is_true]
@@ -299,12 +299,12 @@ def _page_is_live(config: Config) -> bool:
         return False
 
 
-def _last_id(config: Config) -> int:
+def last_id_traded(config: Config) -> int:
     """Return the newest trade that the exchange has made of the busy symbol."""
     return int(ask(config, "status")["last_ids"][BUSY]["aggTrade"])
 
 
-def _saved_id(config: Config) -> int:
+def saved_id(config: Config) -> int:
     """Return the newest trade of the busy symbol that is in the database; -1 if it cannot be asked."""
     try:
         with psycopg.connect(database_url(config), connect_timeout=2) as connection:
@@ -316,7 +316,7 @@ def _saved_id(config: Config) -> int:
 
 def wait_until_live(house: House, health: Health, timeout: float) -> None:
     """Wait until every symbol is there, nothing is missing, and trades go on."""
-    last_id = _last_id(house.config)
+    last_id = last_id_traded(house.config)
 
     def live() -> bool:
         house.mend()

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from bench.processes import memory_mib
-from tests.chaos import SETTLE_MAX_S, Health, House, Plan, play, prepare, wait_until_live
+from tests.chaos import SETTLE_MAX_S, Health, House, Plan, last_id_traded, play, prepare, saved_id, wait_until_live
 from tests.pipeline.truth import differences, settle, unproven
+from tests.support import wait_for
 
 GROWTH_MAX_MB = 32.0
 """Pages that were set aside at the start are used up one by one."""
@@ -41,6 +42,13 @@ def run(folder: Path, plan: Plan) -> list[str]:
             print(f"{step * plan.seconds / STEPS:.0f} s: {now:.0f} MiB, {told}", flush=True)
         house.down.clear()
         began = time.monotonic()
+        traded = last_id_traded(house.config)
+
+        def has_it() -> bool:
+            house.mend()
+            return saved_id(house.config) >= traded
+
+        wait_for("the database to have what was traded meanwhile", has_it, SETTLE_MAX_S, every=0.2)
         wait_until_live(house, health, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
         print(f"all that was traded is saved, {time.monotonic() - began:.1f} s after the end", flush=True)

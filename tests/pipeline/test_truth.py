@@ -18,13 +18,13 @@ ROOMS = ("postgres", "persist", "engine", "simulator", "ingest")
 
 
 @pytest.mark.timeout(400)
-def test_every_kline_of_300_symbols_equals_the_truth(tmp_path: Path) -> None:
+def test_every_kline_of_100_symbols_equals_the_truth(tmp_path: Path) -> None:
     path = write_config(
         tmp_path,
         simulator={
-            "symbols": 300,
+            "symbols": 100,
             "trades_per_second": 2_000.0,
-            "history_days": 40,
+            "history_days": 35,
             "quirks": False,
             "weight_limit": 1_000_000,
             # All are live shortly before a minute ends.
@@ -38,7 +38,7 @@ def test_every_kline_of_300_symbols_equals_the_truth(tmp_path: Path) -> None:
             assert all(room.process.poll() is None for room in rooms.values())
             with psycopg.connect(database_url(config)) as connection:
                 row = connection.execute("SELECT count(*) FROM symbols WHERE isempty(gaps)").fetchone()
-            return row == (300,)
+            return row == (100,)
 
         wait_for("PostgreSQL", lambda: "loaded 0 symbols" in rooms["persist"].log, 60)
         wait_for("all symbols to be live", live, 180, every=0.5)
@@ -49,6 +49,6 @@ def test_every_kline_of_300_symbols_equals_the_truth(tmp_path: Path) -> None:
         settle(config)
         found, compared = differences(config)
         assert found[:10] == []
-        assert compared > 300 * 15 * 20
+        assert compared > 100 * 15 * 20
         assert unproven(config) == []
         assert "Traceback" not in "".join(room.log for room in rooms.values())

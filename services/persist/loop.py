@@ -114,6 +114,8 @@ class Loop:
             if time.monotonic() >= self._figures_at:
                 self._figures_at = time.monotonic() + FIGURES_S
                 log.info("since start: %d rows in %d batches saved", self._rows, self._batches)
+        if not self._finished:
+            log.info("the engine may be gone: it has not said that nothing follows")
 
     def close(self) -> None:
         if self._connection is not None:

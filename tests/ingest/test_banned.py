@@ -93,8 +93,7 @@ def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_pa
             engine.ask(Subscribe([], complete=True, engine=1))
             wait_for("three symbols", lambda: len(engine.of(AddSymbol)) == 3)
             streams = [event.stream for event in engine.of(AddSymbol)]
-            post(f"{simulator}/fault?kind=ban&seconds=12")
-            banned_at = time.monotonic()
+            post(f"{simulator}/fault?kind=ban&seconds=20")
             engine.ask(FetchTrades("BTCUSDT", 1, 2))
             wait_for("the ban", lambda: "the exchange says 418" in ingest.log)
             ingest.stop()
@@ -103,7 +102,7 @@ def test_a_ban_of_the_simulator_leaves_live_trades_alone_across_a_restart(tmp_pa
             wait_for("its word", lambda: engine.of(FeedState)[-1].connected and engine.of(FeedState)[-1].engine == 0)
             engine.ask(Subscribe(streams, complete=True, engine=1))
             wait_for("live trades", lambda: len(engine.of(Trades)) > seen + 10)
-            assert time.monotonic() - banned_at < 11
+            assert "symbols trade" not in ingest.log.split("banned this address")[1]
             assert len(engine.of(AddSymbol)) == 3
             assert not engine.of(RemoveSymbol)
             wait_for("REST", lambda: "3 symbols trade" in ingest.log.split("banned this address")[1])

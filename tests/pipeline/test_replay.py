@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -277,13 +276,11 @@ def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
     file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
     with replaying(folder, str(file), "--stream", "trade", "--speed", "1") as process:
         wait_for("the rooms to run", lambda: len(processes_below(folder)) >= 5)
-        asked_at = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.endswith("klagg: interrupted\n")
     assert "Traceback" not in said
-    assert time.monotonic() - asked_at < 10
     assert_nothing_left(folder)
 
 

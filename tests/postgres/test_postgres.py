@@ -43,10 +43,8 @@ def test_it_makes_a_cluster_once_and_keeps_what_is_in_it(tmp_path: Path) -> None
         ready(rooms["postgres"])
         with psycopg.connect(database_url(config)) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        began = time.monotonic()
         server = server_of(config)
         assert rooms["postgres"].stop() == 0
-        assert time.monotonic() - began < 5
         assert not Path(f"/proc/{server}").exists()
     with running("postgres", config=path) as rooms:
         ready(rooms["postgres"], 2)

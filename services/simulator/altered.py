@@ -48,10 +48,12 @@ class Altered:
         self.chains: dict[str, Chain] = {}
         self.late: dict[str, list[Late]] = {}
 
-    def forget(self, symbol: str) -> None:
-        """A symbol is gone."""
-        self.chains.pop(symbol, None)
-        self.late.pop(symbol, None)
+    def refine(self, symbol: str) -> None:
+        """A symbol's numbers have one decimal more."""
+        factors = (10, 100, 1, 10, 100)
+        for place, one in enumerate(self.late.get(symbol, [])):
+            amounts = tuple(amount * factor for amount, factor in zip(one.amounts, factors, strict=True))
+            self.late[symbol][place] = one._replace(price=one.price * 10, amounts=amounts)
 
     def raw_id(self, symbol: str, kind: str, trade_id: int) -> int:
         """Return the raw id of one that somebody names."""

@@ -116,6 +116,7 @@ class GeneratedMarket:
             step=coin.instrument.step * 10,
         )
         self._altered[symbol] = replace(coin, instrument=instrument, lot=coin.lot * 10)
+        self._others.refine(symbol)
         self._meet_coins()
 
     def list_coin(self) -> str:

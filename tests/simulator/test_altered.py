@@ -87,6 +87,9 @@ def test_the_klines_have_a_late_trade_in_the_minute_that_it_says() -> None:
             assert [int(row[name]) for name in FIELDS] == wanted[int(row["open_time"])], (interval, row)
             compared += 1
         assert compared or interval == "1h"
+    market.refine("BTCUSDT")
+    (row,) = market.klines(instrument, "1m", NOON - MINUTE_MS, NOON - 1)
+    assert [int(row[name]) for name in FIELDS] == summed(market, "1m", NOON - MINUTE_MS)[NOON - MINUTE_MS]
     changed = market.klines(instrument, "1m", NOON - MINUTE_MS, NOON - 1)
     assert (changed["count"] > untouched["count"]).tolist() == [True]
 

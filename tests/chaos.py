@@ -31,6 +31,7 @@ import zmq
 from shared.config import Config, load
 from shared.postgres import database_url
 from shared.wire import HEALTH_TOPIC, kline_topic
+from tests import harm
 from tests.pipeline.truth import ask, audited, differences, settle, unproven
 from tests.support import Room, wait_for, write_config
 
@@ -64,11 +65,26 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "clock", "ms": -5_000},
     {"kind": "list"},
     {"kind": "decimals"},
+    {"kind": "late", "ms": 70_000},
+    {"kind": "relist"},
 )
 BUSY = "BTCUSDT"
 """A symbol that trades many times a second."""
 REFINED = ("ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "BNBUSDT", "ADAUSDT", "SUIUSDT", "LINKUSDT")
+LATE = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+"""Symbols whose times fall, ..."""
+RELISTED = ("AVAXUSDT", "LTCUSDT", "BCHUSDT")
+"""... and those whose ids begin anew: both at once nobody could tell apart."""
+SOMEBODY = {"decimals": REFINED, "late": LATE, "relist": RELISTED}
+"""Faults that befall one of these."""
 FAULTS_SHARE = 0.4
+STORE_SHARE = 0.1
+STORE = ("set back", "emptied", "refusing")
+REFUSED_S = 8.0
+FROZEN = ("persist", "engine", "ingest")
+"""Rooms of which it must be told that they are stopped, ..."""
+TOLD_MAX_S = 15.0
+"""... and how soon."""
 POWER_CUT_SHARE = 0.05
 MUTE_MAX_S = 15.0
 """How long a stream that is acknowledged and silent may stay unnoticed, and then some: three silences."""
@@ -149,16 +165,18 @@ def torment(house: House, source: random.Random) -> str:
     """Do something bad to the system or to the exchange and return its name."""
     if source.random() < FAULTS_SHARE:
         fault = source.choice(FAULTS)
-        if fault["kind"] == "decimals":
-            fault = fault | {"symbol": source.choice(REFINED)}
+        if fault["kind"] in SOMEBODY:
+            fault = fault | {"symbol": source.choice(SOMEBODY[str(fault["kind"])])}
         try:
             ask(house.config, "fault", "POST", **fault)
         except urllib.error.HTTPError as error:
-            # The market's own numbers have no room for more decimals.
-            if fault["kind"] != "decimals" or error.code != 400:
+            # The market's own numbers have no room for more decimals, or a symbol trades too seldom to be late.
+            if fault["kind"] not in ("decimals", "late") or error.code != 400:
                 raise
-            return "exchange: no more decimals"
+            return f"exchange: no {fault['kind']}"
         return f"exchange: {fault['kind']}"
+    if source.random() < STORE_SHARE:
+        return torment_store(house, source)
     if source.random() < POWER_CUT_SHARE:
         for room in house.rooms.values():
             room.process.send_signal(signal.SIGKILL)
@@ -175,6 +193,26 @@ def torment(house: House, source: random.Random) -> str:
     else:
         room.process.send_signal(signal.SIGKILL if act == "kill" else signal.SIGTERM)
     return f"{act} {name}"
+
+
+def torment_store(house: House, source: random.Random) -> str:
+    """Do something bad to the tables and return its name."""
+    act = source.choice(STORE)
+    try:
+        match act:
+            case "set back":
+                set_back = harm.backed_up(house.config)
+                house.wait(source.uniform(*STOPPED_S))
+                set_back()
+            case "emptied":
+                harm.empty(house.config)
+            case "refusing":
+                harm.refuse(house.config, source.choice(REFINED))
+                house.wait(REFUSED_S)
+                harm.take_all(house.config)
+    except psycopg.Error:
+        return f"store: away, not {act}"
+    return f"store: {act}"
 
 
 class Plan(NamedTuple):
@@ -227,10 +265,13 @@ def run(folder: Path, plan: Plan) -> list[str]:
     try:
         wait_until_live(house, health, LIVE_MAX_S * 3)
         print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
+        wait_for("the tables", lambda: _saved_id(house.config) >= 0, SETTLE_MAX_S)
+        harm.watch_finals(house.config)
         end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         while time.monotonic() < end:
             acts[torment(house, source)] += 1
             house.wait(source.uniform(0.3, 2 * plan.every - 0.3))
+        wait_for("the tables to take all", lambda: _take_all(house), LIVE_MAX_S)
         print("did:", ", ".join(f"{count} × {act}" for act, count in sorted(acts.items())), flush=True)
         house.wait(MUTE_MAX_S)
         for name in ROOMS * plan.kills:
@@ -238,13 +279,17 @@ def run(folder: Path, plan: Plan) -> list[str]:
             house.wait(1.0)
             seconds, last = _killed(house, health, name)
             print(f"kill {name:9} live again after {seconds:.1f} s, last waiting for {last}", flush=True)
+        wait_until_live(house, health, SETTLE_MAX_S)
+        silent = [] if is_told(house, source.choice(FROZEN)) else ["nobody told that a room was stopped"]
         house.wait(5.0)
         wait_until_live(house, health, SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
         found, compared = differences(house.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
-        holes = unproven(house.config)
-        print(f"klagg verify: {len(holes)} places do not hold", flush=True)
+        broken = harm.broken_finals(house.config, LATE)
+        print(f"{len(broken)} klines were final and changed", flush=True)
+        holes = silent + broken + unproven(house.config)
+        print(f"klagg verify and health: {len(holes)} places do not hold", flush=True)
         audit = audited(house.config)
         print(f"the standing audit: {audit}", flush=True)
         holes += [f"the audit found {audit['mismatched']} minutes"] if audit.get("mismatched") else []
@@ -288,6 +333,38 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
         last = ", ".join(lacking)
         time.sleep(0.02)
     return time.monotonic() - began, last
+
+
+def is_told(house: House, name: str) -> bool:
+    """Stop a room for a while, and say whether health was not well meanwhile."""
+    began = time.monotonic()
+    room = house.rooms[name]
+    room.process.send_signal(signal.SIGSTOP)
+    while (ok := _is_ok(house.config)) and time.monotonic() < began + TOLD_MAX_S:
+        time.sleep(0.1)
+    stopped_s = time.monotonic() - began
+    room.process.send_signal(signal.SIGCONT)
+    wait_for("health to be well again", lambda: (house.mend(), _is_ok(house.config))[1], SETTLE_MAX_S)
+    back_s = time.monotonic() - began - stopped_s
+    print(f"stop {name:9} told after {stopped_s:.1f} s: {not ok}; well again after {back_s:.1f} s", flush=True)
+    return not ok
+
+
+def _is_ok(config: Config) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{config.viz.host}:{config.viz.port}/health", timeout=2) as answer:
+            return bool(json.load(answer)["ok"])
+    except OSError:
+        return False
+
+
+def _take_all(house: House) -> bool:
+    house.mend()
+    try:
+        harm.take_all(house.config)
+    except psycopg.Error:
+        return False
+    return True
 
 
 def _page_is_live(config: Config) -> bool:

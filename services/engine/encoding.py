@@ -224,7 +224,10 @@ def decimals_of(state):  # type: ignore[no-untyped-def]
 @compiled
 def has_gap(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
     """Say whether trades of [open_time, end_time) may be missing, and are being asked for."""
-    for place in range(book.symbols[symbol].gap_count):
+    state = book.symbols[symbol]
+    if state.contradicted and state.newest_time < end_time:
+        return True
+    for place in range(state.gap_count):
         gap = book.gaps[symbol, place]
         if not gap.unexplained and gap.from_time < end_time and gap.to_time >= open_time:
             return True

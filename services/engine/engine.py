@@ -20,7 +20,6 @@ from typing import Any, assert_never
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from services.engine.audit import Audit
 from services.engine.beginnings import Beginnings, grid_3d_of
@@ -73,6 +72,8 @@ from shared.wire import (
 
 FUTURE_MAX_MS = 30_000
 """A trade further ahead of the exchange's clock than our measurement of it can be wrong is impossible."""
+SETTLED_MS = 5_000
+"""So long after its end a minute of the exchange's is there: ingest waits for three seconds."""
 INTRODUCE_AGAIN_MS = 1_500
 """An ingest that does not know us after this long has not heard us: it was not there yet, or died with the message."""
 
@@ -253,13 +254,16 @@ class KlineEngine:
         """Ask for what has turned out to be missing; symbols whose ids begin anew do so themselves."""
         gapped = self._gapped.take_all()
         self.repair.note(gapped, now_ns)
-        contradicted = [symbol for symbol in gapped.tolist() if self.book.symbols[symbol]["contradicted"]]
-        for symbol in contradicted:
-            self.book.symbols[symbol]["contradicted"] = 0
-        anew = [symbol for symbol in contradicted if symbol not in self.repair.hopeless]
-        if anew and self.clock.speed:
-            self.repair.hopeless.update(anew)
-            self._begin_anew(anew, now_ns)
+        for symbol in gapped[self.book.symbols["contradicted"][gapped] > 0].tolist():
+            if self.clock.speed:
+                self._wait_for_seam(symbol, now_ns)
+            else:
+                self.book.symbols[symbol]["contradicted"] = 0
+
+    def _wait_for_seam(self, symbol: int, now_ns: int) -> None:
+        """Let a symbol whose ids have begun anew do so itself once that minute is over: trades of both are in it."""
+        wait_ms = self.clock.wait_ms(int(self.book.symbols[symbol]["contradicted"]), now_ns) or 0
+        self.repair.contradict(symbol, now_ns + (wait_ms + SETTLED_MS) * 1_000_000)
 
     def gaps(self, symbol: int) -> list[tuple[int, int]]:
         """Return the missing ids below a symbol's last id: ascending ranges, both ends inclusive."""
@@ -374,7 +378,11 @@ class KlineEngine:
             self._drop("symbols whose klines do not fit")
             return
         known = self.roster.index.get(event.symbol, -1)
-        absent = self._absent.pop(event.symbol, None)
+        absent = self._absent.get(event.symbol)
+        if absent is not None and known >= 0 and event.klines_until < self.book.symbols[known]["contradicted"]:
+            self._wait_for_seam(known, now_ns)
+            return
+        self._absent.pop(event.symbol, None)
         if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
             return
@@ -454,18 +462,10 @@ class KlineEngine:
         if not self.started:
             return None
         if self.book.any_lost[0] and not self.saving.under_way:
-            # The store takes batches again: what left memory before it could have it must come from the exchange.
-            for symbol, interval in np.argwhere(self.book.lost["first"] > 0).tolist():
-                lost = self.book.lost[symbol, interval]
-                self.repair.want_klines(symbol, interval, int(lost["first"]), int(lost["last"]))
-            self.book.any_lost[0] = 0
-            self.book.lost[:] = 0
+            self._rewriting.want_lost()
         if self.saving.refused and (last or self.saving.due(now_ns)):
             self._rewriting.whole(list(self.saving.refused))
         return self.saving.take(now_ns, self.clock.now(now_ns), last)
-
-    def _marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
-        return self._beginnings.marks_of(symbols)
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
         taken_again = self.saving.acknowledge(event, now_ns)

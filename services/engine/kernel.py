@@ -42,6 +42,9 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.unknown_symbol += 1
             continue
         state = book.symbols[symbol]
+        if state.contradicted:
+            counters.contradictions += 1
+            continue
         price_factor, quantity_factor = price_factors[instrument], quantity_factors[instrument]
         product = float(trade.price) * price_factor * trade.quantity * quantity_factor
         if not _possible(trade, time_max) or (product > state.room and product > measure_room(book, symbol)):
@@ -66,7 +69,8 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             if trade.time > state.seen_time:
                 # Nothing that came before was so new: this is another trade, under an id that was used.
                 counters.contradictions += 1
-                state.contradicted = 1
+                state.contradicted = minute_end
+                touch_between(book, symbol, state.newest_time, minute_end)
                 note(book.gapped, symbol)
             continue
         if outcome == NO_ROOM:

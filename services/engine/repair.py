@@ -83,6 +83,8 @@ class Repair:
         """How many ids a symbol was missing when last asked for, and since when they were so many."""
         self.hopeless: set[int] = set()
         """Symbols that wait for their beginning."""
+        self._contradicted: dict[int, int] = {}
+        """Symbols whose ids have begun anew, and when (monotonic ns) they may."""
         self._unheard: dict[int, int] = {}
         """Symbols and their last ids when the feed came up, ..."""
         self._unheard_at = 0
@@ -229,6 +231,11 @@ class Repair:
         self._unsure[symbol] = int(self._book.symbols[symbol]["last_id"])
         self._plan(symbol, self._ask_at.get(symbol, now_ns))
 
+    def contradict(self, symbol: int, at_ns: int) -> None:
+        """A symbol's ids have begun anew: nothing more is asked of it, and it begins anew at this time."""
+        self.hopeless.add(symbol)
+        self._contradicted.setdefault(symbol, at_ns)
+
     def ask_again(self) -> None:
         """Somebody else is to be asked: everything, at once."""
         self._ask_at = dict.fromkeys(self._ask_at, 0)
@@ -270,6 +277,7 @@ class Repair:
         """Return when there is something to ask, monotonic ns."""
         waits = [self._soonest] if self._ask_at else []
         waits += self._settle_at.values()
+        waits += self._contradicted.values()
         if self._unheard:
             waits.append(self._unheard_at)
         if self._klines:
@@ -279,7 +287,9 @@ class Repair:
     def due(self, now_ns: int, minute_end: int) -> Due:
         """Return what is to be asked, and who is beyond asking. `minute_end`: the end of the newest minute."""
         commands: list[Command] = []
-        hopeless = []
+        hopeless = [symbol for symbol, at in self._contradicted.items() if at <= now_ns]
+        for symbol in hopeless:
+            del self._contradicted[symbol]
         if self._unheard and now_ns >= self._unheard_at:
             self._doubt_silence(now_ns)
         if now_ns >= self._soonest:

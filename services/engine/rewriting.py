@@ -8,7 +8,7 @@ import numpy as np
 
 from services.engine.book import Book
 from services.engine.dirty import DirtyRows
-from services.engine.repair import Repair
+from services.engine.repair import NEVER, Repair
 from services.engine.roster import Roster
 from shared.calendar import open_time_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
@@ -24,12 +24,27 @@ class Rewriting:
 
     def all_of(self, state: StoreState) -> None:
         """Save again whatever is in memory, and want what a store in this state lacks besides."""
+        self.want_lost()
         for symbol in range(len(self._roster.names)):
             self.since(symbol, state.exchange_time)
+        if not state.exchange_time:
+            # What is on its way would stand alone in an empty store, with a hole between it and memory.
+            for symbol, lacking in self._repair.lacking().items():
+                for name, first, _ in lacking:
+                    self._want(symbol, INTERVAL_INDEX[name], first, NEVER)
         for name, interval, first, last in state.unfinished:
             symbol = self._roster.index.get(name, -1)
             if symbol >= 0 and interval in INTERVAL_INDEX:
                 self._want(symbol, INTERVAL_INDEX[interval], first, last)
+
+    def want_lost(self) -> None:
+        """Want what left memory before the store could have it."""
+        lost = self._book.lost
+        for symbol, interval in np.argwhere(lost["first"] > 0).tolist():
+            first, last = lost[symbol, interval].tolist()
+            self._repair.want_klines(symbol, interval, first, last)
+        self._book.any_lost[0] = 0
+        lost[:] = 0
 
     def whole(self, symbols: list[int]) -> None:
         """Save what has changed with all that is in memory of its symbol: a mark beside older rows proves those."""

@@ -184,6 +184,10 @@ class Desk:
                 market.delist(fault.symbol)
             case "decimals":
                 market.refine(fault.symbol)
+            case "late":
+                return {"time": market.make_late(fault.symbol, fault.ms)}
+            case "relist":
+                market.relist(fault.symbol)
             case "clock":
                 self._simulator.move_clock(fault.ms)
         return {}

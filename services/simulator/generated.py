@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator
 import numpy as np
 from msgspec.structs import replace
 
+from services.simulator.altered import Altered, Chain, Late, earlier
 from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
 from services.simulator.frames import TICKER_STREAM, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import DAY_MS, MINUTE_MS, end_time, open_time
@@ -27,6 +28,8 @@ LOOK_BACK_MS = 2 * DAY_MS
 """How old trades may be that REST gives out by id or time (protocol §3.4)."""
 OLD_TRADES_MS = 31 * DAY_MS
 """The same for historicalTrades."""
+LATE_MINUTES_MAX = 10
+"""So far ahead is looked for a trade that can be late."""
 STATS = ("open", "high", "low", "last", "volume", "quote_volume", "count")
 
 
@@ -54,6 +57,8 @@ class GeneratedMarket:
         self._listings = Listings(seed, listing_interval_s, max(busiest, 1) * tape.fills_mean * 2 / (rank + 2), tape)
         self._altered: dict[str, Coin] = {}
         """Coins that are not what the seed made them, or not of its making."""
+        self._others = Altered()
+        """Trades that are not what the seed made them."""
         self._coins: dict[str, Coin] = {}
         self._bases: dict[str, str] = {}
         self._kline_feed = KlineFeed(self)
@@ -111,6 +116,7 @@ class GeneratedMarket:
             step=coin.instrument.step * 10,
         )
         self._altered[symbol] = replace(coin, instrument=instrument, lot=coin.lot * 10)
+        self._others.refine(symbol)
         self._meet_coins()
 
     def list_coin(self) -> str:
@@ -125,6 +131,43 @@ class GeneratedMarket:
         coin, end = self._coins[symbol], (self.now // MINUTE_MS + 1) * MINUTE_MS
         self._altered[symbol] = replace(coin, instrument=replace(coin.instrument, delivery=end), delisted=end)
         self._meet_coins()
+
+    def relist(self, symbol: str) -> None:
+        """Let a coin's ids begin anew with 1, with its next trade. Raises KeyError."""
+        coin = self._coins[symbol]
+        first = self._next_id(coin)
+        self._others.chains[symbol] = Chain(first, int(self._generator.tape.trade_ids(np.array([first]))[0]))
+        self._altered[symbol] = replace(coin, instrument=replace(coin.instrument, onboard=self.now))
+        self._meet_coins()
+
+    def make_late(self, symbol: str, ms: int) -> int:
+        """Let one of a coin's next trades say a time that is `ms` earlier, but in the minute before, and return when it
+        happens. Raises KeyError, and ValueError if there will be none soon that the klines can take.
+        """
+        coin, generator = self._coins[symbol], self._generator
+        for ahead in range(LATE_MINUTES_MAX):
+            minute = (self.now // MINUTE_MS + ahead) * MINUTE_MS
+            rows = generator.aggregates(coin, minute)
+            first = int(np.searchsorted(rows["id"], self._next_id(coin))) if len(rows) else 0
+            before = generator.aggregates(coin, minute - MINUTE_MS)
+            for place in range(max(1, first), len(rows) - 1) if len(before) else ():
+                if rows["price"][place] == rows["price"][place - 1]:
+                    return self._note_late(coin, rows[place], ms)
+        raise ValueError(f"{symbol} trades too seldom")
+
+    def _note_late(self, coin: Coin, row: Rows, ms: int) -> int:
+        fills = int(self._generator.tape.fills[int(row["id"]) & MASK])
+        price, quantity, bought = int(row["price"]), int(row["quantity"]), not row["maker"]
+        amounts = (quantity, quantity * price, fills, quantity * bought, quantity * price * bought)
+        first, beyond = self._generator.tape.trade_ids(np.array([row["id"], row["id"] + 1])).tolist()
+        time = int(row["time"])
+        late = Late(int(row["id"]), first, beyond, time, earlier(time, ms), price, amounts)
+        self._others.late.setdefault(coin.symbol, []).append(late)
+        return time
+
+    def _next_id(self, coin: Coin) -> int:
+        """Return the first aggregate that has not left on either stream."""
+        return max(self._generator.released(coin, kind, self.now) for kind in ("aggTrade", "trade"))
 
     def instruments(self) -> list[Instrument]:
         self._meet_coins()
@@ -149,25 +192,27 @@ class GeneratedMarket:
     def klines(self, instrument: Instrument, interval: str, start: int, until: int) -> Rows:
         # Up to the end of the last one, as far as it has come.
         end = end_time(interval, open_time(interval, until, instrument.grid_3d))
-        return self._generator.klines(self._coins[instrument.symbol], interval, start, min(self.now, end - 1))
+        rows = self._generator.klines(self._coins[instrument.symbol], interval, start, min(self.now, end - 1))
+        return self._others.klines(instrument.symbol, interval, instrument.grid_3d, rows, self.now)
 
     def agg_trades(
         self, instrument: Instrument, from_id: int | None, start: int | None, end: int | None, limit: int
     ) -> Rows:
         coin, generator = self._coins[instrument.symbol], self._generator
         beyond = generator.released(coin, "aggTrade", self.now)
-        oldest = generator.id_at(coin, max(self.now - LOOK_BACK_MS, coin.listed))
+        begins = self._others.begins(coin.symbol, "aggTrade")
+        oldest = max(begins, generator.id_at(coin, max(self.now - LOOK_BACK_MS, coin.listed)))
         if end is not None:
             beyond = min(beyond, generator.id_at(coin, end + 1)) if end >= self.now - LOOK_BACK_MS else oldest
         if from_id is not None:
-            first = from_id
+            first = self._others.raw_id(coin.symbol, "aggTrade", from_id)
         elif start is not None:
             if start < self.now - LOOK_BACK_MS:
                 raise TooOld
             first = generator.id_at(coin, max(start, coin.listed)) if start <= self.now else beyond
         else:
             first = max(oldest, beyond - limit)
-        if first < oldest and not coin.listed:
+        if first < oldest and not (coin.listed or begins):
             raise TooOld
         first = max(first, oldest)
         parts = [np.empty(0, AGG_ROW)]
@@ -177,14 +222,17 @@ class GeneratedMarket:
                 break
             parts = [np.concatenate([*parts, rows])]
             first = int(rows["id"][-1]) + 1
-        return parts[0][parts[0]["id"] < beyond][:limit]
+        return self._others.told(coin.symbol, "aggTrade", parts[0][parts[0]["id"] < beyond][:limit])
 
     def single_trades(self, instrument: Instrument, from_id: int | None, limit: int) -> Rows:
         coin, generator = self._coins[instrument.symbol], self._generator
         beyond = generator.released(coin, "trade", self.now)
+        begins = self._others.begins(coin.symbol, "aggTrade")
+        if from_id is not None:
+            from_id = self._others.raw_id(coin.symbol, "trade", from_id)
         first = generator.aggregate_of(from_id) if from_id is not None else beyond - limit
-        oldest = generator.id_at(coin, max(self.now - OLD_TRADES_MS, coin.listed))
-        if from_id is not None and first < oldest and not coin.listed:
+        oldest = max(begins, generator.id_at(coin, max(self.now - OLD_TRADES_MS, coin.listed)))
+        if from_id is not None and first < oldest and not (coin.listed or begins):
             raise TooOld
         first = max(first, oldest)
         parts = [np.empty(0, TRADE_ROW)]
@@ -200,7 +248,7 @@ class GeneratedMarket:
             parts.append(rows)
             count += len(rows)
             first = generator.aggregate_of(past)
-        rows = np.concatenate(parts)
+        rows = self._others.told(coin.symbol, "trade", np.concatenate(parts))
         return rows[:limit] if from_id is not None else rows[-limit:]
 
     def trade_span(self, instrument: Instrument, start: int, end: int) -> tuple[int, int]:
@@ -216,7 +264,7 @@ class GeneratedMarket:
         minute = since // MINUTE_MS * MINUTE_MS - MINUTE_MS
         while minute <= self.now:
             make = generator.aggregates if kind == "aggTrade" else generator.single_trades
-            rows = make(coin, minute)
+            rows = self._others.told(coin.symbol, kind, make(coin, minute))
             rows = rows[(rows["time"] >= since) & (rows["event_time"] <= self.now)]
             if len(rows):
                 yield rows
@@ -229,7 +277,10 @@ class GeneratedMarket:
                 last = self._generator.released(coin, "aggTrade", self.now) - 1
                 traded = self._generator.released(coin, "trade", self.now)
                 trade = int(self._generator.tape.trade_ids(np.array([traded]))[0]) - 1
-                ids[coin.symbol] = {"aggTrade": last, "trade": trade}
+                ids[coin.symbol] = {
+                    kind: self._others.wire_id(coin.symbol, kind, raw)
+                    for kind, raw in (("aggTrade", last), ("trade", trade))
+                }
         return ids
 
     # What leaves.
@@ -239,14 +290,21 @@ class GeneratedMarket:
         chunks: list[Leaving] = []
         for part in self._flows["aggTrade"].advance(now):
             self._note(part)
-            chunks.append(AggChunk(self._writer, part.rows, part.owners))
+            chunks.append(AggChunk(self._writer, self._told(part), part.owners))
         if "trade" in self._flows:
             for part in self._flows["trade"].advance(now):
                 for place, start, end in part.by_coin():
                     trades = self._templates[self._stats_of[place]]
                     if trades.stream in wanted:
-                        chunks.append(Chunk(trades.stream, trades.messages(part.rows[start:end])))
+                        rows = self._others.told(self._stats_of[place], "trade", part.rows[start:end])
+                        chunks.append(Chunk(trades.stream, trades.messages(rows)))
         return chunks + self._kline_feed.advance(now)
+
+    def _told(self, part: Released) -> Rows:
+        """Return aggregates that leave, as everybody is told of them."""
+        for place, start, end in part.by_coin() if self._others.chains or self._others.late else ():
+            part.rows[start:end] = self._others.told(self._stats_of[place], "aggTrade", part.rows[start:end])
+        return part.rows
 
     def follow(self, wanted: Iterable[str]) -> None:
         """Take trades apart one by one only while somebody asks for it: most of the time nobody does."""

@@ -16,6 +16,8 @@ from shared.compiled import compiled
 FLUSH_MS = 50
 """Aggregates leave in steps of this."""
 LATENCY_MS = 5
+SPREAD_MAX_MS = 200
+"""After the first of an aggregate's fills, all of them have happened."""
 
 
 MANNER = np.dtype([(name, np.int64) for name in ("tick", "swing", "lot", "delay", "phase")])

@@ -25,9 +25,11 @@ class Kline:
         self.count = 0
         self.first_id: int | None = None
         self.last_id: int | None = None
+        self.id_count = 0
 
-    def cover(self, first_id: int, last_id: int) -> None:
+    def cover(self, first_id: int, last_id: int, count: int = 1) -> None:
         """Take ids in, whether or not anything was traded under them."""
+        self.id_count += count
         if self.first_id is None:
             self.first_id = first_id
         self.last_id = last_id
@@ -46,7 +48,7 @@ class Kline:
     def append(self, later: "Kline") -> None:
         """Take in the kline that follows."""
         if later.first_id is not None and later.last_id is not None:
-            self.cover(later.first_id, later.last_id)
+            self.cover(later.first_id, later.last_id, later.id_count)
         if later.count:
             if not self.count:
                 self.open, self.high, self.low = later.open, later.high, later.low
@@ -76,6 +78,7 @@ class Kline:
             "ignore": "0",
             "first_id": self.first_id,
             "last_id": self.last_id,
+            "id_count": self.id_count,
         }
 
 
@@ -86,35 +89,38 @@ def truth(market: Market, instrument: Instrument, kind: str, since: int, rows: i
     """
     with localcontext() as context:
         context.prec = 60
-        minutes = _told_minutes(market, instrument, kind, since)
+        minutes, fall_ms = _told_minutes(market, instrument, kind, since)
         klines = {interval: _interval(market, instrument, interval, since, rows, minutes) for interval in INTERVALS}
     return {
         "symbol": instrument.symbol,
         "stream": kind,
         "time": market.now,
         "since": since,
+        "fall_ms": fall_ms,
         "price_decimals": instrument.price_decimals,
         "quantity_decimals": instrument.quantity_decimals,
         "klines": klines,
     }
 
 
-def _told_minutes(market: Market, instrument: Instrument, kind: str, since: int) -> dict[int, Kline]:
-    """Return minute to kline, of the minutes from `since` on that the stream had anything of."""
+def _told_minutes(market: Market, instrument: Instrument, kind: str, since: int) -> tuple[dict[int, Kline], int]:
+    """Return (minute to kline, of those from `since` on that the stream had anything of; how far times fell)."""
     price_step = Decimal(1).scaleb(-instrument.price_decimals)
     quantity_step = Decimal(1).scaleb(-instrument.quantity_decimals)
     minutes: dict[int, Kline] = {}
+    latest = fall_ms = 0
     for part in market.told(instrument, kind, since):
         names = part.dtype.names
         for values in part.tolist():
             row = dict(zip(names, values, strict=True))
+            fall_ms, latest = max(fall_ms, latest - row["time"]), max(latest, row["time"])
             kline = minutes.setdefault(row["time"] // MINUTE_MS * MINUTE_MS, Kline())
             kline.cover(row["id"], row["id"])
             if kind == "trade" and row["kind"] != MARKET:
                 continue
             count = 1 if kind == "trade" else row["last"] - row["first"] + 1
             kline.trade(row["price"] * price_step, row["quantity"] * quantity_step, count, not row["maker"])
-    return minutes
+    return minutes, fall_ms
 
 
 def _interval(

@@ -178,3 +178,21 @@ def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_tak
     assert third is not None
     assert [mark.symbol for mark in third.marks] == ["BUSDT"]
     assert len(placed_rows(third.rows)) == len(played.rows("BUSDT"))
+
+
+def test_a_store_that_is_emptied_while_klines_are_on_their_way_gets_what_lies_between_them_and_memory_too() -> None:
+    played = PlayedEngine(window=100)
+    played.add()
+    played.apply(batch([Trade(0, START + 10, 100, 7)]))
+
+    def until(minute: int) -> None:
+        for after in range(int(played.time - START) // MINUTE + 1, minute + 1):
+            played.until(START + after * MINUTE)
+            played.save()
+
+    until(120)
+    played.apply(StoreState(2, StorePoint(), START + 5 * MINUTE))
+    assert ("1m", START + 5 * MINUTE, START + 21 * MINUTE - 1) in played.engine.repair.lacking()[0]
+    until(125)
+    played.apply(StoreState(3, StorePoint(), 0))
+    assert ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking()[0]

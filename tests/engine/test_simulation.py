@@ -8,6 +8,7 @@ FAILED_ONCE = {
     31: "a symbol that began anew took rows for whole that were closed and not proven",
     23: "the open of a long kline came from the exchange's own minutes behind ours",
     39: "the first trades were asked for once, and the answer was lost",
+    546: "ids began anew with 0, and the minute in which they did was final by the new ones alone",
     1074: "a symbol that was announced late was restored with rows older than the rest",
     300128: "a symbol was silent for longer than memory, and its klines never became final",
     300315: "void ids that followed on missing ones counted in a kline before their own",

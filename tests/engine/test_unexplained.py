@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from services.engine.encoding import has_gap
+from services.engine.engine import SETTLED_MS
 from services.engine.repair import LEFT_OUT_MAX, LEFT_OUT_MS
 from services.engine.snapshots import Snapshots
-from shared.kline import AUDITED, CLOSED, FINAL, UNEXPLAINED
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
 from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
 from tests.engine.played import MINUTE, SESSION, START, PlayedEngine, Trade, batch, history
 from tests.engine.test_final import traded
@@ -203,9 +205,38 @@ def test_a_trade_of_another_minute_under_a_used_id_makes_the_symbol_begin_anew()
     played.until(START + 5 * MINUTE)
     late(played, 1.7, 4)
     assert asked(played, Subscribe) == [], "an id that came again with nothing newer is a duplicate"
-    late(played, 4.9, 1)
-    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    late(played, 5.1, 1)
     assert played.engine.book.counters[0]["contradictions"] == 1
+    assert asked(played, Subscribe) == [], "trades of both are in this minute: it will be the exchange's own"
+    played.until(START + 6 * MINUTE + SETTLED_MS)
+    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+
+
+def test_a_minute_in_which_ids_begin_anew_is_final_by_neither_of_them() -> None:
+    played = begun()
+    played.apply(batch([traded(1.5, 3)]))
+    after = [traded(2.7, 0), traded(2.8, 1), traded(2.9, 6), traded(3.01, 7)]
+    for trade in after:
+        played.until(trade.time)
+        played.apply(batch([trade], event_time=trade.time))
+    asked(played, object)
+    assert flags(played, 1) == CLOSED | FINAL
+    assert flags(played, 2) == CLOSED, "of the new ids none counts yet, not even one that goes on with the old ones"
+    book = played.engine.book
+    assert [has_gap(book, 0, START + minute * MINUTE, START + (minute + 1) * MINUTE) for minute in (1, 2)] == [0, 1]
+    early = {"klines": history([traded(-5, 0), *TRADES], START + 2 * MINUTE), "until": START + 2 * MINUTE}
+    # Announced for another reason, and then with the minute not over: both times too early.
+    for moment in (1, 2):
+        played.add(**early)
+        assert flags(played, 2) == CLOSED
+        asked(played, object)
+        played.until(START + 3 * MINUTE + moment * SETTLED_MS)
+        assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    played.add(klines=history([traded(-5, 0), *TRADES, *after], START + 3 * MINUTE), until=START + 3 * MINUTE)
+    played.apply(batch(after[3:], covered=[(0, 7)]))
+    row = played.rows()["1m", START + 2 * MINUTE]
+    assert (row["trade_count"], row["flags"] & (FINAL | EXCHANGE)) == (4, FINAL | EXCHANGE)
+    assert played.rows()["3m", START]["trade_count"] == 8
 
 
 @pytest.mark.parametrize("number", [1, 4])

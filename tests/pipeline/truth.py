@@ -100,6 +100,8 @@ def differences(config: Config) -> tuple[list[str], int]:
     for symbol in sorted(stored):
         truth = ask(config, "truth", symbol=symbol, stream=config.exchange.stream, since=seams[symbol], rows=ROWS)
         newest = max([row["open_time"] for row in truth["klines"]["1m"] if row["first_id"] is not None], default=0)
+        # Where times have fallen, klines are proven so much later.
+        newest -= truth["fall_ms"]
         for interval in INTERVAL_NAMES:
             have = stored[symbol].get(interval, {})
             name, spans = f"{symbol} {interval}", (seams[symbol], truth["time"], newest)
@@ -140,7 +142,9 @@ def _compare(
 def _own_ids(want: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
     """Return the ids of a kline from before its seam, as far as the truth has nothing to say to them."""
     last_id = want["last_id"] if want["last_id"] is not None else int(got["last_id"])
-    return {"first_id": last_id - int(got["id_count"]) + 1, "last_id": last_id}
+    count = int(got["id_count"])
+    # Fewer than there are between them, where a trade was late.
+    return {"first_id": min(last_id - count + 1, int(got["first_id"])), "last_id": last_id, "id_count": count}
 
 
 def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int, newest: int) -> list[str]:
@@ -150,8 +154,8 @@ def _differences(name: str, want: dict[str, Any], got: dict[str, Any], now: int,
     }
     if got["close_time"] != want["close_time"]:
         different["close_time"] = (got["close_time"], want["close_time"])
-    if want["first_id"] is not None and got["id_count"] != want["last_id"] - want["first_id"] + 1:
-        different["id_count"] = (got["id_count"], want["last_id"] - want["first_id"] + 1)
+    if want["first_id"] is not None and got["id_count"] != want["id_count"]:
+        different["id_count"] = (got["id_count"], want["id_count"])
     if want["close_time"] < now and not got["closed"]:
         different["closed"] = (False, True)
     if want["close_time"] < newest and not got["final"]:

@@ -50,7 +50,7 @@ class World:
 class Exchange:
     """What was traded, and what REST says of it.
 
-    Trades have ids that only rise here; on the wire they begin anew with 1 where a symbol was listed again.
+    Trades have ids that only rise here; on the wire they begin anew with 0 or 1 where a symbol was listed again.
     """
 
     def __init__(self, world: World, span_ms: int) -> None:
@@ -70,6 +70,8 @@ class Exchange:
         """REST names some ids late, and some never. Where times fall too, nobody could say which minute lacks them."""
         self.relisted: dict[str, int] = {}
         """By symbol: the first id after which ids began anew."""
+        self.relisted_first = world.nature.choice((0, 1))
+        """The id that they begin anew with."""
         self._named_at: dict[tuple[str, int], float] = {}
         """By symbol and id: when REST begins to name it, for those that it leaves out at first."""
         for name in self.trades:
@@ -92,13 +94,13 @@ class Exchange:
                     self._named_at[name, trade.id] = trade.time + late
         if nature.random() < 0.1 and len(trades) > 20 and not self.falls:
             begin = nature.randrange(len(trades) // 2, len(trades))
-            if trades[begin].time > START + MINUTE:
+            if trades[begin].time > START + MINUTE and trades[begin].trade_count:
                 self.relisted[name] = trades[begin].id
 
     def wire_id(self, symbol: str, trade_id: int) -> int:
         """Return the id that goes over the wire."""
         begin = self.relisted.get(symbol, 10**18)
-        return trade_id - begin + 1 if trade_id >= begin else trade_id
+        return trade_id - begin + self.relisted_first if trade_id >= begin else trade_id
 
     def past(self, symbol: str) -> list[Trade]:
         """Return what was traded so far, in its order: a trade leaves with those before it, whatever its time says."""

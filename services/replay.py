@@ -152,6 +152,11 @@ class _Pipeline:
                 blame = 2 if room == "simulator" and code in (2, 3) else 1
                 raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
 
+    def doing(self, room: str) -> str:
+        """Return what a room has said last, without the time and its name."""
+        words = self.last_words(room).rpartition("\n")[2].split(maxsplit=3)
+        return words[3] if len(words) == 4 else ""
+
     def last_words(self, room: str) -> str:
         lines = (self._folder / f"{room}.log").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-BLAME_LINES_MAX:])
@@ -214,7 +219,8 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, An
         if status.get("ended") and done == len(wanted) and not unclosed:
             return status
         now = time.monotonic()
-        progress = (status.get("time"), status.get("trades"), saved, unclosed)
+        reading = "" if status else pipeline.doing("simulator")
+        progress = (status.get("time"), status.get("trades"), saved, unclosed, reading)
         if progress != before:
             before, moved_at = progress, now
         elif now - moved_at > STALL_MAX_S:
@@ -223,7 +229,7 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, An
             )
             logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
             raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{logs}")
-        words = _progress(status, done, len(wanted))
+        words = reading or _progress(status, done, len(wanted))
         if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
             told, told_at = words, now
             log.info("%s", words)

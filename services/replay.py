@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -54,6 +54,8 @@ SAVE_INTERVAL_MS = 250
 """The database tells how far the replay is, so it follows closely."""
 WEIGHT_LIMIT = 1_000_000
 """Nobody else asks this exchange."""
+PAUSE_MAX_S = 60.0
+"""By the exchange's time: longer ones are jumped over."""
 BLAME_LINES_MAX = 15
 TOLD_MAX = 20
 """Holes told on the screen; all are in a file."""
@@ -104,6 +106,17 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
             with _uninterrupted():
                 for room in reversed(ROOMS):
                     pipeline.stop(room)
+
+
+class _Saved(NamedTuple):
+    """What is in the database."""
+
+    symbols: dict[str, tuple[int, bool]]
+    """Each symbol's highest id, and whether none below it is missing."""
+    unclosed: int
+    """How many 1m klines have ended by the exchange's time and are not closed yet."""
+    minute: str
+    """The newest one of some symbol; empty before there is any."""
 
 
 class _Pipeline:
@@ -164,6 +177,8 @@ class _Pipeline:
 
 def _check(connection: psycopg.Connection[Any]) -> None:
     """Raises ReplayFailed if the history contradicts itself."""
+    # Tables that were filled a moment ago: without figures of them, the checks take a time that grows with its square.
+    connection.execute("ANALYZE klines, symbols")
     failed = [result for result in verify(connection, lambda *_: None) if result.failures]
     if failed:
         lines = [f"{result.check.name}: {result.failures} places, {'; '.join(result.places[:5])}" for result in failed]
@@ -212,24 +227,24 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, An
         pipeline.check()
         status = _status(config)
         wanted = _wanted(status, stream)
-        saved, unclosed = _saved(config, int(status.get("time", 0)))
-        done = sum(saved.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
+        saved = _saved(config, int(status.get("time", 0)))
+        done = sum(saved.symbols.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
         if status and not wanted:
             raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
-        if status.get("ended") and done == len(wanted) and not unclosed:
+        if status.get("ended") and done == len(wanted) and not saved.unclosed:
             return status
         now = time.monotonic()
         reading = "" if status else pipeline.doing("simulator")
-        progress = (status.get("time"), status.get("trades"), saved, unclosed, reading)
+        progress = (status.get("time"), status.get("trades"), saved, reading)
         if progress != before:
             before, moved_at = progress, now
         elif now - moved_at > STALL_MAX_S:
             missing = sorted(
-                set(wanted) - {symbol for symbol, state in saved.items() if state >= (wanted[symbol], True)}
+                set(wanted) - {symbol for symbol, state in saved.symbols.items() if state >= (wanted[symbol], True)}
             )
             logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
             raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{logs}")
-        words = reading or _progress(status, done, len(wanted))
+        words = reading or _progress(status, saved, done, len(wanted))
         if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
             told, told_at = words, now
             log.info("%s", words)
@@ -242,10 +257,13 @@ def _wanted(status: dict[str, Any], stream: str) -> dict[str, int]:
     return {symbol: last_id for symbol, last_id in last_ids.items() if last_id is not None}
 
 
-def _progress(status: dict[str, Any], done: int, symbols: int) -> str:
+def _progress(status: dict[str, Any], saved: _Saved, done: int, symbols: int) -> str:
     if not status:
         return "starting ..."
-    return f"at {utc(status['time'])}, {status['trades']} trades played; {done} of {symbols} symbols saved to the end"
+    words = f"at {utc(status['time'])}, {status['trades']} trades played"
+    if saved.minute:
+        words += f"; saved up to {saved.minute}"
+    return f"{words}; {done} of {symbols} symbols saved to the end"
 
 
 def _status(config: Config) -> dict[str, Any]:
@@ -261,19 +279,20 @@ def _status(config: Config) -> dict[str, Any]:
     return status
 
 
-def _saved(config: Config, time_ms: int) -> tuple[dict[str, tuple[int, bool]], int]:
-    """Return what is in the database: each symbol's highest id and whether none below it is missing, and how many 1m
-    klines have ended by the exchange's time and are not closed yet.
-    """
+def _saved(config: Config, time_ms: int) -> _Saved:
     with suppress(psycopg.OperationalError, psycopg.errors.UndefinedTable):
         with psycopg.connect(database_url(config), connect_timeout=2) as connection:
             rows = connection.execute("SELECT symbol, last_id, isempty(gaps) FROM symbols").fetchall()
-            unclosed = connection.execute(
-                "SELECT count(*) FROM klines WHERE interval = '1m' AND NOT closed AND close_time < to_timestamp(%s)",
+            found = connection.execute(
+                "SELECT (SELECT count(*) FROM klines WHERE interval = '1m' AND NOT closed"
+                "   AND close_time < to_timestamp(%s)),"
+                " (SELECT max(open_time) AT TIME ZONE 'UTC' FROM klines"
+                "   WHERE symbol = (SELECT min(symbol) FROM symbols) AND interval = '1m')",
                 [time_ms / 1000],
             ).fetchone()
-        return {symbol: (last_id, whole) for symbol, last_id, whole in rows}, unclosed[0] if unclosed else 0
-    return {}, 0
+        unclosed, minute = found or (0, None)
+        return _Saved({symbol: (last_id, whole) for symbol, last_id, whole in rows}, unclosed, str(minute or ""))
+    return _Saved({}, 0, "")
 
 
 def _checked(file: Path) -> str:
@@ -308,6 +327,7 @@ snapshots = {json.dumps(ipc(folder, "snapshots"))}
 [simulator]
 port = {port}
 speed = {speed}
+pause_max_s = {PAUSE_MAX_S}
 replay = {json.dumps(sources, ensure_ascii=False)}
 listing_interval_s = 0.0
 weight_limit = {WEIGHT_LIMIT}

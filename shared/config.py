@@ -111,6 +111,8 @@ class Simulator(_Section, frozen=True, kw_only=True):
     """How fast the simulated exchange's time runs."""
     replay: list[str] = []
     """Recordings to play instead of a generated market."""
+    pause_max_s: float = 0.0
+    """A recording's pauses longer than this, by the exchange's time, are jumped over; 0: none is."""
     start_time: int = 0
     """The exchange's time at start, ms; 0: the machine's."""
     listing_interval_s: float = 600.0
@@ -252,6 +254,7 @@ def _check(path: Path, config: Config) -> None:
         ("simulator.trades_per_second", config.simulator.trades_per_second, 0.0, 1_000_000.0),
         ("simulator.history_days", config.simulator.history_days, 0, 2_000),
         ("simulator.speed", config.simulator.speed, 0.001, 10_000.0),
+        ("simulator.pause_max_s", config.simulator.pause_max_s, 0.0, 1e9),
         ("simulator.start_time", config.simulator.start_time, 0, 4_102_444_800_000),
         ("simulator.listing_interval_s", config.simulator.listing_interval_s, 0.0, 1e9),
         ("simulator.weight_limit", config.simulator.weight_limit, 1, 1_000_000_000),

@@ -70,6 +70,11 @@ class ReplayedMarket:
     def ended(self) -> bool:
         return self.now >= self.end_time
 
+    @property
+    def pause(self) -> int:
+        """For how long from now on nothing happens, ms; 0 where nothing follows."""
+        return int(self._times[self._event]) - self.now if self._event < len(self._times) else 0
+
     def heard_by(self, wanted: Container[str]) -> bool:
         """Say whether every symbol's trades have a subscriber."""
         return all(
@@ -198,6 +203,8 @@ class ReplayedMarket:
             self._event = 0
         ahead = self._times[self._event : self._event + 1]
         self.now = max(self.now, reached) if len(ahead) and ahead[0] <= now else now
+        if not len(streams):
+            return []
         chunks: list[Leaving] = []
         # Neighbours of one stream go together.
         starts = np.flatnonzero(np.diff(streams, prepend=-1))

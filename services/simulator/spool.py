@@ -83,7 +83,7 @@ class Spool:
     def read(self, begin: int, end: int) -> Any:
         entries = np.empty(max(0, end - begin), self._dtype)
         if len(entries):
-            os.preadv(self._file.fileno(), [memoryview(entries.view(np.uint8))], begin * self._dtype.itemsize)
+            os.preadv(self._file.fileno(), [entries.view(np.uint8).data], begin * self._dtype.itemsize)
         return entries
 
 

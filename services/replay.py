@@ -47,7 +47,9 @@ PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
 TEMPORARY_MAX = 40
 """The path of a socket has 107 bytes at most, and the processes put theirs below the temporary folder."""
 STALL_MAX_S = 120.0
-"""A replay in which nothing has moved for so long will not end. A first start compiles the engine: half a minute."""
+"""A replay in which nothing has moved for so long will not end."""
+START_MAX_S = 600.0
+"""The same before the first trade: a first start compiles the engine, in half a minute if the machine is idle."""
 STOP_MAX_S = 10.0
 """How long a room may take to end before it is killed."""
 SAVE_INTERVAL_MS = 250
@@ -238,12 +240,12 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, An
         progress = (status.get("time"), status.get("trades"), saved, reading)
         if progress != before:
             before, moved_at = progress, now
-        elif now - moved_at > STALL_MAX_S:
+        elif now - moved_at > (stall_max_s := STALL_MAX_S if status.get("trades") else START_MAX_S):
             missing = sorted(
                 set(wanted) - {symbol for symbol, state in saved.symbols.items() if state >= (wanted[symbol], True)}
             )
             logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
-            raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{logs}")
+            raise ReplayFailed(f"nothing has moved for {stall_max_s:.0f} s; not saved: {missing[:10]}\n{logs}")
         words = reading or _progress(status, saved, done, len(wanted))
         if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
             told, told_at = words, now

@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,10 +74,19 @@ class ReplayFailed(RuntimeError):
         self.code = code
 
 
-def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: Path | None) -> int:
+def replay(
+    files: list[Path],
+    *,
+    stream: str,
+    export: Path,
+    speed: float,
+    keep: Path | None,
+    first_days: dict[str, date],
+) -> int:
     """Replay recordings and write every closed kline below `export`; return 0, or `INCOMPLETE` if something is lacking.
 
-    Raises ReplayFailed. Whatever happens, no process stays behind, and no folder but `export` and `keep`.
+    `first_days`: where the 3d klines of symbols count from. Raises ReplayFailed. Whatever happens, no process stays
+    behind, and no folder but `export` and `keep`.
     """
     sources = [_checked(file) for file in files]
     try:
@@ -84,7 +94,7 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
     except OSError as error:
         raise ReplayFailed(f"{export}: {error.strerror}", code=2) from error
     with _folder(keep) as folder, _interruptible():
-        path = _write_config(folder, sources, stream, speed)
+        path = _write_config(folder, sources, stream, speed, first_days)
         config = load({"KLAGG_CONFIG": str(path)})
         pipeline = _Pipeline(folder, path)
         try:
@@ -102,6 +112,7 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
                 partial = export_partial(connection, export, *status["span"])
                 holes = export_holes(connection, export)
             _tell_partial(partial, export)
+            _tell_grid(sorted(status["last_ids"].keys() - first_days.keys()))
             return INCOMPLETE if _tell_lacking(status, holes, export) else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
@@ -194,7 +205,15 @@ def _tell_partial(partial: int, export: Path) -> None:
             partial,
             export / PARTIAL,
         )
-    log.info("3d klines count from a symbol's first day here; the exchange's own grid is not in a recording")
+
+
+def _tell_grid(symbols: list[str]) -> None:
+    """Tell whose 3d klines may be others than the exchange's."""
+    if symbols:
+        log.info(
+            "3d klines of %s count from their first day here, and the exchange's from their first of all: --first-day",
+            ", ".join(symbols[:TOLD_MAX]) + (" ..." if len(symbols) > TOLD_MAX else ""),
+        )
 
 
 def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bool:
@@ -310,16 +329,18 @@ def _checked(file: Path) -> str:
     return str(file.resolve())
 
 
-def _write_config(folder: Path, sources: list[str], stream: str, speed: float) -> Path:
+def _write_config(folder: Path, sources: list[str], stream: str, speed: float, first_days: dict[str, date]) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    days = ", ".join(f"{json.dumps(symbol, ensure_ascii=False)} = {day}" for symbol, day in first_days.items())
     # JSON's strings, numbers and lists are TOML's as well.
     text = f"""\
 data_dir = "data"
 [exchange]
 stream = "{stream}"
 clock_speed = 0.0
+first_days = {{ {days} }}
 weight_share = 1.0
 # The simulator takes any: trades that it played before the pipeline was ready are asked for by their ids.
 api_key = "replay"

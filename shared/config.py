@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -49,6 +50,8 @@ class Exchange(_Section, frozen=True, kw_only=True):
     merged of its minutes, so that fewer than 59 would make it, and every longer kline, wrong."""
     weight_share: float = 0.9
     """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
+    first_days: dict[str, date] = {}
+    """Days on which symbols were traded first, as the exchange counts their 3d klines, where it has none of them."""
     clock_speed: float = 1.0
     """1: the exchange's time runs. 0: it stands still between events, for replays."""
     silence_ms: int = 15_000

@@ -13,13 +13,14 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.addresses import at, is_loopback, listener
 from shared.config import Config, ConfigError, load
 from shared.interval import utc
+from shared.names import is_name
 from shared.private import NotPrivate
 from shared.sockets import ipc
 
@@ -73,7 +74,12 @@ def _replay(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="klagg replay: %(message)s")
     try:
         return replay(
-            options.files, stream=options.stream, export=options.export, speed=options.speed, keep=options.keep
+            options.files,
+            stream=options.stream,
+            export=options.export,
+            speed=options.speed,
+            keep=options.keep,
+            first_days=dict(options.first_day),
         )
     except ReplayFailed as error:
         print(f"klagg replay: {error}", file=sys.stderr)
@@ -290,6 +296,14 @@ def _parser() -> argparse.ArgumentParser:
         "--speed", type=_speed, default=10_000.0, metavar="N", help="times real time, at most; default: %(default)g"
     )
     command.add_argument(
+        "--first-day",
+        type=_first_day,
+        action="append",
+        default=[],
+        metavar="SYMBOL=DATE",
+        help="the day on which a symbol was traded first, as BTCUSDT=2017-08-17: its 3d klines count from it",
+    )
+    command.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="leave the database and the logs there; a new or empty folder"
     )
     return parser
@@ -301,6 +315,16 @@ def _time(text: str) -> int:
         return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text} is no time like 2026-11-26T12:00") from None
+
+
+def _first_day(text: str) -> tuple[str, date]:
+    symbol, _, day = text.rpartition("=")
+    try:
+        if is_name(symbol):
+            return symbol, date.fromisoformat(day)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is nothing like BTCUSDT=2017-08-17")
 
 
 def _speed(text: str) -> float:

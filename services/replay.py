@@ -22,8 +22,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -47,13 +48,17 @@ PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
 TEMPORARY_MAX = 40
 """The path of a socket has 107 bytes at most, and the processes put theirs below the temporary folder."""
 STALL_MAX_S = 120.0
-"""A replay in which nothing has moved for so long will not end. A first start compiles the engine: half a minute."""
+"""A replay in which nothing has moved for so long will not end."""
+START_MAX_S = 600.0
+"""The same before the first trade: a first start compiles the engine, in half a minute if the machine is idle."""
 STOP_MAX_S = 10.0
 """How long a room may take to end before it is killed."""
 SAVE_INTERVAL_MS = 250
 """The database tells how far the replay is, so it follows closely."""
 WEIGHT_LIMIT = 1_000_000
 """Nobody else asks this exchange."""
+PAUSE_MAX_S = 60.0
+"""By the exchange's time: longer ones are jumped over."""
 BLAME_LINES_MAX = 15
 TOLD_MAX = 20
 """Holes told on the screen; all are in a file."""
@@ -69,10 +74,19 @@ class ReplayFailed(RuntimeError):
         self.code = code
 
 
-def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: Path | None) -> int:
+def replay(
+    files: list[Path],
+    *,
+    stream: str,
+    export: Path,
+    speed: float,
+    keep: Path | None,
+    first_days: dict[str, date],
+) -> int:
     """Replay recordings and write every closed kline below `export`; return 0, or `INCOMPLETE` if something is lacking.
 
-    Raises ReplayFailed. Whatever happens, no process stays behind, and no folder but `export` and `keep`.
+    `first_days`: where the 3d klines of symbols count from. Raises ReplayFailed. Whatever happens, no process stays
+    behind, and no folder but `export` and `keep`.
     """
     sources = [_checked(file) for file in files]
     try:
@@ -80,7 +94,7 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
     except OSError as error:
         raise ReplayFailed(f"{export}: {error.strerror}", code=2) from error
     with _folder(keep) as folder, _interruptible():
-        path = _write_config(folder, sources, stream, speed)
+        path = _write_config(folder, sources, stream, speed, first_days)
         config = load({"KLAGG_CONFIG": str(path)})
         pipeline = _Pipeline(folder, path)
         try:
@@ -98,12 +112,24 @@ def replay(files: list[Path], *, stream: str, export: Path, speed: float, keep: 
                 partial = export_partial(connection, export, *status["span"])
                 holes = export_holes(connection, export)
             _tell_partial(partial, export)
+            _tell_grid(sorted(status["last_ids"].keys() - first_days.keys()))
             return INCOMPLETE if _tell_lacking(status, holes, export) else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
             with _uninterrupted():
                 for room in reversed(ROOMS):
                     pipeline.stop(room)
+
+
+class _Saved(NamedTuple):
+    """What is in the database."""
+
+    symbols: dict[str, tuple[int, bool]]
+    """Each symbol's highest id, and whether none below it is missing."""
+    unclosed: int
+    """How many 1m klines have ended by the exchange's time and are not closed yet."""
+    minute: str
+    """The newest one of some symbol; empty before there is any."""
 
 
 class _Pipeline:
@@ -152,6 +178,11 @@ class _Pipeline:
                 blame = 2 if room == "simulator" and code in (2, 3) else 1
                 raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
 
+    def doing(self, room: str) -> str:
+        """Return what a room has said last, without the time and its name."""
+        words = self.last_words(room).rpartition("\n")[2].split(maxsplit=3)
+        return words[3] if len(words) == 4 else ""
+
     def last_words(self, room: str) -> str:
         lines = (self._folder / f"{room}.log").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-BLAME_LINES_MAX:])
@@ -159,6 +190,8 @@ class _Pipeline:
 
 def _check(connection: psycopg.Connection[Any]) -> None:
     """Raises ReplayFailed if the history contradicts itself."""
+    # Tables that were filled a moment ago: without figures of them, the checks take a time that grows with its square.
+    connection.execute("ANALYZE klines, symbols")
     failed = [result for result in verify(connection, lambda *_: None) if result.failures]
     if failed:
         lines = [f"{result.check.name}: {result.failures} places, {'; '.join(result.places[:5])}" for result in failed]
@@ -172,7 +205,15 @@ def _tell_partial(partial: int, export: Path) -> None:
             partial,
             export / PARTIAL,
         )
-    log.info("3d klines count from a symbol's first day here; the exchange's own grid is not in a recording")
+
+
+def _tell_grid(symbols: list[str]) -> None:
+    """Tell whose 3d klines may be others than the exchange's."""
+    if symbols:
+        log.info(
+            "3d klines of %s count from their first day here, and the exchange's from their first of all: --first-day",
+            ", ".join(symbols[:TOLD_MAX]) + (" ..." if len(symbols) > TOLD_MAX else ""),
+        )
 
 
 def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bool:
@@ -207,23 +248,24 @@ def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, An
         pipeline.check()
         status = _status(config)
         wanted = _wanted(status, stream)
-        saved, unclosed = _saved(config, int(status.get("time", 0)))
-        done = sum(saved.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
+        saved = _saved(config, int(status.get("time", 0)))
+        done = sum(saved.symbols.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
         if status and not wanted:
             raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
-        if status.get("ended") and done == len(wanted) and not unclosed:
+        if status.get("ended") and done == len(wanted) and not saved.unclosed:
             return status
         now = time.monotonic()
-        progress = (status.get("time"), status.get("trades"), saved, unclosed)
+        reading = "" if status else pipeline.doing("simulator")
+        progress = (status.get("time"), status.get("trades"), saved, reading)
         if progress != before:
             before, moved_at = progress, now
-        elif now - moved_at > STALL_MAX_S:
+        elif now - moved_at > (stall_max_s := STALL_MAX_S if status.get("trades") else START_MAX_S):
             missing = sorted(
-                set(wanted) - {symbol for symbol, state in saved.items() if state >= (wanted[symbol], True)}
+                set(wanted) - {symbol for symbol, state in saved.symbols.items() if state >= (wanted[symbol], True)}
             )
             logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
-            raise ReplayFailed(f"nothing has moved for {STALL_MAX_S:.0f} s; not saved: {missing[:10]}\n{logs}")
-        words = _progress(status, done, len(wanted))
+            raise ReplayFailed(f"nothing has moved for {stall_max_s:.0f} s; not saved: {missing[:10]}\n{logs}")
+        words = reading or _progress(status, saved, done, len(wanted))
         if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
             told, told_at = words, now
             log.info("%s", words)
@@ -236,10 +278,13 @@ def _wanted(status: dict[str, Any], stream: str) -> dict[str, int]:
     return {symbol: last_id for symbol, last_id in last_ids.items() if last_id is not None}
 
 
-def _progress(status: dict[str, Any], done: int, symbols: int) -> str:
+def _progress(status: dict[str, Any], saved: _Saved, done: int, symbols: int) -> str:
     if not status:
         return "starting ..."
-    return f"at {utc(status['time'])}, {status['trades']} trades played; {done} of {symbols} symbols saved to the end"
+    words = f"at {utc(status['time'])}, {status['trades']} trades played"
+    if saved.minute:
+        words += f"; saved up to {saved.minute}"
+    return f"{words}; {done} of {symbols} symbols saved to the end"
 
 
 def _status(config: Config) -> dict[str, Any]:
@@ -255,19 +300,20 @@ def _status(config: Config) -> dict[str, Any]:
     return status
 
 
-def _saved(config: Config, time_ms: int) -> tuple[dict[str, tuple[int, bool]], int]:
-    """Return what is in the database: each symbol's highest id and whether none below it is missing, and how many 1m
-    klines have ended by the exchange's time and are not closed yet.
-    """
+def _saved(config: Config, time_ms: int) -> _Saved:
     with suppress(psycopg.OperationalError, psycopg.errors.UndefinedTable):
         with psycopg.connect(database_url(config), connect_timeout=2) as connection:
             rows = connection.execute("SELECT symbol, last_id, isempty(gaps) FROM symbols").fetchall()
-            unclosed = connection.execute(
-                "SELECT count(*) FROM klines WHERE interval = '1m' AND NOT closed AND close_time < to_timestamp(%s)",
+            found = connection.execute(
+                "SELECT (SELECT count(*) FROM klines WHERE interval = '1m' AND NOT closed"
+                "   AND close_time < to_timestamp(%s)),"
+                " (SELECT max(open_time) AT TIME ZONE 'UTC' FROM klines"
+                "   WHERE symbol = (SELECT min(symbol) FROM symbols) AND interval = '1m')",
                 [time_ms / 1000],
             ).fetchone()
-        return {symbol: (last_id, whole) for symbol, last_id, whole in rows}, unclosed[0] if unclosed else 0
-    return {}, 0
+        unclosed, minute = found or (0, None)
+        return _Saved({symbol: (last_id, whole) for symbol, last_id, whole in rows}, unclosed, str(minute or ""))
+    return _Saved({}, 0, "")
 
 
 def _checked(file: Path) -> str:
@@ -283,16 +329,18 @@ def _checked(file: Path) -> str:
     return str(file.resolve())
 
 
-def _write_config(folder: Path, sources: list[str], stream: str, speed: float) -> Path:
+def _write_config(folder: Path, sources: list[str], stream: str, speed: float, first_days: dict[str, date]) -> Path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    days = ", ".join(f"{json.dumps(symbol, ensure_ascii=False)} = {day}" for symbol, day in first_days.items())
     # JSON's strings, numbers and lists are TOML's as well.
     text = f"""\
 data_dir = "data"
 [exchange]
 stream = "{stream}"
 clock_speed = 0.0
+first_days = {{ {days} }}
 weight_share = 1.0
 # The simulator takes any: trades that it played before the pipeline was ready are asked for by their ids.
 api_key = "replay"
@@ -302,6 +350,7 @@ snapshots = {json.dumps(ipc(folder, "snapshots"))}
 [simulator]
 port = {port}
 speed = {speed}
+pause_max_s = {PAUSE_MAX_S}
 replay = {json.dumps(sources, ensure_ascii=False)}
 listing_interval_s = 0.0
 weight_limit = {WEIGHT_LIMIT}

@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -49,6 +50,8 @@ class Exchange(_Section, frozen=True, kw_only=True):
     merged of its minutes, so that fewer than 59 would make it, and every longer kline, wrong."""
     weight_share: float = 0.9
     """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
+    first_days: dict[str, date] = {}
+    """Days on which symbols were traded first, as the exchange counts their 3d klines, where it has none of them."""
     clock_speed: float = 1.0
     """1: the exchange's time runs. 0: it stands still between events, for replays."""
     silence_ms: int = 15_000
@@ -111,6 +114,8 @@ class Simulator(_Section, frozen=True, kw_only=True):
     """How fast the simulated exchange's time runs."""
     replay: list[str] = []
     """Recordings to play instead of a generated market."""
+    pause_max_s: float = 0.0
+    """A recording's pauses longer than this, by the exchange's time, are jumped over; 0: none is."""
     start_time: int = 0
     """The exchange's time at start, ms; 0: the machine's."""
     listing_interval_s: float = 600.0
@@ -252,6 +257,7 @@ def _check(path: Path, config: Config) -> None:
         ("simulator.trades_per_second", config.simulator.trades_per_second, 0.0, 1_000_000.0),
         ("simulator.history_days", config.simulator.history_days, 0, 2_000),
         ("simulator.speed", config.simulator.speed, 0.001, 10_000.0),
+        ("simulator.pause_max_s", config.simulator.pause_max_s, 0.0, 1e9),
         ("simulator.start_time", config.simulator.start_time, 0, 4_102_444_800_000),
         ("simulator.listing_interval_s", config.simulator.listing_interval_s, 0.0, 1e9),
         ("simulator.weight_limit", config.simulator.weight_limit, 1, 1_000_000_000),

@@ -265,7 +265,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
     try:
         wait_until_live(house, health, LIVE_MAX_S * 3)
         print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
-        wait_for("the tables", lambda: _saved_id(house.config) >= 0, SETTLE_MAX_S)
+        wait_for("the tables", lambda: saved_id(house.config) >= 0, SETTLE_MAX_S)
         harm.watch_finals(house.config)
         end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         while time.monotonic() < end:

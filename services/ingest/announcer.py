@@ -8,7 +8,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import date, timedelta
+
+from msgspec.structs import replace
 
 from services.ingest.binance import Malformed
 from services.ingest.complaints import Complaints
@@ -22,6 +25,7 @@ from shared.wire import AddSymbol
 UNDER_WAY_MAX = 4
 """Symbols whose history is fetched at once: enough to keep REST busy, and the first ones are soon there."""
 RETRY_S = 10.0
+EPOCH = date(1970, 1, 1)
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +39,21 @@ class Announcer:
         complaints: Complaints,
         rows: int,
         symbol_weight: int,
+        first_days: Mapping[str, date],
         rest_now: Callable[[], int],
         send: Callable[[AddSymbol], None],
     ) -> None:
-        """Announce with up to `rows` klines an interval, which weighs `symbol_weight` a symbol."""
+        """Announce with up to `rows` klines an interval, which weighs `symbol_weight` a symbol.
+
+        `first_days`: where 3d klines count from, of symbols that have none yet.
+        """
         self._symbols = symbols
         self._history = history
         self._governor = governor
         self._complaints = complaints
         self._rows = rows
         self._symbol_weight = symbol_weight
+        self._first_days = first_days
         self._rest_now = rest_now
         self._send = send
         self._under_way = 0
@@ -73,6 +82,9 @@ class Announcer:
         else:
             if self._symbols.announced(symbol):
                 self.counts["symbols announced"] += 1
+                first_day = self._first_days.get(symbol)
+                if first_day is not None and not event.grid_3d:
+                    event = replace(event, grid_3d=(first_day - EPOCH) // timedelta(milliseconds=1))
                 self._send(event)
         self._under_way -= 1
         self.go(tasks)

@@ -171,6 +171,7 @@ class Ingest:
             self._complaints,
             rows,
             symbol_weight(self._venue.klines("", INTERVAL_NAMES[0], rows + 1).weight),
+            self._settings.first_days,
             self._rest_now,
             self._outbox.send,
         )

@@ -30,6 +30,7 @@ from services.simulator.exchange import (
 from services.simulator.faults import Faults
 from services.simulator.frames import Frames
 from services.simulator.generated import GeneratedMarket
+from services.simulator.grid import MINUTE_MS
 from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
 from services.simulator.tap import Tap
@@ -180,6 +181,7 @@ class Simulator:
             self.market, Weights(settings.weight_limit), lambda ids: self.faults.omits(ids, time.monotonic())
         )
         self._host = settings.host
+        self._pause_max_ms = settings.pause_max_s * 1000
         self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
         self._ticked = (0, 0.0)
@@ -242,6 +244,9 @@ class Simulator:
         if not self.clock.running and not market.ended and market.heard_by(self._wanted):
             log.info("every symbol has a reader: the recording begins")
             self.clock.set(market.now, True)
+        if self.clock.running and 0 < self._pause_max_ms < market.pause:
+            log.info("nothing happens for %.0f min: the exchange's time goes on behind it", market.pause / MINUTE_MS)
+            self.clock.set(market.now + market.pause - 1, True)
         target = min(self.clock.now(), market.end_time)
         while market.now < target and not self.paused:
             self._send(market.advance(target, self._wanted))

@@ -55,6 +55,7 @@ class Event(NamedTuple):
     kind: str
     """aggTrade, trade, or empty."""
     event_time: int
+    """0: it says none, which no trade does."""
     message: bytes | None
     """What was received; None for an archive's row."""
     id: int = 0
@@ -172,7 +173,8 @@ def read_frame(line: bytes) -> Event | None:
     if read.e not in ("aggTrade", "trade"):
         if not stream:
             raise NotUnderstood("no frame: neither a stream nor a trade")
-        return Event(stream, read.s, "", _ms(read.E or read.T), data)
+        at = _ms(read.E or read.T)
+        return Event(stream, read.s, "", at if TIME_MIN <= at < TIME_MAX else 0, data)
     symbol = checked_symbol(read.s)
     if not stream:
         stream = f"{Instrument(symbol=symbol, price_decimals=0, quantity_decimals=0).stream_base}@{read.e}"

@@ -296,9 +296,11 @@ def test_a_stream_that_was_not_recorded_is_named(folder: Path) -> None:
 CASES = RECORDINGS.parent / "cases"
 
 
-def ended(folder: Path, *files: Path, stream: str = "aggTrade", speed: int = 10_000) -> tuple[int, str]:
+def ended(
+    folder: Path, *files: Path, stream: str = "aggTrade", speed: int = 10_000, more: Iterable[str] = ()
+) -> tuple[int, str]:
     """Replay files to the end, and return the exit code and what was said."""
-    arguments = [*map(str, files), "--stream", stream, "--speed", str(speed)]
+    arguments = [*map(str, files), "--stream", stream, "--speed", str(speed), *more]
     with replaying(folder, *arguments) as process:
         _, said = process.communicate(timeout=240)
     assert_nothing_left(folder)

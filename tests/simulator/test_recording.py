@@ -10,6 +10,8 @@ import pytest
 
 from services.simulator.recording import Recording, RecordingError
 from services.simulator.rows import Rows
+from services.simulator.stream import Stream
+from tests.support import RECORDINGS
 
 HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
 LINES = (
@@ -28,12 +30,20 @@ CONTENT = {
 }
 
 
+def everything(stream: Stream) -> Rows:
+    return stream.rows(0, len(stream))
+
+
+def times_of(recording: Recording) -> list[int]:
+    return [time for times, _ in recording.events() for time in times.tolist()]
+
+
 def rows(path: Path) -> Rows:
     recording = Recording([str(path)])
     assert list(recording.instruments) == ["ETHUSDT"]
     assert recording.instruments["ETHUSDT"].price_decimals == 2
     assert recording.instruments["ETHUSDT"].quantity_decimals == 3
-    return recording.streams[0].rows
+    return everything(recording.streams[0])
 
 
 def same(found: Rows) -> None:
@@ -76,7 +86,7 @@ def test_frames_as_received_and_what_is_none_is_left_out(tmp_path: Path, packed:
     same(rows(path))
     (left_out,) = Recording([str(path)]).told.left_out
     assert (left_out.line, left_out.beginning) == (3, "{broken"), "an answer of the exchange is none of its events"
-    assert np.all(np.diff(Recording([str(path)]).times) >= 0)
+    assert np.all(np.diff(times_of(Recording([str(path)]))) >= 0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +112,7 @@ def test_a_file_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
         Recording([str(tmp_path / "absent.jsonl")])
 
 
-CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases"
+CASES = RECORDINGS.parent / "cases"
 ROW = "7,100.10,2.000,10,12,1790164800000,true"
 
 
@@ -143,7 +153,7 @@ def test_a_row_that_cannot_be_is_left_out_and_told_and_the_others_are_read(
     tmp_path: Path, row: str, reason: str
 ) -> None:
     recording = read(tmp_path, archive(HEADER.strip(), ROW, row, "9,99.90,1,14,20,1790164861000,False"))
-    assert recording.streams[0].rows["id"].tolist() == [7, 9]
+    assert everything(recording.streams[0])["id"].tolist() == [7, 9]
     (left_out,) = recording.told.left_out
     assert (left_out.file, left_out.line) == ("ETHUSDT-aggTrades-2026-09-23.csv", 3)
     assert left_out.beginning == row[:60]
@@ -156,7 +166,7 @@ def test_numbers_with_exponents_are_read_exactly(tmp_path: Path) -> None:
         tmp_path, archive("1,1.037e-05,1e+06,1,1,1698796800000,0", "2,0.00001038,5000.25,2,2,1698796801000,1")
     )
     assert recording.instruments["ETHUSDT"].price_decimals == 8
-    rows = recording.streams[0].rows
+    rows = everything(recording.streams[0])
     assert rows["price"].tolist() == [1037, 1038]
     assert rows["quantity"].tolist() == [100_000_000, 500_025]
     assert rows["maker"].tolist() == [False, True]
@@ -165,18 +175,18 @@ def test_numbers_with_exponents_are_read_exactly(tmp_path: Path) -> None:
 def test_numbers_padded_with_zeros_and_exact_ones_go_together(tmp_path: Path) -> None:
     recording = read(tmp_path, archive("1,2.50000000,1,1,1,1698796800000,0", "2,2.255,1,2,2,1698796801000,1"))
     assert recording.instruments["ETHUSDT"].price_decimals == 3
-    assert recording.streams[0].rows["price"].tolist() == [2500, 2255]
+    assert everything(recording.streams[0])["price"].tolist() == [2500, 2255]
 
 
 def test_a_byte_order_mark_costs_no_trade(tmp_path: Path) -> None:
     recording = read(tmp_path, b"\xef\xbb\xbf" + LINES.encode())
-    same(recording.streams[0].rows)
+    same(everything(recording.streams[0]))
     assert not recording.told.left_out
 
 
 def test_a_file_cut_in_the_middle_of_a_line_is_told(tmp_path: Path) -> None:
     recording = read(tmp_path, LINES + "10,1")
-    same(recording.streams[0].rows)
+    same(everything(recording.streams[0]))
     assert [(line.line, line.beginning) for line in recording.told.left_out] == [(4, "10,1")]
 
 
@@ -186,7 +196,7 @@ def test_all_files_of_a_zip_are_read_but_what_macos_puts_beside_them(tmp_path: P
         packed.writestr("__MACOSX/._ETHUSDT-aggTrades-2026-09-23.csv", b"\0\5\x16\7")
         packed.writestr("b/ETHUSDT-aggTrades-2026-09-24.csv", LINES.split("\n")[2])
         packed.writestr("a/ETHUSDT-aggTrades-2026-09-23.csv", "\n".join(LINES.split("\n")[:2]))
-    same(Recording([str(path)]).streams[0].rows)
+    same(everything(Recording([str(path)]).streams[0]))
     with zipfile.ZipFile(path, "w") as packed:
         packed.writestr("__MACOSX/._ETHUSDT-aggTrades-2026-09-23.csv", b"\0\5\x16\7")
     with pytest.raises(RecordingError, match="__MACOSX"):
@@ -213,8 +223,8 @@ def test_archives_of_single_trades_are_read(tmp_path: Path, header: str, more: s
     content = f"{header}5,100.10,2.5,250.25,1790164800000,true{more}\n6,100.2,1,100.2,1790164800001000,false{more}\n"
     recording = read(tmp_path, content, "ETHUSDT-trades-2026-09-23.csv")
     (stream,) = recording.streams
-    assert (stream.name, stream.kind, stream.messages) == ("ethusdt@trade", "trade", None)
-    assert stream.rows[["id", "time", "price", "quantity", "kind", "maker"]].tolist() == [
+    assert (stream.name, stream.kind, stream.as_received) == ("ethusdt@trade", "trade", False)
+    assert everything(stream)[["id", "time", "price", "quantity", "kind", "maker"]].tolist() == [
         (5, 1_790_164_800_000, 10010, 25, 0, True),
         (6, 1_790_164_800_001, 10020, 10, 0, False),
     ]
@@ -233,9 +243,9 @@ def test_raw_frames_and_frames_behind_a_timestamp_are_read(tmp_path: Path) -> No
     ]
     recording = read(tmp_path, "\n".join([frame(1, at), *wrapped]), "frames.jsonl")
     assert [stream.name for stream in recording.streams] == ["ethusdt@aggTrade"]
-    assert recording.streams[0].rows["id"].tolist() == [1, 2, 3]
-    assert recording.streams[0].messages is not None
-    assert json.loads(recording.streams[0].messages[0])["a"] == 1
+    assert everything(recording.streams[0])["id"].tolist() == [1, 2, 3]
+    assert recording.streams[0].as_received
+    assert json.loads(recording.streams[0].messages(0, 1)[0])["a"] == 1
 
 
 @pytest.mark.parametrize("symbol", ["../../X", "A/B", "A\\B", "A\0B", "", "X" * 65, "..", "A\nB"])
@@ -259,8 +269,8 @@ def test_trades_are_in_the_order_of_their_ids_whatever_that_of_files_and_lines(t
     late.write_text("\n".join(rows[40:]))
     one = Recording([str(late), str(early)])
     other = read(tmp_path, "\n".join(rows))
-    assert (one.streams[0].rows == other.streams[0].rows).all()
-    assert (one.times == other.times).all()
+    assert (everything(one.streams[0]) == everything(other.streams[0])).all()
+    assert times_of(one) == times_of(other)
 
 
 def test_a_trade_leaves_no_earlier_than_the_one_before_it_whatever_its_time(tmp_path: Path) -> None:
@@ -269,8 +279,8 @@ def test_a_trade_leaves_no_earlier_than_the_one_before_it_whatever_its_time(tmp_
         f"{n},100,1,{n},{n},{time},true" for n, time in ((1, at), (2, at + 90_000), (3, at + 30_000), (4, at + 95_000))
     ]
     recording = read(tmp_path, "\n".join(rows))
-    assert recording.streams[0].rows["time"].tolist() == [at, at + 90_000, at + 30_000, at + 95_000]
-    assert recording.times.tolist() == [at + 5, at + 90_005, at + 90_005, at + 95_005]
+    assert everything(recording.streams[0])["time"].tolist() == [at, at + 90_000, at + 30_000, at + 95_000]
+    assert times_of(recording) == [at + 5, at + 90_005, at + 90_005, at + 95_005]
 
 
 def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path) -> None:
@@ -280,7 +290,7 @@ def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path
     first = tmp_path / "ETHUSDT-aggTrades-2026-09-23.csv"
     first.write_text("\n".join(rows))
     recording = Recording([str(first), str(overlap)])
-    assert recording.streams[0].rows["price"].tolist() == [100, 101]
+    assert everything(recording.streams[0])["price"].tolist() == [100, 101]
     assert recording.told.repeated == 1
     assert [tuple(again) for again in recording.told.contradicting] == [("ETHUSDT", 7, overlap.name, 2)]
 
@@ -308,14 +318,14 @@ def test_a_pause_of_years_is_refused_in_words(tmp_path: Path) -> None:
 def test_what_people_report_of_files_is_read_or_told(case: str, ids: list[int], left_out: list[int]) -> None:
     recording = Recording([str(path) for path in sorted((CASES / case).iterdir())])
     (stream,) = recording.streams
-    assert stream.rows["id"].tolist() == ids
+    assert everything(stream)["id"].tolist() == ids
     assert [line.line for line in recording.told.left_out] == left_out
 
 
 def test_fills_that_stand_under_a_lower_id_count_once_and_are_told(tmp_path: Path) -> None:
     rows = ["7,100,1,5,6,1790164800000,true", "8,101,1,7,7,1790164860000,true", "9,100,1,5,6,1790164800000,true"]
     recording = read(tmp_path, "\n".join([*rows, "10,100,1,8,8,1790164860001,true"]))
-    assert recording.streams[0].rows["id"].tolist() == [7, 8, 10]
+    assert everything(recording.streams[0])["id"].tolist() == [7, 8, 10]
     (left_out,) = recording.told.left_out
     assert (left_out.line, left_out.reason) == (3, "fills 5 to 6 stand under a lower id already")
 
@@ -323,6 +333,6 @@ def test_fills_that_stand_under_a_lower_id_count_once_and_are_told(tmp_path: Pat
 @pytest.mark.skipif(not CASES.exists(), reason="no cases beside the checkout")
 def test_two_sequences_in_one_file_are_one_in_the_order_of_ids() -> None:
     (path,) = (CASES / "c02").iterdir()
-    ids = Recording([str(path)]).streams[0].rows["id"].tolist()
+    ids = everything(Recording([str(path)]).streams[0])["id"].tolist()
     assert ids == sorted(ids)
     assert len(ids) == 80

@@ -1,0 +1,267 @@
+"""One stream of a recording: gathered as it is read, then its events in order, on disk.
+
+Decides which of a stream's events count: each id once, in the order of ids; the first of two that contradict each
+other; no aggregate whose fills stand under a lower id. Knows no other stream, no file and no line but by number.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.simulator.reading import Event, RecordingError
+from services.simulator.rows import AGG_ROW, TRADE_ROW, Rows
+from services.simulator.spool import BLOCK, Part, Spool, merged
+
+PADDED = 8
+"""Spot writes every number with this many decimals; those that are always zero say nothing."""
+TOLD_MAX = 20
+"""Lines and ids that are told; all are counted."""
+TEXTS_MAX = 2**23
+"""Bytes of messages that are read in one go, with what others' lie between."""
+
+_EVENT = np.dtype(
+    [(name, "<i8") for name in ("id", "first", "last", "time", "event_time", "price", "quantity", "plain_quantity")]
+    + [("offset", "<i8"), ("length", "<i4"), ("file", "<i4"), ("line", "<i4")]
+    + [(name, "i1") for name in ("price_decimals", "quantity_decimals", "plain_decimals", "kind", "maker")]
+)
+"""An event as it was read: numbers as they were written, and where its message lies and its line stood."""
+_PACK = struct.Struct("<9q3i5b").pack
+_PLACE = np.dtype([("offset", np.int64), ("length", np.int64)])
+
+
+class LeftOut(NamedTuple):
+    """A line that is not understood."""
+
+    file: str
+    line: int
+    beginning: str
+    reason: str
+
+
+class Contradicting(NamedTuple):
+    """A line whose id came before with another trade; the first one counts."""
+
+    symbol: str
+    id: int
+    file: str
+    line: int
+
+
+class Told:
+    """What of the files is in no event."""
+
+    def __init__(self) -> None:
+        self.left_out: list[LeftOut] = []
+        self.left_out_count = 0
+        self.repeated = 0
+        """Lines whose trade is there already."""
+        self.contradicting: list[Contradicting] = []
+        self.contradicting_count = 0
+
+    def leave_out(self, line: LeftOut) -> None:
+        self.left_out_count += 1
+        if len(self.left_out) < TOLD_MAX:
+            self.left_out.append(line)
+
+    def contradict(self, line: Contradicting) -> None:
+        self.contradicting_count += 1
+        if len(self.contradicting) < TOLD_MAX:
+            self.contradicting.append(line)
+
+
+class Spools:
+    """Where the events of all streams lie."""
+
+    def __init__(self) -> None:
+        self.events = Spool(_EVENT)
+        self.messages = Spool(np.uint8)
+        self.places = Spool(_PLACE)
+        self.times = Spool(np.int64)
+        self.rows = {"aggTrade": Spool(AGG_ROW), "trade": Spool(TRADE_ROW)}
+
+
+class Stream:
+    def __init__(self, name: str, symbol: str, kind: str, spools: Spools) -> None:
+        """`kind`: aggTrade, trade, or empty for one that is only sent again."""
+        self.name = name
+        self.symbol = symbol
+        self.kind = kind
+        self.as_received = True
+        """Its messages can be sent again word by word; else some of it is an archive's, and all is written anew."""
+        self.price, self.quantity = _Decimals(), _Decimals()
+        self._spools = spools
+        self._gathered = bytearray()
+        self._runs: list[Part] = []
+        self._count = 0
+        self._rows = self._places = self.times = Part(spools.times, 0, 0)
+        """`times`: int64[n], when each left the exchange; ascending, because who comes later by id left no earlier."""
+        self._spans: list[tuple[int, int]] = []
+        """The earliest and the latest time of each block of rows."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def add(self, event: Event, offset: int, file: int, line: int) -> None:
+        """Take an event that stood in a line of a file, and whose message begins at `offset`."""
+        self._count += 1
+        message = event.message
+        if message is None:
+            self.as_received = False
+        plain = event.plain_quantity or event.quantity
+        self._gathered += _PACK(
+            event.id if self.kind else self._count, event.first, event.last, event.time, event.event_time,
+            event.price.digits, event.quantity.digits, plain.digits, offset, len(message or b""), file, line,
+            event.price.decimals, event.quantity.decimals, plain.decimals, event.what, event.maker,
+        )  # fmt: skip
+
+    def put_away(self) -> None:
+        """Write what was gathered. Raises NoRoom."""
+        if not self._gathered:
+            return
+        events = np.frombuffer(self._gathered, _EVENT)
+        self.price.note(events["price"], events["price_decimals"])
+        self.quantity.note(events["quantity"], events["quantity_decimals"])
+        spool = self._spools.events
+        begin = len(spool)
+        spool.append(events[np.argsort(events["id"], kind="stable")])
+        self._runs.append(spool.since(begin))
+        self._gathered = bytearray()
+
+    def finish(self, price_decimals: int, quantity_decimals: int, files: list[str], told: Told) -> None:
+        """Put all that was read in order, each once, with these decimals. Raises NoRoom and RecordingError."""
+        self.put_away()
+        decimals = price_decimals, quantity_decimals
+        again = self._repeated_fills(decimals, files) if self.kind == "aggTrade" else np.zeros(0, np.int64)
+        spools, rows_spool = self._spools, self._spools.rows.get(self.kind)
+        begins = len(spools.times), len(spools.places), len(rows_spool) if rows_spool is not None else 0
+        left = 0
+        for rows, events in self._distinct(decimals, files, told):
+            dropped = np.isin(rows["id"], again)
+            for event in events[dropped]:
+                fills = f"fills {event['first']} to {event['last']} stand under a lower id already"
+                told.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", fills))
+            rows, events = rows[~dropped], events[~dropped]
+            times = np.maximum(left, np.maximum.accumulate(rows["event_time"]))
+            left = int(times[-1]) if len(times) else left
+            places = np.empty(len(events), _PLACE)
+            places["offset"], places["length"] = events["offset"], events["length"]
+            spools.times.append(times)
+            spools.places.append(places)
+            if rows_spool is not None:
+                rows_spool.append(rows)
+        self.times, self._places = spools.times.since(begins[0]), spools.places.since(begins[1])
+        if rows_spool is not None:
+            self._rows = rows_spool.since(begins[2])
+            self._spans = [(int(block["time"].min()), int(block["time"].max())) for block in self._rows.blocks()]
+        self._runs = []
+
+    def _distinct(
+        self, decimals: tuple[int, int], files: list[str], told: Told
+    ) -> Iterator[tuple[Rows, NDArray[np.void]]]:
+        """Yield (rows, the events that they are), ascending by id, each id once."""
+        before: tuple[Any, Any] | None = None
+        for events, _ in merged(self._runs, "id"):
+            rows = self._rows_of(events, *decimals)
+            if before is not None:
+                rows, events = np.concatenate([before[0], rows]), np.concatenate([before[1], events])
+            is_first = np.diff(rows["id"], prepend=-1) > 0
+            firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
+            content = [name for name in rows.dtype.names if name != "event_time"]
+            is_same = np.all([rows[name] == rows[name][firsts] for name in content], axis=0)
+            told.repeated += int((~is_first & is_same).sum())
+            for event in events[~is_same]:
+                line = int(event["line"])
+                told.contradict(Contradicting(self.symbol, int(event["id"]), files[event["file"]], line))
+            last = int(firsts[-1])
+            if before is not None:
+                is_first[0] = False
+            before = rows[last : last + 1], events[last : last + 1]
+            yield rows[is_first], events[is_first]
+
+    def _repeated_fills(self, decimals: tuple[int, int], files: list[str]) -> NDArray[np.int64]:
+        """Return the ids of aggregates whose fills stand under a lower id already: spot's of 2017 have some."""
+        top, suspected = -1, []
+        for events, _ in merged(self._runs, "id"):
+            tops = np.maximum.accumulate(np.concatenate([[top], events["first"]]))
+            suspected.append(np.unique(events["first"][events["first"] <= tops[:-1]]))
+            top = int(tops[-1])
+        fills = np.unique(np.concatenate(suspected))
+        if not len(fills):
+            return fills
+        found = np.concatenate(
+            [rows[np.isin(rows["first"], fills)] for rows, _ in self._distinct(decimals, files, Told())]
+        )
+        columns = np.stack([found[name] for name in ("first", "last", "time", "price", "quantity")])
+        _, counted = np.unique(columns, axis=1, return_index=True)
+        return np.delete(found["id"], counted)
+
+    def _rows_of(self, events: NDArray[np.void], price_decimals: int, quantity_decimals: int) -> Rows:
+        rows = np.zeros(len(events), AGG_ROW if self.kind == "aggTrade" else TRADE_ROW)
+        for name in set(rows.dtype.names or ()) - {"price", "quantity", "plain_quantity"}:
+            rows[name] = events[name]
+        rows["price"] = self._scaled(events["price"], events["price_decimals"], price_decimals)
+        rows["quantity"] = self._scaled(events["quantity"], events["quantity_decimals"], quantity_decimals)
+        if self.kind == "aggTrade":
+            rows["plain_quantity"] = self._scaled(events["plain_quantity"], events["plain_decimals"], quantity_decimals)
+        return rows
+
+    def _scaled(self, digits: NDArray[np.int64], written: NDArray[np.int8], decimals: int) -> NDArray[np.int64]:
+        """Return numbers in units of 10**-decimals."""
+        more = decimals - written.astype(np.int64)
+        if (digits * 10.0**more > 9e18).any():
+            raise RecordingError(f"the numbers of {self.symbol} have more digits than fit 64 bits")
+        scaled: NDArray[np.int64] = np.where(
+            more >= 0, digits * 10 ** np.maximum(more, 0), digits // 10 ** np.maximum(-more, 0)
+        )
+        return scaled
+
+    # What there is.
+
+    def rows(self, begin: int, end: int) -> Rows:
+        """Return the trades [begin, end), AGG_ROW[n] or TRADE_ROW[n] ascending by id."""
+        return self._rows.read(begin, end)
+
+    def first_from(self, number: int) -> int:
+        """Return the place of the first trade whose id is not less than a number."""
+        return self._rows.find("id", number)
+
+    def blocks(
+        self, begin: int, end: int, since: int | None = None, until: int | None = None, backwards: bool = False
+    ) -> Iterator[Rows]:
+        """Yield those blocks of the trades [begin, end) in which some may lie between two times, both inclusive."""
+        blocks = range(begin // BLOCK, -(-end // BLOCK))
+        for block in reversed(blocks) if backwards else blocks:
+            earliest, latest = self._spans[block]
+            if (since is None or latest >= since) and (until is None or earliest <= until):
+                yield self.rows(max(begin, block * BLOCK), min(end, (block + 1) * BLOCK))
+
+    def messages(self, begin: int, end: int) -> list[bytes]:
+        """Return the messages [begin, end) as they were received."""
+        places = self._places.read(begin, end)
+        offsets, ends = places["offset"], places["offset"] + places["length"]
+        spool, low, high = self._spools.messages, int(offsets.min()), int(ends.max())
+        if high - low > TEXTS_MAX:
+            return [spool.read(*place).tobytes() for place in zip(offsets.tolist(), ends.tolist(), strict=True)]
+        texts = spool.read(low, high).tobytes()
+        return [texts[start:stop] for start, stop in zip((offsets - low).tolist(), (ends - low).tolist(), strict=True)]
+
+
+class _Decimals:
+    """How many decimals some numbers need, as they were written."""
+
+    def __init__(self) -> None:
+        self._padded = self._others = 0
+
+    def note(self, digits: NDArray[np.int64], written: NDArray[np.int8]) -> None:
+        is_padded = written == PADDED
+        self._others = max(self._others, int(written.max(where=~is_padded, initial=0)))
+        padded = digits[is_padded]
+        while self._padded < PADDED and (padded % 10 ** (PADDED - self._padded)).any():
+            self._padded += 1
+
+    @property
+    def needed(self) -> int:
+        return max(self._padded, self._others)

@@ -57,10 +57,8 @@ class Beginnings:
         state["newest_time"] = minutes["open_time"].max(initial=proven)
         state["seen_time"] = state["newest_time"] + MINUTE_MS
         self._resume_gaps(symbol, mark, minutes, proven)
-        self._repair.note(np.array([symbol]), now_ns)
         self._repair.remember(symbol, mark.unexplained, adopted=False)
-        if any(ids.outcome == "open" for ids in mark.unexplained):
-            self._repair.note_unexplained(symbol, now_ns)
+        self._repair.note(np.array([symbol]), now_ns)
         if mark.last_id < 0:
             self._repair.begins(symbol, now_ns)
         restore_rows(self._book, symbol, intervals, klines)

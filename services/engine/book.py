@@ -75,7 +75,7 @@ COUNTERS = np.dtype(
         ("refused", "<i8"),  # not applied: impossible numbers
         ("unknown_symbol", "<i8"),
         ("no_room_for_gap", "<i8"),  # not applied, and fetched later
-        ("beyond_window", "<i8"),  # not applied: its row has left memory, or was the exchange's own before
+        ("beyond_window", "<i8"),  # not applied: its row has left memory
         ("unsaved_overwritten", "<i8"),  # rows that left memory before they were saved
     ]
 )

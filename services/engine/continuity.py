@@ -95,8 +95,44 @@ def is_behind_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
         return symbol.newest_time >= symbol.seam_time
     for place in range(symbol.gap_count):
         if gaps[place].first_id <= trade_id <= gaps[place].last_id:
-            return gaps[place].from_time >= symbol.seam_time
+            return gaps[place].from_time >= symbol.seam_time or gaps[place].unexplained != 0
     return False
+
+
+@compiled
+def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped-def]
+    """Note an id as unexplained whose trade lies behind the seam (`is_behind_seam`); False if there is no room.
+
+    That trade's minute is the exchange's own, which may have been asked for before there was such a trade. to_time:
+    behind every trade that there is.
+    """
+    if trade_id > symbol.last_id:
+        if symbol.gap_count + 1 + (trade_id > symbol.last_id + 1) > len(gaps):
+            return False
+        if trade_id > symbol.last_id + 1:
+            _open(symbol, gaps, trade_id - 1, to_time)
+            symbol.last_id = trade_id - 1
+        _open(symbol, gaps, trade_id, symbol.newest_time)
+        symbol.last_id = trade_id
+        place = symbol.gap_count - 1
+    else:
+        place = 0
+        while gaps[place].last_id < trade_id:
+            place += 1
+        first, last = gaps[place].first_id, gaps[place].last_id
+        if gaps[place].unexplained and gaps[place].from_time <= time:
+            return True
+        if symbol.gap_count + (first < trade_id) + (trade_id < last) > len(gaps):
+            return False
+        if first < trade_id:
+            split(symbol, gaps, place, trade_id - 1, trade_id)
+            place += 1
+        if trade_id < last:
+            split(symbol, gaps, place, trade_id, trade_id + 1)
+    gap = gaps[place]
+    gap.from_time, gap.to_time = min(gap.from_time, time), max(gap.to_time, symbol.newest_time)
+    gap.unexplained = 1
+    return True
 
 
 @compiled

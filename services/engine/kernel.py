@@ -8,7 +8,17 @@ when somebody looks. Trades of older minutes, which are few, go into the rows di
 """
 
 from services.engine.book import add_to_rows, measure_room, rescale, settle
-from services.engine.continuity import DUPLICATE, FOUND, NEW_GAP, NO_ROOM, is_behind_seam, leave_out, skip_to, take_id
+from services.engine.continuity import (
+    DUPLICATE,
+    FOUND,
+    NEW_GAP,
+    NO_ROOM,
+    is_behind_seam,
+    leave_out,
+    set_aside,
+    skip_to,
+    take_id,
+)
 from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
 from shared.compiled import compiled
@@ -58,7 +68,12 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.beyond_window += 1
             continue
         if not counts and is_behind_seam(state, book.gaps[symbol], trade.id):
-            counters.beyond_window += 1
+            if set_aside(state, book.gaps[symbol], trade.id, trade.time, minute_end):
+                settle(book, False)
+                flag_unexplained(book, symbol, trade.time, minute_end, False)
+                note(book.gapped, symbol)
+            else:
+                counters.no_room_for_gap += 1
             continue
         if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1

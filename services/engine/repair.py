@@ -102,6 +102,8 @@ class Repair:
         for symbol in symbols[self._book.symbols["gap_count"][symbols] > 0].tolist():
             soon_ns = now_ns + self._config.gap_retry_ms * 1_000_000
             self._plan(symbol, min(self._ask_at.get(symbol, now_ns), soon_ns))
+            if symbol not in self._settle_at and self._unexplained_gaps(symbol):
+                self.note_unexplained(symbol, now_ns)
 
     def note_answer(self, symbols: NDArray[np.int64], now_ns: int, covered: dict[int, int]) -> None:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
@@ -372,4 +374,4 @@ class Repair:
         if not len(gaps) or not state["active"]:
             return False
         wide = (gaps["to_time"] - gaps["from_time"] > SETTLE_MINUTES_MAX * MINUTE_MS) & (gaps["unexplained"] != 0)
-        return bool(wide.any() or minute_end - int(gaps[0]["from_time"]) > window_ms)
+        return bool(wide.any() or minute_end - int(gaps["from_time"].min()) > window_ms)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.kline import TRADE
 from shared.wire import FetchTrades, Instrument, Trades, pack_instruments
-from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, history, market
+from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, market
 
 
 @settings(max_examples=60, deadline=None)
@@ -265,16 +265,3 @@ def test_a_trade_of_a_minute_that_has_left_memory_is_not_applied() -> None:
     played.apply(batch([Trade(6, START + 20, 100, 7), Trade(7, START + MINUTE, 100, 1)]))
     assert played.engine.book.counters[0]["beyond_window"] == 1
     assert played.engine.gaps(0) == [(0, 4), (6, 6)]
-
-
-def test_a_trade_that_comes_after_the_seam_with_a_time_before_it_stays_missing() -> None:
-    """Its minute is the exchange's own, which may not have had it yet: no row would hold it, and nothing would tell."""
-    played = PlayedEngine()
-    played.add(klines=history([Trade(1, START - 5 * MINUTE, 100, 7)], START), until=START)
-    played.apply(batch([], covered=[(0, 1)]), batch([Trade(2, START + 10, 100, 7)], event_time=START + 20))
-    late = Trade(3, START - 3 * MINUTE, 100, 7)
-    played.apply(batch([late, Trade(4, START + 30, 100, 7)], event_time=START + 40))
-    assert played.engine.gaps(0) == [(3, 3)]
-    played.apply(batch([late], covered=[(3, 3)]))
-    assert played.engine.gaps(0) == [(3, 3)]
-    assert played.engine.book.counters[0]["beyond_window"] == 2

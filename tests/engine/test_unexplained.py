@@ -260,3 +260,58 @@ def test_what_was_before_a_recording_is_none_of_its_holes() -> None:
     assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], [])
     played.apply(batch([traded(1.5, 1_002)], event_time=START + 91_000), batch([], covered=[(1_001, 1_001)]))
     assert [ids.first_id for ids in played.engine.repair.unexplained(0)] == [1_001]
+
+
+LATE = traded(-2.5, 3)
+"""It comes after trades from the seam on, and its minute is the exchange's own."""
+
+
+def with_a_late_one(known: bool) -> PlayedEngine:
+    """Play a trade with a time before the seam; `known`: the exchange's klines had it when they were asked for."""
+    played = PlayedEngine()
+    played.add(klines=history([traded(-5, 0), *([LATE] if known else [])], START), until=START)
+    played.apply(batch([], covered=[(0, 0)]))
+    played.apply(batch([traded(0.1, 1), traded(0.2, 2), LATE, traded(0.3, 4)], event_time=START + 20_000))
+    return played
+
+
+def test_a_trade_from_before_the_seam_that_comes_late_is_unexplained_in_its_minute_and_up_to_now() -> None:
+    """No row holds it, and the exchange's own kline may have been asked for before there was such a trade."""
+    played = with_a_late_one(known=False)
+    told = [Unexplained(3, 3, LATE.time, traded(0.2, 2).time)]
+    assert played.engine.repair.unexplained(0) == told
+    played.apply(batch([LATE], covered=[(3, 3)]), batch([LATE, traded(0.4, 5)]))
+    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], told)
+    played.until(START + 2 * MINUTE)
+    played.apply(batch([traded(2.1, 6)]))
+    assert [flags(played, minute) & (UNEXPLAINED | FINAL) for minute in (-4, -3, -2, -1, 0, 1)] == [
+        FINAL,
+        UNEXPLAINED,
+        UNEXPLAINED,
+        UNEXPLAINED,
+        UNEXPLAINED,
+        FINAL,
+    ]
+    hour = LATE.time // (60 * MINUTE) * 60 * MINUTE
+    assert played.rows()["1h", hour]["flags"] & UNEXPLAINED
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is_in_them(known: bool) -> None:
+    played = with_a_late_one(known)
+    played.until(START + 3 * MINUTE + 1_000)
+    first = START - 3 * MINUTE
+    assert asked(played, FetchKlines) == [FetchKlines("BTCUSDT", "1m", first, START, audit=True)]
+    mine = [traded(0.1, 1), traded(0.2, 2), LATE, traded(0.3, 4)]
+    played.apply(theirs(played, mine, range(-3, 1)))
+    if known:
+        assert [ids.outcome for ids in played.engine.repair.unexplained(0)] == ["audited"]
+        assert all(flags(played, minute) & FINAL for minute in (-3, -2, -1))
+        return
+    # It begins anew, and has the exchange's own klines from that minute on.
+    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+    seam = played.time // MINUTE * MINUTE
+    played.add(klines=history([traded(-5, 0), *mine], seam), until=seam)
+    assert played.rows()["1m", first]["volume"] == LATE.quantity
+    assert [ids.outcome for ids in played.engine.repair.unexplained(0)] == ["adopted"]
+    assert all(flags(played, minute) & FINAL for minute in range(-3, 3))

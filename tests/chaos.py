@@ -265,7 +265,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
     try:
         wait_until_live(house, health, LIVE_MAX_S * 3)
         print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
-        wait_for("the tables", lambda: saved_id(house.config) >= 0, SETTLE_MAX_S)
+        wait_for("the tables", lambda: harm.saved_id(house.config, BUSY) >= 0, SETTLE_MAX_S)
         harm.watch_finals(house.config)
         end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         while time.monotonic() < end:
@@ -283,6 +283,8 @@ def run(folder: Path, plan: Plan) -> list[str]:
         silent = [] if is_told(house, source.choice(FROZEN)) else ["nobody told that a room was stopped"]
         house.wait(5.0)
         wait_until_live(house, health, SETTLE_MAX_S)
+        # That ids have begun anew shows by a trade: a market that stands still has none.
+        wait_for("the ids of now", lambda: _ids_are_of_now(house), SETTLE_MAX_S)
         settle(house.config, SETTLE_MAX_S)
         found, compared = differences(house.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
@@ -324,7 +326,7 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
             "trades": was_published,
             "the feed": figures.get("connected"),
             "missing trades": figures.get("missing_ids") == 0,
-            "saving": name not in ("postgres", "persist") or saved_id(house.config) > last_id,
+            "saving": name not in ("postgres", "persist") or harm.saved_id(house.config, BUSY) > last_id,
             "the page": name != "viz" or _page_is_live(house.config),
         }
         lacking = [what for what, is_true in conditions.items() if not is_true]
@@ -381,14 +383,16 @@ def last_id_traded(config: Config) -> int:
     return int(ask(config, "status")["last_ids"][BUSY]["aggTrade"])
 
 
-def saved_id(config: Config) -> int:
-    """Return the newest trade of the busy symbol that is in the database; -1 if it cannot be asked."""
+def _ids_are_of_now(house: House) -> bool:
+    """Say whether no symbol has saved ids that the exchange has not made since it was listed last."""
+    house.mend()
     try:
-        with psycopg.connect(database_url(config), connect_timeout=2) as connection:
-            row = connection.execute("SELECT last_id FROM symbols WHERE symbol = %s", [BUSY]).fetchone()
+        with psycopg.connect(database_url(house.config), connect_timeout=2) as connection:
+            saved = connection.execute("SELECT symbol, last_id FROM symbols").fetchall()
     except psycopg.Error:
-        return -1
-    return int(row[0]) if row else -1
+        return False
+    last_ids = ask(house.config, "status")["last_ids"]
+    return all(last_id <= last_ids[symbol]["aggTrade"] for symbol, last_id in saved)
 
 
 def wait_until_live(house: House, health: Health, timeout: float) -> None:

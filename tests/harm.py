@@ -44,6 +44,16 @@ def broken_finals(config: Config, but: tuple[str, ...]) -> list[str]:
     return [f"{row[0]} {row[1]} was final and changed: {row[2]} to {row[3]}" for row in rows if row[0] not in but]
 
 
+def saved_id(config: Config, symbol: str) -> int:
+    """Return the newest trade of a symbol that is in the tables; -1 if they cannot be asked."""
+    try:
+        with _connected(config) as connection:
+            row = connection.execute("SELECT last_id FROM symbols WHERE symbol = %s", [symbol]).fetchone()
+    except psycopg.Error:
+        return -1
+    return int(row[0]) if row else -1
+
+
 def empty(config: Config) -> None:
     """Take everything out of the tables. Raises psycopg.Error if the database is not there."""
     with _connected(config) as connection:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from bench.processes import memory_mib
-from tests.chaos import SETTLE_MAX_S, Health, House, Plan, last_id_traded, play, prepare, saved_id, wait_until_live
+from tests.chaos import BUSY, SETTLE_MAX_S, Health, House, Plan, last_id_traded, play, prepare, wait_until_live
+from tests.harm import saved_id
 from tests.pipeline.truth import differences, settle, unproven
 from tests.support import wait_for
 
@@ -46,7 +47,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
 
         def has_it() -> bool:
             house.mend()
-            return saved_id(house.config) >= traded
+            return saved_id(house.config, BUSY) >= traded
 
         wait_for("the database to have what was traded meanwhile", has_it, SETTLE_MAX_S, every=0.2)
         wait_until_live(house, health, SETTLE_MAX_S)

@@ -77,11 +77,7 @@ class Feed:
             self.begins_anew.remove(symbol)
             self.recent = Recent(rows_max=MEMORY_ROWS)
             self.recent.begins(self.subscribed)
-        arriving = [
-            trade._replace(id=self.exchange.wire_id(symbol, trade.id))
-            for trade in trades
-            if trade == last or not world.fails(0.02)
-        ]
+        arriving = [self.exchange.told(symbol, trade) for trade in trades if trade == last or not world.fails(0.02)]
         if world.fails(0.05):
             arriving += arriving
         if world.fails(0.1):

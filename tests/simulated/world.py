@@ -67,11 +67,14 @@ class Exchange:
         self.falls = world.nature.random() < 0.2
         """Times fall from one id to the next, by up to minutes."""
         self.leaves_out = world.nature.random() < 0.3 and not self.falls
-        """REST names some ids late, and some never. Where times fall too, nobody could say which minute lacks them."""
+        """REST names some ids late, and some never. Where times fall too, one of them may belong in a minute before
+        those that its neighbours say: that minute lacks it, final, and only `verify --against-exchange` tells."""
         self.relisted: dict[str, int] = {}
         """By symbol: the first id after which ids began anew."""
         self.relisted_first = world.nature.choice((0, 1))
         """The id that they begin anew with."""
+        self.strays: dict[tuple[str, int], int] = {}
+        """By symbol and id: the time, long past, that a trade says which the exchange counts where it happened."""
         self._named_at: dict[tuple[str, int], float] = {}
         """By symbol and id: when REST begins to name it, for those that it leaves out at first."""
         for name in self.trades:
@@ -92,10 +95,26 @@ class Exchange:
                 if nature.random() < 0.05:
                     late = nature.choice([1_000, 20_000, 90_000, 10**12])
                     self._named_at[name, trade.id] = trade.time + late
+        if nature.random() < 0.1 and len(trades) > 20 and not self.leaves_out:
+            for place in nature.sample(range(len(trades) // 2, len(trades) - 1), 2):
+                before, stray = trades[place - 1], trades[place]
+                # One that is the first of its minute looks like one from before, where a symbol begins right there:
+                # its minute lacks it then, which the audit alone shows.
+                follows = before.trade_count and (name, before.id) not in self.strays
+                follows = follows and before.time // MINUTE == stray.time // MINUTE
+                if follows and stray.time > START + 2 * MINUTE and stray.trade_count:
+                    self.strays[name, trades[place].id] = START - nature.choice([2, 30, 80]) * MINUTE
+        # Where times fall, a trade of the new ids may fall back before the symbol's beginning: nobody asks for it then,
+        # and the minute that it falls into lacks it.
         if nature.random() < 0.1 and len(trades) > 20 and not self.falls:
             begin = nature.randrange(len(trades) // 2, len(trades))
-            if trades[begin].time > START + MINUTE and trades[begin].trade_count:
+            if trades[begin].time > START + MINUTE and trades[begin].trade_count and not self.strays:
                 self.relisted[name] = trades[begin].id
+
+    def told(self, symbol: str, trade: Trade) -> Trade:
+        """Return a trade as it goes over the wire."""
+        time = self.strays.get((symbol, trade.id), trade.time)
+        return trade._replace(id=self.wire_id(symbol, trade.id), time=time)
 
     def wire_id(self, symbol: str, trade_id: int) -> int:
         """Return the id that goes over the wire."""
@@ -121,7 +140,7 @@ class Exchange:
             past = [trade for trade in past if trade.id >= begin]
         named_at = self._named_at
         return [
-            trade._replace(id=self.wire_id(symbol, trade.id))
+            self.told(symbol, trade)
             for trade in past
             if trade.trade_count and named_at.get((symbol, trade.id), 0) <= self.world.now
         ]

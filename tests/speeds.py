@@ -5,7 +5,7 @@
 Without any, the cases beside the project are played. Each recording is replayed at each speed by the command itself,
 and the files that it writes are compared: all of them, byte for byte. What is in a folder goes together, in the order
 of names and the other way round in turn. `--slice` takes the first minutes of a recording of frames, for what would
-last too long at the slowest speed. Ends with 1 if anything differs, or any replay has another exit code than the others.
+last too long at the slowest speed. Ends with 1 if anything differs, exit codes as well.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sim chaos outage bench bench-peers clean
+.PHONY: help run test lint format sim chaos outage speeds bench bench-peers clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -17,6 +17,7 @@ help:
 	@echo 'make sim     play thousands of seeds of faults on virtual time; SEED=7 plays one again'
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make outage  take the database away for ten minutes under load, and compare with the truth'
+	@echo 'make speeds  replay recordings at three speeds, and compare what comes out byte for byte'
 	@echo 'make bench   measure speed and memory'
 	@echo 'make bench-peers  measure the engine beside what others would use'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
@@ -57,6 +58,10 @@ chaos: .venv/installed-test
 # make outage SECONDS=60
 outage: .venv/installed-test
 	$(BIN)/python -m tests.outage --seconds $(or $(SECONDS),600)
+
+# make speeds, make speeds FILES=recording.jsonl.gz STREAM=trade
+speeds: .venv/installed-test
+	$(BIN)/python -m tests.speeds $(FILES) --stream $(or $(STREAM),aggTrade)
 
 bench: .venv/installed-test
 	$(BIN)/python -m bench

@@ -32,7 +32,7 @@ from services.persist.export import HOLES, PARTIAL, Hole, export_csv, export_hol
 from services.persist.verify import verify
 from shared.addresses import at
 from shared.config import Config, load
-from shared.interval import utc
+from shared.interval import MINUTE_MS, utc
 from shared.postgres import database_url
 from shared.process import die_with_parent
 from shared.sockets import ipc
@@ -223,6 +223,7 @@ def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bo
     if holes:
         ids = sum(hole.last_id - hole.first_id + 1 for hole in holes)
         log.warning("%d ids are in no kline, in %d holes: %s", ids, len(holes), export / HOLES)
+    _tell_fallen(status["fallen"], holes)
     left_out, contradicting = status["left_out"], status["contradicting"]
     for file, line, beginning, reason in left_out["first"]:
         log.warning("left out: %s line %d, %r: %s", file, line, beginning, reason)
@@ -237,6 +238,19 @@ def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bo
     if status["repeated"]:
         log.info("%d trades came twice and count once", status["repeated"])
     return bool(holes or left_out["count"] or contradicting["count"])
+
+
+def _tell_fallen(fallen: dict[str, Any], holes: list[Hole]) -> None:
+    """Tell which ids of the holes are in the recording all the same, in an order in which nobody can use them."""
+    lacking = [
+        (number, symbol, file, line, utc(time // MINUTE_MS * MINUTE_MS))
+        for symbol, number, time, file, line in fallen["first"]
+        if any(hole.symbol == symbol and hole.first_id <= number <= hole.last_id for hole in holes)
+    ]
+    for line in lacking:
+        log.warning("id %d of %s is in the recording, %s line %d, but its kline, of %s, was over: it lacks it", *line)
+    if lacking and fallen["count"] > len(fallen["first"]):
+        log.warning("%d trades are so much older than one with a lower id", fallen["count"])
 
 
 def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """A recording's klines are the same bytes at any speed.
 
-    python -m tests.speeds RECORDING ... [--stream trade] [--slice MINUTES] [--speeds 100 1000 10000]
+    python -m tests.speeds [RECORDING ...] [--stream trade] [--slice MINUTES] [--speeds 100 1000 10000]
 
-Each recording is replayed at each speed by the command itself, and the files that it writes are compared: all of them,
-byte for byte. What is in a folder goes together, in the order of names and the other way round in turn. `--slice`
-takes the first minutes of a recording of frames, for what would last too long at the slowest speed. Ends with 1 if
-anything differs, or any replay has another exit code than the others.
+Without any, the cases beside the project are played. Each recording is replayed at each speed by the command itself,
+and the files that it writes are compared: all of them, byte for byte. What is in a folder goes together, in the order
+of names and the other way round in turn. `--slice` takes the first minutes of a recording of frames, for what would
+last too long at the slowest speed. Ends with 1 if anything differs, exit codes as well.
 """
 
 import argparse
@@ -18,7 +18,21 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.support import RECORDINGS
+
 SPEEDS = [100, 1_000, 10_000]
+CASES = [
+    ("order", "trade", 0),
+    ("gap30h-jump500.jsonl.gz", "trade", 0),
+    ("sparse-3sym-12h.jsonl.gz", "trade", 60),
+    ("c01", "aggTrade", 0),
+    ("c02", "aggTrade", 0),
+    ("c04", "aggTrade", 0),
+    ("c15", "aggTrade", 0),
+    ("c17", "trade", 0),
+    ("c32", "aggTrade", 0),
+]
+"""Name, stream, and how many minutes of it: all of what lasts 12 h would take 432 s at the slowest speed."""
 REPLAY_MAX_S = 1_800
 
 
@@ -71,22 +85,25 @@ def compare(files: list[Path], stream: str, speeds: list[int], folder: Path) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.speeds", description=__doc__.splitlines()[0])
-    parser.add_argument("recordings", nargs="+", type=Path, help="files, or folders of files that go together")
+    parser.add_argument("recordings", nargs="*", type=Path, help="files, or folders of files that go together")
     parser.add_argument("--stream", default="aggTrade", choices=["aggTrade", "trade"])
-    parser.add_argument("--slice", type=int, metavar="MINUTES", help="only the first minutes of each file")
+    parser.add_argument("--slice", type=int, default=0, metavar="MINUTES", help="only the first minutes of each file")
     parser.add_argument("--speeds", nargs="+", type=int, default=SPEEDS)
     options = parser.parse_args()
+    plays = [(path, options.stream, options.slice) for path in options.recordings] or [
+        (RECORDINGS.parent / "cases" / name, stream, minutes) for name, stream, minutes in CASES
+    ]
     differing = 0
-    for path in options.recordings:
+    for path, stream, minutes in plays:
         with tempfile.TemporaryDirectory(prefix="ks") as folder:
             files = files_of(path)
-            if options.slice:
-                files = [sliced(file, options.slice, Path(folder)) for file in files]
-            print(f"{path.name}{f', {options.slice} minutes' if options.slice else ''}", flush=True)
-            if not compare(files, options.stream, options.speeds, Path(folder)):
+            if minutes:
+                files = [sliced(file, minutes, Path(folder)) for file in files]
+            print(f"{path.name}{f', {minutes} minutes' if minutes else ''}", flush=True)
+            if not compare(files, stream, options.speeds, Path(folder)):
                 differing += 1
                 print("  DIFFERS", flush=True)
-    print(f"{len(options.recordings)} recordings, {differing} differ", flush=True)
+    print(f"{len(plays)} recordings, {differing} differ", flush=True)
     return 1 if differing else 0
 
 

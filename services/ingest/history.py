@@ -342,13 +342,14 @@ class History:
             # As many rows as ids lie between, so the page reaches `before` however many of them are void.
             page = await self._keyed_page(symbol, start)
             wanted = bisect_left(page.times, from_time)
-            # Void ids are few: a page without anything below `before` means that nothing is older.
+            # Void ids are few: a page without anything below `before` means that nothing is older. What lies before a
+            # page's first trade may be void, or before the symbol's life: the next page tells.
             done = wanted > 0 or start == 0 or page.ids[0] >= before
-            first, older_to = (0, _older(page, wanted)) if done else (start, -1)
+            first, older_to = (0, _older(page, wanted)) if done else (page.ids[0], -1)
             self._answer(symbol, page, first, min(before - 1, end), from_place=wanted, older_to=older_to)
             if done:
                 return
-            before = start
+            before = first
 
     async def _keyed_page(self, symbol: str, from_id: int) -> TradePage:
         if not self._venue.api_key:

@@ -82,6 +82,7 @@ class Desk:
             content |= {
                 "left_out": {"count": told.left_out_count, "first": told.left_out},
                 "repeated": told.repeated,
+                "fallen": {"count": told.fallen_count, "first": told.fallen},
                 "span": market.span,
                 "contradicting": {"count": told.contradicting_count, "first": told.contradicting},
             }

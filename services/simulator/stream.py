@@ -19,6 +19,8 @@ PADDED = 8
 """Spot writes every number with this many decimals; those that are always zero say nothing."""
 TOLD_MAX = 20
 """Lines and ids that are told; all are counted."""
+FALLEN_MS = 100 * 60_000
+"""A trade so much older than one with a lower id belongs in a kline that whoever builds them may have put away."""
 TEXTS_MAX = 2**23
 """Bytes of messages that are read in one go, with what others' lie between."""
 
@@ -50,8 +52,18 @@ class Contradicting(NamedTuple):
     line: int
 
 
+class Fallen(NamedTuple):
+    """A line whose trade is much older than one with a lower id."""
+
+    symbol: str
+    id: int
+    time: int
+    file: str
+    line: int
+
+
 class Told:
-    """What of the files is in no event."""
+    """What of the files is in no event, and what may be in no kline."""
 
     def __init__(self) -> None:
         self.left_out: list[LeftOut] = []
@@ -60,6 +72,8 @@ class Told:
         """Lines whose trade is there already."""
         self.contradicting: list[Contradicting] = []
         self.contradicting_count = 0
+        self.fallen: list[Fallen] = []
+        self.fallen_count = 0
 
     def leave_out(self, line: LeftOut) -> None:
         self.left_out_count += 1
@@ -70,6 +84,11 @@ class Told:
         self.contradicting_count += 1
         if len(self.contradicting) < TOLD_MAX:
             self.contradicting.append(line)
+
+    def fall(self, line: Fallen) -> None:
+        self.fallen_count += 1
+        if len(self.fallen) < TOLD_MAX:
+            self.fallen.append(line)
 
 
 class Spools:
@@ -137,13 +156,14 @@ class Stream:
         again = self._repeated_fills(decimals, files) if self.kind == "aggTrade" else np.zeros(0, np.int64)
         spools, rows_spool = self._spools, self._spools.rows.get(self.kind)
         begins = len(spools.times), len(spools.places), len(rows_spool) if rows_spool is not None else 0
-        left = 0
+        left = newest = 0
         for rows, events in self._distinct(decimals, files, told):
             dropped = np.isin(rows["id"], again)
             for event in events[dropped]:
                 fills = f"fills {event['first']} to {event['last']} stand under a lower id already"
                 told.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", fills))
             rows, events = rows[~dropped], events[~dropped]
+            newest = self._tell_fallen(rows, events, newest, files, told)
             times = np.maximum(left, np.maximum.accumulate(rows["event_time"]))
             left = int(times[-1]) if len(times) else left
             places = np.empty(len(events), _PLACE)
@@ -157,6 +177,14 @@ class Stream:
             self._rows = rows_spool.since(begins[2])
             self._spans = [(int(block["time"].min()), int(block["time"].max())) for block in self._rows.blocks()]
         self._runs = []
+
+    def _tell_fallen(self, rows: Rows, events: NDArray[np.void], newest: int, files: list[str], told: Told) -> int:
+        """Tell which rows are much older than one before them; return the newest time so far, as `newest` is."""
+        tops = np.maximum.accumulate(np.concatenate([[newest], rows["time"]]))
+        for event in events[rows["time"] < tops[:-1] - FALLEN_MS] if self.kind else ():
+            number, time, line = int(event["id"]), int(event["time"]), int(event["line"])
+            told.fall(Fallen(self.symbol, number, time, files[event["file"]], line))
+        return int(tops[-1])
 
     def _distinct(
         self, decimals: tuple[int, int], files: list[str], told: Told

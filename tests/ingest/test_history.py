@@ -207,6 +207,8 @@ def test_looking_back_ends_where_nothing_is_older(exchange: Exchange, tmp_path: 
         wait_for("the beginning", lambda: any(first == 0 for first, _ in played.covered()))
         assert sorted(row[1] for row in played.rows()) == list(range(3_000_000_000, 3_000_001_700))
         assert len(exchange.requests("historicalTrades")) <= 3
+        # What lies before the symbol's first trade is no hole.
+        assert {first for first, _ in played.covered() if first < 3_000_000_000} == {0}
 
 
 def test_klines_are_fetched_closed_ones_only(exchange: Exchange, tmp_path: Path) -> None:

@@ -328,14 +328,14 @@ def test_a_hole_is_told_written_and_never_final_and_the_result_is_the_same_at_an
     text = frames((number for number in range(1, 61) if number not in (31, 32)), begin, 5_000)
     file.write_text(text + "\n" + '{"stream":"ethusdt@trade","data":{"e":"tra')
     results = []
-    for speed in (100, 10_000):
+    for speed in (100, 1_000, 10_000):
         place = Path(tempfile.mkdtemp(dir=folder))
         code, said = ended(place, file, stream="trade", speed=speed)
         assert code == 4, said
         assert "ETHUSDT lacks ids 31 to 32" in said
         assert "holes.jsonl line 59" in said
         results.append(exported(place))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     holes = results[0]["holes.csv"].decode().splitlines()
     minute = begin + 2 * MINUTE_MS
     assert holes[1:] == [f"ETHUSDT,31,32,{begin + 150_000},{begin + 165_000},{minute},{minute}"]

@@ -295,6 +295,16 @@ def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path
     assert [tuple(again) for again in recording.told.contradicting] == [("ETHUSDT", 7, overlap.name, 2)]
 
 
+def test_a_trade_much_older_than_one_with_a_lower_id_is_told(tmp_path: Path) -> None:
+    at, minute = 1_790_164_800_000, 60_000
+    times = (at, at + 300 * minute, at + 201 * minute, at + 199 * minute, at + 301 * minute, at + 2 * minute)
+    rows = [f"{n},100,1,{n},{n},{time},true" for n, time in enumerate(times, 1)]
+    told = read(tmp_path, "\n".join(rows)).told
+    assert [(fallen.id, fallen.line) for fallen in told.fallen] == [(4, 4), (6, 6)]
+    assert [fallen.time for fallen in told.fallen] == [times[3], times[5]]
+    assert told.fallen_count == 2
+
+
 def test_a_pause_of_years_is_refused_in_words(tmp_path: Path) -> None:
     rows = ["7,100,1,7,7,1554000000000,true", "8,101,1,8,8,1790164800010,true"]
     with pytest.raises(RecordingError, match="nothing happens for 2733 days"):

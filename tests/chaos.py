@@ -29,7 +29,6 @@ import psycopg
 import zmq
 
 from shared.config import Config, load
-from shared.postgres import database_url
 from shared.wire import HEALTH_TOPIC, kline_topic
 from tests import harm
 from tests.pipeline.truth import ask, audited, differences, settle, unproven
@@ -65,6 +64,7 @@ FAULTS: tuple[dict[str, object], ...] = (
     {"kind": "clock", "ms": -5_000},
     {"kind": "list"},
     {"kind": "decimals"},
+    {"kind": "late", "ms": 20_000},
     {"kind": "late", "ms": 70_000},
     {"kind": "relist"},
 )
@@ -90,6 +90,8 @@ MUTE_MAX_S = 15.0
 """How long a stream that is acknowledged and silent may stay unnoticed, and then some: three silences."""
 LIVE_MAX_S = 60.0
 SETTLE_MAX_S = 180.0
+EXPLAINED_MAX_S = 360.0
+"""The exchange's klines are asked two minutes after their end, and every 30 s until they come."""
 
 
 class House:
@@ -285,6 +287,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
         wait_until_live(house, health, SETTLE_MAX_S)
         # That ids have begun anew shows by a trade: a market that stands still has none.
         wait_for("the ids of now", lambda: _ids_are_of_now(house), SETTLE_MAX_S)
+        wait_for("what is unexplained to be settled", lambda: _is_explained(house), EXPLAINED_MAX_S, every=0.5)
         settle(house.config, SETTLE_MAX_S)
         found, compared = differences(house.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
@@ -386,13 +389,13 @@ def last_id_traded(config: Config) -> int:
 def _ids_are_of_now(house: House) -> bool:
     """Say whether no symbol has saved ids that the exchange has not made since it was listed last."""
     house.mend()
-    try:
-        with psycopg.connect(database_url(house.config), connect_timeout=2) as connection:
-            saved = connection.execute("SELECT symbol, last_id FROM symbols").fetchall()
-    except psycopg.Error:
-        return False
-    last_ids = ask(house.config, "status")["last_ids"]
-    return all(last_id <= last_ids[symbol]["aggTrade"] for symbol, last_id in saved)
+    saved, last_ids = harm.last_ids(house.config), ask(house.config, "status")["last_ids"]
+    return bool(saved) and all(last_id <= last_ids[symbol]["aggTrade"] for symbol, last_id in saved.items())
+
+
+def _is_explained(house: House) -> bool:
+    house.mend()
+    return harm.is_explained(house.config)
 
 
 def wait_until_live(house: House, health: Health, timeout: float) -> None:

@@ -44,14 +44,28 @@ def broken_finals(config: Config, but: tuple[str, ...]) -> list[str]:
     return [f"{row[0]} {row[1]} was final and changed: {row[2]} to {row[3]}" for row in rows if row[0] not in but]
 
 
-def saved_id(config: Config, symbol: str) -> int:
-    """Return the newest trade of a symbol that is in the tables; -1 if they cannot be asked."""
+def last_ids(config: Config) -> dict[str, int]:
+    """Return the newest trade of each symbol that is in the tables; nothing if they cannot be asked."""
     try:
         with _connected(config) as connection:
-            row = connection.execute("SELECT last_id FROM symbols WHERE symbol = %s", [symbol]).fetchone()
+            return dict(connection.execute("SELECT symbol, last_id FROM symbols").fetchall())
     except psycopg.Error:
-        return -1
-    return int(row[0]) if row else -1
+        return {}
+
+
+def saved_id(config: Config, symbol: str) -> int:
+    """Return the newest trade of a symbol that is in the tables; -1 if they cannot be asked."""
+    return last_ids(config).get(symbol, -1)
+
+
+def is_explained(config: Config) -> bool:
+    """Say whether no saved id is unexplained still; False if the tables cannot be asked."""
+    sql = """SELECT count(*) FROM symbols WHERE jsonb_path_exists(unexplained, '$[*] ? (@[4] == "open")')"""
+    try:
+        with _connected(config) as connection:
+            return connection.execute(sql).fetchone() == (0,)
+    except psycopg.Error:
+        return False
 
 
 def empty(config: Config) -> None:

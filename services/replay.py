@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from services.persist.export import HOLES, PARTIAL, Hole, export_csv, export_holes, export_partial
+from services.persist.export import HOLES, PARTIAL, Hole, export_csv, export_holes, export_partial, left_out
 from services.persist.verify import verify
 from shared.addresses import at
 from shared.config import Config, load
@@ -111,9 +111,12 @@ def replay(
                 export_csv(connection, export)
                 partial = export_partial(connection, export, *status["span"])
                 holes = export_holes(connection, export)
+                saturated = left_out(connection)
             _tell_partial(partial, export)
             _tell_grid(sorted(status["last_ids"].keys() - first_days.keys()))
-            return INCOMPLETE if _tell_lacking(status, holes, export) else 0
+            for symbol, count in saturated:
+                log.warning("%d klines of %s are not written: more was traded than their numbers hold", count, symbol)
+            return INCOMPLETE if _tell_lacking(status, holes, export) or saturated else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
             with _uninterrupted():

@@ -15,17 +15,17 @@ def decimals_of(text: str) -> int:
     return max(0, -int(exponent)) if number else 0
 
 
-def scaled(text: str, decimals: int) -> int:
+def scaled(text: str, decimals: int, largest: int = INT64_MAX) -> int:
     """Return the number as an integer in units of 10**-decimals.
 
-    Raises ValueError if it is not a finite number, needs more decimals, or does not fit an int64.
+    Raises ValueError if it is not a finite number, needs more decimals, or is more than `largest`.
     """
     value = _finite(text).scaleb(decimals)
     whole = int(value)
     if whole != value:
         raise ValueError(f"{text!r} has more than {decimals} decimals")
-    if abs(whole) > INT64_MAX:
-        raise ValueError(f"{text!r} with {decimals} decimals does not fit an int64")
+    if abs(whole) > largest:
+        raise ValueError(f"{text!r} with {decimals} decimals is more than {largest}")
     return whole
 
 

@@ -1,10 +1,20 @@
 """A kline and a trade, as all rooms have them; how klines merge is merging.py's.
 
 Prices and quantities are int64 in units of the symbol's last decimal (`price_decimals`, `quantity_decimals`); quote
-volumes are their products, in units of 10**-(price_decimals + quantity_decimals). An int64 holds 9.2e18 of those units.
+volumes are their products, in units of 10**-(price_decimals + quantity_decimals). A busy month has more of those units
+than an int64 holds (9.2e18), so a quote volume is two fields: `quote_volume_high * QUOTE_BASE + quote_volume`, up to
+3.2e22. A kline that more was traded in is *saturated*, and says so.
 """
 
+from typing import Any
+
 import numpy as np
+
+QUOTE_BASE = 10**18
+QUOTE_HIGH_MAX = 2**15 - 1
+QUOTE_MAX = QUOTE_HIGH_MAX * QUOTE_BASE + QUOTE_BASE - 1
+"""The largest quote volume."""
+REVISION_MAX = 2**15 - 1
 
 TRADE = np.dtype(
     [
@@ -35,10 +45,15 @@ KLINE = np.dtype(
         ("id_count", "<i8"),  # how many ids were applied: last_id - first_id + 1 when none is missing
         ("open_id", "<i8"),  # the ids that decided open and close: void ids never do
         ("close_id", "<i8"),
-        ("flags", "<i4"),
-        ("revision", "<i4"),  # how often the row was corrected after it closed
+        ("flags", "<i2"),
+        ("revision", "<i2"),  # how often the row was corrected after it closed, up to REVISION_MAX
+        ("quote_volume_high", "<i2"),  # multiples of QUOTE_BASE: what stands in quote_volume is less than one
+        ("taker_buy_quote_volume_high", "<i2"),
     ]
 )
+
+QUOTES = ("quote_volume", "taker_buy_quote_volume")
+"""Numbers that are two fields each; these are the lower ones."""
 
 PLACED_KLINE = np.dtype(
     [
@@ -60,3 +75,11 @@ void. It is not final while that is so."""
 AUDITED = 16
 """Such ids, and the exchange's own kline has the same prices, volumes and trades: they carry none.
 Final by that, without ids."""
+SATURATED = 32
+"""More was traded in the kline than its numbers hold: each volume is the true one or the most that fits. Not final."""
+
+
+def figure(row: Any, name: str) -> int:
+    """Return a number of a record of `KLINE`; quote volumes are whole."""
+    high = int(row[f"{name}_high"]) if name in QUOTES else 0
+    return high * QUOTE_BASE + int(row[name])

@@ -111,8 +111,8 @@ class Mismatch(msgspec.Struct, frozen=True):
     """A minute of ours that is not what the exchange says it is."""
 
     open_time: int
-    fields: dict[str, tuple[int, int]]
-    """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then."""
+    fields: dict[str, tuple[int | str, int | str]]
+    """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then; text beyond 64 bits."""
 
 
 class AuditMark(msgspec.Struct):
@@ -343,6 +343,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
     audited: bool
     """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
+    saturated: bool
+    """More was traded in it than klagg's numbers hold: volumes are the true ones or the most that fits. Never final."""
     source: str
     """`trades`, `exchange` (the exchange's own kline) or `both`."""
     revision: int

@@ -17,8 +17,9 @@ import numpy as np
 
 from services.engine.book import Book, memory_begin
 from shared.config import Audit as AuditConfig
+from shared.decimals import INT64_MAX
 from shared.interval import MINUTE_MS
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, QUOTES, figure
 from shared.wire import AuditMark, FetchKlines, Mismatch, Rows
 
 FIELDS = (KLINE.names or ())[1:10]
@@ -119,10 +120,10 @@ class Audit:
             mark.until = open_time + MINUTE_MS
             mark.counts[verdict] = mark.counts.get(verdict, 0) + 1
             if verdict == MISMATCHED:
-                fields = {name: (int(ours[name]), int(row[name])) for name in FIELDS if ours[name] != row[name]}
+                fields = differences(ours, row)
                 for name in fields:
                     mark.counts[name] = mark.counts.get(name, 0) + 1
-                found.append(Mismatch(open_time, fields))
+                found.append(Mismatch(open_time, {name: (_sent(a), _sent(b)) for name, (a, b) in fields.items()}))
         mark.mismatches[:] = [*mark.mismatches, *found][-MISMATCHES_MAX:]
         return Outcome(found, unproven)
 
@@ -150,6 +151,12 @@ class Audit:
         for mark in self.marks:
             totals.update(mark.counts)
         return dict(totals)
+
+
+def differences(ours: np.void, theirs: np.void) -> dict[str, tuple[int, int]]:
+    """Return ours and theirs of the fields in which two klines differ."""
+    both = {name: (figure(ours, name), figure(theirs, name)) for name in FIELDS}
+    return {name: (a, b) for name, (a, b) in both.items() if a != b}
 
 
 def judge(
@@ -180,11 +187,11 @@ def _candidates(ours: np.void, theirs: np.void, price_before: int) -> Iterator[C
     more, taker = int(theirs["volume"] - ours["volume"]), int(theirs["taker_buy_volume"] - ours["taker_buy_volume"])
     if more > 0:
         yield Carry(more, taker, price_before)
-    close, quote = int(ours["close"]), int(theirs["quote_volume"] - ours["quote_volume"])
+    close, quote = int(ours["close"]), figure(theirs, "quote_volume") - figure(ours, "quote_volume")
     if price_before != close:
         # What came in at the price before and what went out at the close: two sums, two unknowns.
         volume, rest = divmod(quote - more * close, price_before - close)
-        taker_quote = int(theirs["taker_buy_quote_volume"] - ours["taker_buy_quote_volume"])
+        taker_quote = figure(theirs, "taker_buy_quote_volume") - figure(ours, "taker_buy_quote_volume")
         taker, taker_rest = divmod(taker_quote - taker * close, price_before - close)
         if rest == 0 == taker_rest and volume > 0:
             yield Carry(volume, taker, price_before)
@@ -194,9 +201,9 @@ def _left_over(ours: np.void, theirs: np.void, carried: Carry, cut: int) -> Carr
     """Return the fills of our last trade that the exchange counts later; None if sums differ by something else."""
     volume = int(ours["volume"]) + carried.volume - int(theirs["volume"])
     taker = int(ours["taker_buy_volume"]) + carried.taker - int(theirs["taker_buy_volume"])
-    quote = int(ours["quote_volume"]) + carried.volume * carried.price - int(theirs["quote_volume"])
-    taker_quote = int(ours["taker_buy_quote_volume"]) + carried.taker * carried.price
-    taker_quote -= int(theirs["taker_buy_quote_volume"])
+    quote = figure(ours, "quote_volume") + carried.volume * carried.price - figure(theirs, "quote_volume")
+    taker_quote = figure(ours, "taker_buy_quote_volume") + carried.taker * carried.price
+    taker_quote -= figure(theirs, "taker_buy_quote_volume")
     price = int(ours["close"])
     cut_max = cut * int(theirs["trade_count"])
     if volume < 0 or taker not in (0, volume):
@@ -211,9 +218,13 @@ def _left_over(ours: np.void, theirs: np.void, carried: Carry, cut: int) -> Carr
 def _is_equal(ours: np.void, theirs: np.void, cut: int) -> bool:
     """Say whether a minute of ours is the exchange's in every field."""
     cut_max = cut * int(theirs["trade_count"])
-    quotes = ("quote_volume", "taker_buy_quote_volume")
-    same = all(ours[name] == theirs[name] for name in FIELDS if name not in quotes)
-    return same and all(0 <= int(ours[name]) - int(theirs[name]) <= cut_max for name in quotes)
+    same = all(ours[name] == theirs[name] for name in FIELDS if name not in QUOTES)
+    return same and all(0 <= figure(ours, name) - figure(theirs, name) <= cut_max for name in QUOTES)
+
+
+def _sent(value: int) -> int | str:
+    """Return a number as messages can carry it."""
+    return value if value <= INT64_MAX else str(value)
 
 
 def _prices_fit(ours: np.void, theirs: np.void, carried: Carry) -> bool:

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.audit import Audit
-from services.engine.book import PRODUCT_MAX, Book, rescale
+from services.engine.book import Book
 from services.engine.continuity import GAP, GAPS_MAX, missing_ids, proven_times
 from services.engine.history import announce_rows, build_open_rows, restore_rows
-from services.engine.needs import CHILDREN, PARTS_MAX
 from services.engine.repair import Repair
 from services.engine.roster import Roster
 from shared.calendar import next_open_time, open_time_of
+from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
+from shared.merging import rescale
 from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 
 KEPT = ["price_decimals", "quantity_decimals", "active", "seam_time", "last_id", "gap_count"]
@@ -116,7 +117,7 @@ class Beginnings:
     def announced(self, event: AddSymbol) -> Announced | None:
         """Return a symbol's klines as they were announced.
 
-        None if 64 bits are too few for them, for a longer kline made of them, or for what is known of the symbol.
+        None if 64 bits are too few for their prices, or for what is known of the symbol.
         """
         symbol = self._roster.index.get(event.symbol, -1)
         price_factor = quantity_factor = 1
@@ -127,10 +128,8 @@ class Beginnings:
             price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
             quantity_factor = 10 ** (int(state["quantity_decimals"]) - event.quantity_decimals)
         parts = {part.interval: kline_rows(part.rows) for part in event.klines}
-        for name, rows in parts.items():
-            merged = rows["quote_volume"][-PARTS_MAX if name in CHILDREN else -1 :]
-            if float(merged.astype(float).sum()) * price_factor * quantity_factor > PRODUCT_MAX:
-                return None
+        if any(int(rows["high"].max(initial=0)) * price_factor > INT64_MAX for rows in parts.values()):
+            return None
         known = [(interval, parts[name]) for interval, name in enumerate(INTERVAL_NAMES) if name in parts]
         counts = [len(rows) for _, rows in known]
         intervals = np.repeat(np.array([interval for interval, _ in known], np.int32), counts)

@@ -25,7 +25,7 @@ from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, note, s
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import DAY_MS, GRID_3D_MS, INTERVALS
-from shared.kline import CLOSED, FINAL, KLINE
+from shared.kline import CLOSED, FINAL, KLINE, REVISION_MAX, SATURATED
 from shared.merging import merge
 from shared.wire import Rows
 
@@ -47,7 +47,7 @@ SYMBOL = np.dtype(
         ("quantity_decimals", "<i8"),
         ("grid", "<i8"),  # which of the 3d grids
         ("active", "<i8"),
-        ("room", "<i8"),  # how much more quote volume every row can hold at the least; 0: not known
+        ("saturated", "<i8"),  # 1: a kline of it is, or was since the engine began
         ("mark_changed", "<i8"),  # since the last batch
     ]
 )
@@ -80,9 +80,6 @@ COUNTERS = np.dtype(
     ]
 )
 
-
-PRODUCT_MAX = 9_000_000_000_000_000_000
-"""A quote volume must fit an int64: a trade that some kline has no room for is refused, and stays missing."""
 
 LOST = np.dtype([("first", "<i8"), ("last", "<i8")])
 """Open times of rows that left memory before they were saved; 0: none."""
@@ -271,6 +268,8 @@ def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
     row.trade_count = 0
     row.taker_buy_volume = 0
     row.taker_buy_quote_volume = 0
+    row.quote_volume_high = 0
+    row.taker_buy_quote_volume_high = 0
     row.first_id = 0
     row.last_id = 0
     row.id_count = 0
@@ -350,7 +349,8 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 @compiled
 def correct(book, symbol, interval, row):  # type: ignore[no-untyped-def]
     """Note that a closed row has changed: one that was final is not, until what follows has proven it again."""
-    row.revision += 1
+    if row.revision < REVISION_MAX:
+        row.revision += 1
     if row.flags & FINAL:
         row.flags &= ~FINAL
         state = book.symbols[symbol]
@@ -367,19 +367,22 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
     for interval in range(book.rows.shape[1]):
         calendar = book.calendars[grid, interval]
         place = calendar.place
-        row = book.rows[symbol, interval, place]
-        if time_ms >= calendar.open_time and row.open_time == calendar.open_time:
-            merge(row, kline)
-        else:
+        open_time = book.rows[symbol, interval, place].open_time
+        is_newest = time_ms >= calendar.open_time and open_time == calendar.open_time
+        if not is_newest:
             place = place_of(book, symbol, interval, time_ms)
-            row = book.rows[symbol, interval, place]
-            merge(row, kline)
+        row = book.rows[symbol, interval, place]
+        merge(row, kline)
+        if not is_newest:
             if row.flags & CLOSED:
                 correct(book, symbol, interval, row)
                 if interval == 0:
                     book.counters[0].late += 1
             carry(book, symbol, interval, time_ms)
         touch(book, symbol, interval, place)
+    # What is saturated makes its month so; a week that is and goes over its end is noted when it could be final.
+    if row.flags & SATURATED:
+        book.symbols[symbol].saturated = 1
 
 
 @compiled
@@ -397,33 +400,3 @@ def settle(book, only_watched):  # type: ignore[no-untyped-def]
         add_to_rows(book, symbol, book.calendars[0, 0].open_time, book.gathered[symbol])
         blank(book.gathered[symbol], 0, 0, 0)
     unsettled.total[0] = left
-
-
-@compiled
-def measure_room(book, symbol):  # type: ignore[no-untyped-def]
-    """Return how much more quote volume every row of a symbol can hold: one trade may be in any of them."""
-    largest = book.gathered[symbol].quote_volume
-    for interval in range(book.rows.shape[1]):
-        for place in range(book.rows.shape[2]):
-            row = book.rows[symbol, interval, place]
-            if row.open_time > 0:
-                largest = max(largest, row.quote_volume)
-    # What was gathered is in no row yet, and will be in the largest.
-    room = PRODUCT_MAX - largest - book.gathered[symbol].quote_volume
-    book.symbols[symbol].room = room
-    return room
-
-
-@compiled
-def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-def]
-    """Multiply the numbers of KLINE[n] to finer decimals."""
-    for n in range(len(klines)):
-        row = klines[n]
-        row.open *= price_factor
-        row.high *= price_factor
-        row.low *= price_factor
-        row.close *= price_factor
-        row.volume *= quantity_factor
-        row.taker_buy_volume *= quantity_factor
-        row.quote_volume *= price_factor * quantity_factor
-        row.taker_buy_quote_volume *= price_factor * quantity_factor

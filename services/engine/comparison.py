@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.engine.audit import FIELDS, MATCHED, MISMATCHED, Carry, judge
+from services.engine.audit import MATCHED, MISMATCHED, Carry, differences, judge
 from shared.interval import MINUTE_MS
 from shared.kline import EXCHANGE
 from shared.wire import Rows
@@ -45,15 +45,14 @@ class Comparison:
             if other is None:
                 self.differences.append(Difference(open_time, {}))
             elif verdict == MISMATCHED:
-                fields = {name: (int(row[name]), int(other[name])) for name in FIELDS if row[name] != other[name]}
-                self.differences.append(Difference(open_time, fields))
+                self.differences.append(Difference(open_time, differences(row, other)))
             self._before = row
 
     def _judge(self, ours: np.void, theirs: np.void) -> str:
         if ours["flags"] & EXCHANGE:
             # Their own kline: there is nothing that could lawfully differ.
             self._carried = None
-            return MATCHED if all(ours[name] == theirs[name] for name in FIELDS) else MISMATCHED
+            return MISMATCHED if differences(ours, theirs) else MATCHED
         price_before = int(self._before["close"]) if self._before is not None else 0
         verdict, self._carried = judge(ours, theirs, self._carried, price_before)
         return verdict

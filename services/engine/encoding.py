@@ -17,7 +17,7 @@ from services.engine.book import Book, numbered
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
-from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, QUOTE_BASE, SATURATED, UNEXPLAINED
 from shared.wire import Rows, Snapshot, Tickers, encode
 
 ROWS_MAX = 512
@@ -35,9 +35,10 @@ DAY = np.dtype(
         ("low", "<i8"),
         ("volume", "<i8"),
         ("quote_volume", "<i8"),
+        ("quote_volume_high", "<i8"),
     ]
 )
-"""A symbol's last price and 24 h figures, in units of its last decimals."""
+"""A symbol's last price and 24 h figures, in units of its last decimals; quote volumes as in `KLINE`."""
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]
@@ -81,6 +82,7 @@ MAP, ARRAY = (0x80, 0xDE), (0x90, 0xDC)
 """What msgpack begins them with when they have less than 16 entries, and when more."""
 INTERVALS = texts_of(list(INTERVAL_NAMES))
 SOURCES = texts_of(["trades", "exchange", "both"])
+BASE_DIGITS = len(str(QUOTE_BASE)) - 1
 POWERS = 10 ** np.arange(20, dtype=np.uint64)
 ONE, TEN = np.uint64(1), np.uint64(10)
 
@@ -159,10 +161,11 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
         at = put_decimal(block, at, SNAPSHOT.low, row.low, price)
         at = put_decimal(block, at, SNAPSHOT.close, row.close, price)
         at = put_decimal(block, at, SNAPSHOT.volume, row.volume, quantity)
-        at = put_decimal(block, at, SNAPSHOT.quote_volume, row.quote_volume, price + quantity)
+        at = put_quote(block, at, SNAPSHOT.quote_volume, row.quote_volume, row.quote_volume_high, price + quantity)
         at = put_integer(block, at, SNAPSHOT.trade_count, row.trade_count)
         at = put_decimal(block, at, SNAPSHOT.taker_buy_volume, row.taker_buy_volume, quantity)
-        at = put_decimal(block, at, SNAPSHOT.taker_buy_quote_volume, row.taker_buy_quote_volume, price + quantity)
+        quote, high = row.taker_buy_quote_volume, row.taker_buy_quote_volume_high
+        at = put_quote(block, at, SNAPSHOT.taker_buy_quote_volume, quote, high, price + quantity)
         at = put_integer(block, at, SNAPSHOT.first_id, row.first_id)
         at = put_integer(block, at, SNAPSHOT.last_id, row.last_id)
         at = put_integer(block, at, SNAPSHOT.id_count, row.id_count)
@@ -172,6 +175,7 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
         at = put_bool(block, at, SNAPSHOT.gap, not is_final and has_gap(book, symbol, row.open_time, end_time))
         at = put_bool(block, at, SNAPSHOT.unexplained, row.flags & UNEXPLAINED != 0)
         at = put_bool(block, at, SNAPSHOT.audited, row.flags & AUDITED != 0)
+        at = put_bool(block, at, SNAPSHOT.saturated, row.flags & SATURATED != 0)
         at = put_text(block, at, SNAPSHOT.source, SOURCES, source_of(row))
         at = put_integer(block, at, SNAPSHOT.revision, np.int64(row.revision))
         desk.ends[n] = at
@@ -191,12 +195,16 @@ def write_tickers(block, symbols, days, known, names, sequence, session, exchang
     at = put_size(block, at, TICKERS.symbols, len(known), ARRAY)
     for symbol in known:
         at = put_text(block, at, NO_NAME, names, symbol)
-    at = put_column(block, at, TICKERS.last, symbols, known, days.last, True, False)
-    at = put_column(block, at, TICKERS.open_24h, symbols, known, days.open, True, False)
-    at = put_column(block, at, TICKERS.high_24h, symbols, known, days.high, True, False)
-    at = put_column(block, at, TICKERS.low_24h, symbols, known, days.low, True, False)
-    at = put_column(block, at, TICKERS.volume_24h, symbols, known, days.volume, False, True)
-    at = put_column(block, at, TICKERS.quote_volume_24h, symbols, known, days.quote_volume, True, True)
+    at = put_column(block, at, TICKERS.last, symbols, known, days.last, True)
+    at = put_column(block, at, TICKERS.open_24h, symbols, known, days.open, True)
+    at = put_column(block, at, TICKERS.high_24h, symbols, known, days.high, True)
+    at = put_column(block, at, TICKERS.low_24h, symbols, known, days.low, True)
+    at = put_column(block, at, TICKERS.volume_24h, symbols, known, days.volume, False)
+    at = put_size(block, at, TICKERS.quote_volume_24h, len(known), ARRAY)
+    for symbol in known:
+        price, quantity = decimals_of(symbols[symbol])
+        day = days[symbol]
+        at = put_quote(block, at, NO_NAME, day.quote_volume, day.quote_volume_high, price + quantity)
     at = put_size(block, at, TICKERS.active, len(known), ARRAY)
     for symbol in known:
         at = put_bool(block, at, NO_NAME, symbols[symbol].active != 0)
@@ -204,12 +212,12 @@ def write_tickers(block, symbols, days, known, names, sequence, session, exchang
 
 
 @compiled
-def put_column(into, at, name, symbols, known, values, with_price, with_quantity):  # type: ignore[no-untyped-def]
-    """Write the values of some symbols, in decimals of prices, of quantities, or of their products."""
+def put_column(into, at, name, symbols, known, values, are_prices):  # type: ignore[no-untyped-def]
+    """Write prices of some symbols, or quantities."""
     at = put_size(into, at, name, len(known), ARRAY)
     for symbol in known:
         price, quantity = decimals_of(symbols[symbol])
-        at = put_decimal(into, at, NO_NAME, values[symbol], price * with_price + quantity * with_quantity)
+        at = put_decimal(into, at, NO_NAME, values[symbol], price if are_prices else quantity)
     return at
 
 
@@ -289,11 +297,18 @@ def put_integer(into, at, name, value):  # type: ignore[no-untyped-def]
 @compiled
 def put_decimal(into, at, name, value, decimals):  # type: ignore[no-untyped-def]
     """Write a value in units of 10**-decimals as `text_of` (shared/decimals.py) does."""
+    return put_quote(into, at, name, value, 0, decimals)
+
+
+@compiled
+def put_quote(into, at, name, value, high, decimals):  # type: ignore[no-untyped-def]
+    """Write a value of two fields, as quote volumes have them (shared/kline.py)."""
     at = put(into, at, name, 0, len(name))
     # As an unsigned number, because the least int64 has no positive counterpart.
     rest = np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
+    below, above = (BASE_DIGITS, np.uint64(high)) if high else (0, rest)
     digits = decimals + 1
-    while digits < 20 and rest >= POWERS[digits]:
+    while digits < below + 20 and (digits < below or above >= POWERS[digits - below]):
         digits += 1
     length = digits + (1 if decimals else 0) + (1 if value < 0 else 0)
     if length < 32:
@@ -310,10 +325,12 @@ def put_decimal(into, at, name, value, decimals):  # type: ignore[no-untyped-def
         if n == decimals and n > 0:
             place -= ONE
             into[place] = ord(".")
+        if n == below and n > 0:
+            rest = above
         place -= ONE
-        above = rest // TEN
-        into[place] = ord("0") + (rest - above * TEN)
-        rest = above
+        tens = rest // TEN
+        into[place] = ord("0") + (rest - tens * TEN)
+        rest = tens
     return at + length
 
 

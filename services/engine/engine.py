@@ -27,7 +27,6 @@ from services.engine.book import (
     lay_out,
     memory_begin,
     next_minute,
-    rescale,
     set_calendars,
     settle,
     would_lose,
@@ -46,6 +45,7 @@ from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_INDEX
 from shared.kline import FINAL, TRADE
+from shared.merging import rescale
 from shared.wire import (
     AddSymbol,
     AppEvent,

@@ -134,6 +134,7 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
         "saving": engine.saving.under_way,
         "store_changes": engine.store_changes,
         "symbols_not_saved": [engine.symbols[symbol][:NAME_MAX] for symbol in engine.saving.refused][:NAMED_MAX],
+        "symbols_saturated": [engine.symbols[symbol] for symbol in np.flatnonzero(states["saturated"])][:NAMED_MAX],
         "batches": engine.saving.batch,
         "begun_anew": engine.begun_anew,
         "audit": engine.audit.totals(),

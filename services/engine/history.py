@@ -3,11 +3,11 @@
 Decides how rows of different origins and times become whole again; knows no messages, no ids and no clock.
 """
 
-from services.engine.book import PRODUCT_MAX, blank, open_row, touch
+from services.engine.book import blank, open_row, touch
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import CHILD_INDEX
-from shared.kline import CLOSED, EXCHANGE
+from shared.kline import CLOSED, EXCHANGE, SATURATED
 from shared.merging import merge
 
 
@@ -87,8 +87,8 @@ def _put_row(book, symbol, interval, kline):  # type: ignore[no-untyped-def]
     ):
         return -1
     book.rows[symbol, interval, bucket % window] = kline
-    state = book.symbols[symbol]
-    state.room = min(state.room, PRODUCT_MAX - kline.quote_volume)
+    if kline.flags & SATURATED:
+        book.symbols[symbol].saturated = 1
     return bucket % window
 
 
@@ -179,7 +179,8 @@ def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
             if missing == bucket:
                 row.flags |= flags
                 book.rows[symbol, interval, place] = row
-                book.symbols[symbol].room = min(book.symbols[symbol].room, PRODUCT_MAX - row.quote_volume)
+                if row.flags & SATURATED:
+                    book.symbols[symbol].saturated = 1
                 price = row.close
                 touch(book, symbol, interval, place)
             else:

@@ -7,7 +7,7 @@ What a symbol trades in the newest minute gathers in one kline, which the book s
 when somebody looks. Trades of older minutes, which are few, go into the rows directly.
 """
 
-from services.engine.book import add_to_rows, measure_room, rescale, settle
+from services.engine.book import add_to_rows, settle
 from services.engine.continuity import (
     DUPLICATE,
     FOUND,
@@ -22,7 +22,10 @@ from services.engine.continuity import (
 from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
 from shared.compiled import compiled
-from shared.merging import kline_of, merge
+from shared.merging import kline_of, merge, rescale
+
+NUMBER_MAX = 9_000_000_000_000_000_000
+"""A trade's price, its quantity, and their product in the units that they came in must fit an int64."""
 
 
 @compiled
@@ -56,8 +59,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.contradictions += 1
             continue
         price_factor, quantity_factor = price_factors[instrument], quantity_factors[instrument]
-        product = float(trade.price) * price_factor * trade.quantity * quantity_factor
-        if not _possible(trade, time_max) or (product > state.room and product > measure_room(book, symbol)):
+        if not _possible(trade, price_factor, quantity_factor, time_max):
             counters.refused += 1
             continue
         counts = trade.time >= state.seam_time
@@ -102,7 +104,6 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         kline_of(trade, kline)
         if price_factor != 1 or quantity_factor != 1:
             rescale(book.scratch, price_factor, quantity_factor)
-        state.room -= kline.quote_volume
         if trade.time >= minute_begin:
             merge(book.gathered[symbol], kline)
             note(book.unsettled, symbol)
@@ -151,7 +152,10 @@ def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _possible(trade, time_max):  # type: ignore[no-untyped-def]
+def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
+        return False
+    price, quantity = float(trade.price), float(trade.quantity)
+    if max(price * quantity, price * price_factor, quantity * quantity_factor) > NUMBER_MAX:
         return False
     return trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from itertools import islice
 
+import numpy as np
 import zmq
 
 from services.engine.engine import KlineEngine
@@ -58,6 +59,7 @@ class Loop:
         self._figures_at = time.monotonic() + FIGURES_S
         self._undecoded = 0
         self._dropped: set[str] = set()
+        self._saturated: set[int] = set()
         self._unsent = 0
         self._connected: bool | None = None
         self._is_behind = False
@@ -137,6 +139,7 @@ class Loop:
         if time.monotonic() >= self._figures_at:
             self._figures_at = time.monotonic() + FIGURES_S
             self._tell_figures()
+            self._tell_saturated()
 
     def _subscriptions(self, now: int) -> None:
         """Take who wants what. What they need to begin with is owed to them."""
@@ -201,6 +204,17 @@ class Loop:
         for kind in self._engine.dropped.keys() - self._dropped:
             self._dropped.add(kind)
             log.warning("not taken, and counted from here on: %s", kind)
+
+    def _tell_saturated(self) -> None:
+        """Say once of which symbols more was traded than the numbers of a kline hold."""
+        for symbol in np.flatnonzero(self._engine.book.symbols["saturated"]).tolist():
+            if symbol not in self._saturated:
+                self._saturated.add(symbol)
+                log.warning(
+                    "%s: more was traded than a kline's numbers hold; those klines are `saturated` and not final,"
+                    " all others go on",
+                    self._engine.symbols[symbol],
+                )
 
     def _finish(self, poller: zmq.Poller) -> None:
         """Take the events that have arrived, save everything, and say that nothing follows."""

@@ -8,7 +8,7 @@ from services.engine.book import correct, touch
 from services.engine.continuity import proven_time
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
-from shared.kline import AUDITED, FINAL, UNEXPLAINED
+from shared.kline import AUDITED, FINAL, SATURATED, UNEXPLAINED
 
 
 @compiled
@@ -30,7 +30,9 @@ def mark_final(book, symbol):  # type: ignore[no-untyped-def]
                 if state.withdrawn:
                     continue
                 break
-            if row.flags & UNEXPLAINED:
+            if row.flags & SATURATED:
+                state.saturated = 1
+            if row.flags & (UNEXPLAINED | SATURATED):
                 continue
             row.flags |= FINAL
             touch(book, symbol, interval, behind % window)

@@ -10,13 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import PRODUCT_MAX, Book, rescale, settle
+from services.engine.book import Book, settle
 from services.engine.saving import Saving
+from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, GRID_3D_MS
+from shared.kline import QUOTE_BASE, QUOTE_MAX
+from shared.merging import rescale
 from shared.wire import Instrument, Rows, Trades, instruments_of
 
 TABLES_MAX = 1_000
 """Tables remembered: the feed's, and those of answers, which speak of one symbol each."""
+
+POWER_MAX = 18
+"""The largest power of ten in an int64."""
 
 
 class Table(NamedTuple):
@@ -62,7 +68,6 @@ class Roster:
         state["last_id"], state["gap_count"], state["active"], state["mark_changed"] = -1, 0, 1, 1
         state["newest_time"] = state["seen_time"] = state["final_at"] = 0
         state["fall_ms"] = state["withdrawn"] = state["contradicted"] = 0
-        state["room"] = PRODUCT_MAX if is_new else 0
         state["grid"] = grid_3d % GRID_3D_MS // DAY_MS
         self._forget_tables()
         return symbol
@@ -73,7 +78,7 @@ class Roster:
         self._forget_tables()
 
     def grow(self, symbol: int, price_decimals: int, quantity_decimals: int) -> bool:
-        """Make a symbol's decimals at least these. Return False if its numbers would not fit an int64 any more."""
+        """Make a symbol's decimals at least these. Return False if its numbers would not fit any more."""
         state = self._book.symbols[symbol]
         price = max(0, price_decimals - int(state["price_decimals"]))
         quantity = max(0, quantity_decimals - int(state["quantity_decimals"]))
@@ -81,14 +86,14 @@ class Roster:
             return True
         settle(self._book, False)
         rows = self._book.rows[symbol].flatten()
-        largest = max(int(rows["quote_volume"].max()) * 10 ** (price + quantity), int(rows["high"].max()) * 10**price)
-        if max(largest, int(rows["volume"].max()) * 10**quantity) > PRODUCT_MAX:
+        passing = self._saving.passing_of(symbol)
+        if not all(fits(each, price, quantity) for each in (rows, *passing)):
             return False
-        rescale(rows, 10**price, 10**quantity)
+        for each in (rows, *passing):
+            rescale(each, 10**price, 10**quantity)
         self._book.rows[symbol] = rows.reshape(self._book.rows.shape[1:])
-        self._saving.rescale_passing(symbol, lambda passing: rescale(passing, 10**price, 10**quantity))
         self.set_decimals(symbol, int(state["price_decimals"]) + price, int(state["quantity_decimals"]) + quantity)
-        state["mark_changed"], state["room"] = 1, 0
+        state["mark_changed"] = 1
         return True
 
     def table_of(self, batch: Trades) -> Table:
@@ -123,6 +128,19 @@ class Roster:
     def _forget_tables(self) -> None:
         self._packed = None
         self._tables.clear()
+
+
+def fits(rows: Rows, price: int, quantity: int) -> bool:
+    """Say whether the numbers of KLINE[n] fit with so many decimals more."""
+    if max(price, quantity) > POWER_MAX:
+        return False
+    high = int(rows["quote_volume_high"].max(initial=0))
+    quote = high * QUOTE_BASE + int(rows["quote_volume"][rows["quote_volume_high"] == high].max(initial=0))
+    return bool(
+        quote * 10 ** (price + quantity) <= QUOTE_MAX
+        and int(rows["high"].max(initial=0)) * 10**price <= INT64_MAX
+        and int(rows["volume"].max(initial=0)) * 10**quantity <= INT64_MAX
+    )
 
 
 def coarser(rows: Rows, place: int, price_divisor: int, quantity_divisor: int) -> bool:

@@ -104,11 +104,9 @@ class Saving:
         """Take KLINE[n] that have no place in the book, in the book's decimals, for the next batch."""
         self._passing.append((symbol, interval, rows))
 
-    def rescale_passing(self, symbol: int, rescale: Callable[[Rows], None]) -> None:
-        """Apply `rescale` to what waits of a symbol, whose decimals have grown."""
-        for waiting, _, rows in self._passing + self._passing_under_way:
-            if waiting == symbol:
-                rescale(rows)
+    def passing_of(self, symbol: int) -> list[Rows]:
+        """Return what waits of a symbol and has no place in the book: its own, to be rescaled with that."""
+        return [rows for waiting, _, rows in self._passing + self._passing_under_way if waiting == symbol]
 
     def due(self, now_ns: int) -> bool:
         """Say whether it is time to save what is unsaved, if anything is."""

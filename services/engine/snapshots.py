@@ -20,7 +20,9 @@ from services.engine.health import waiting
 from services.engine.needs import DAY_INTERVAL
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
+from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
+from shared.kline import QUOTE_BASE
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, encode, kline_topic
 
 Message = tuple[bytes, bytes]
@@ -305,7 +307,7 @@ def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
     oldest = max(bucket_of(calendar.length, calendar.anchor, begin), newest - window + 1)
     for symbol in range(len(days)):
         day = days[symbol]
-        day.last = day.open = day.high = day.low = day.volume = day.quote_volume = 0
+        day.last = day.open = day.high = day.low = day.volume = day.quote_volume = day.quote_volume_high = 0
         known = False
         for bucket in range(oldest, newest + 1):
             row = book.rows[symbol, DAY_PARTS, bucket % window]
@@ -317,5 +319,8 @@ def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
             day.last = row.close
             day.high = max(day.high, row.high)
             day.low = min(day.low, row.low) if day.low else row.low
-            day.volume += row.volume
+            # What does not fit is the most that does; the day's kline says so.
+            day.volume = day.volume + row.volume if row.volume <= INT64_MAX - day.volume else INT64_MAX
             day.quote_volume += row.quote_volume
+            day.quote_volume_high += row.quote_volume_high + day.quote_volume // QUOTE_BASE
+            day.quote_volume %= QUOTE_BASE

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX, decimals_of, scaled
-from shared.kline import TRADE
+from shared.kline import QUOTE_BASE, QUOTE_MAX, TRADE
 
 Rows = NDArray[np.void]
 Integers = NDArray[np.int64]
@@ -40,8 +40,8 @@ class NotExact(ValueError):
         self.kind = kind
 
 
-def number(text: str) -> tuple[int, int]:
-    """Return (mantissa, decimals) of a number, with as few decimals as it needs.
+def number(text: str, largest: int = INT64_MAX) -> tuple[int, int]:
+    """Return (mantissa, decimals) of a number, with as few decimals as it needs; the mantissa up to `largest`.
 
     Raises NotExact: `not a number`, `negative`, `too many decimals`, `too large`.
     """
@@ -51,7 +51,7 @@ def number(text: str) -> tuple[int, int]:
     if decimals > DECIMALS_MAX:
         raise NotExact("too many decimals", text)
     try:
-        mantissa = scaled(text, decimals)
+        mantissa = scaled(text, decimals, largest)
     except ValueError as error:
         raise NotExact("too large", text) from error
     if mantissa < 0:
@@ -59,17 +59,22 @@ def number(text: str) -> tuple[int, int]:
     return mantissa, decimals
 
 
-def numbers(texts: list[str]) -> tuple[Integers, Integers]:
-    """Return (mantissas, decimals) of a column; decimals are -1 where the number cannot be taken."""
-    mantissas = np.zeros(len(texts), np.int64)
-    decimals = np.zeros(len(texts), np.int64)
+def numbers(texts: list[str]) -> tuple[Integers, Integers, Integers]:
+    """Return (mantissas, decimals, highs) of a column; decimals are -1 where the number cannot be taken.
+
+    A mantissa beyond 64 bits is what stands there and `high * QUOTE_BASE`, as quote volumes are.
+    """
+    mantissas, decimals, highs = (np.zeros(len(texts), np.int64) for _ in range(3))
     if not _parse(_buffer(texts), mantissas, decimals):
         for place, text in enumerate(texts):
             try:
-                mantissas[place], decimals[place] = number(text)
+                mantissa, decimals[place] = number(text, QUOTE_MAX)
             except NotExact:
-                mantissas[place], decimals[place] = 0, -1
-    return mantissas, decimals
+                mantissa, decimals[place] = 0, -1
+            if mantissa > INT64_MAX:
+                highs[place], mantissa = divmod(mantissa, QUOTE_BASE)
+            mantissas[place] = mantissa
+    return mantissas, decimals, highs
 
 
 def trade_rows(

@@ -208,13 +208,16 @@ def plain_klines(body: bytes) -> Columns | None:
     """Read an answer to /klines, or return None if it is not plain."""
     rows = max(0, body.count(b"[") - 1)
     numbers = (rows, len(NUMBERS))
-    columns = Columns(*(np.empty(size, np.int64) for size in (rows, rows, rows, numbers, numbers)))
-    return columns if scan_klines(np.frombuffer(body + b"\n", np.uint8), *columns) else None
+    columns = Columns(*(np.zeros(size, np.int64) for size in (rows, rows, rows, numbers, numbers, numbers)))
+    return columns if scan_klines(np.frombuffer(body + b"\n", np.uint8), *columns[:-1]) else None
 
 
 @compiled
 def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals):  # type: ignore[no-untyped-def]
-    """Read an answer, behind which a newline stands, into `Columns`. Return whether it is plain and fills them."""
+    """Read an answer, behind which a newline stands, into `Columns`. Return whether it is plain and fills them.
+
+    A number beyond 64 bits is not plain: there are no high fields here.
+    """
     if text[0] != _BEGIN_LIST:
         return False
     at = 1

@@ -12,7 +12,9 @@ overlap: rows whose ranges overlap are one *part* of a segment, and what holds i
 
 from typing import NamedTuple
 
+from shared.decimals import INT64_MAX
 from shared.interval import INTERVALS
+from shared.kline import QUOTE_MAX
 
 LAG_MAX = "5 minutes"
 """A symbol's rows may be behind the engine's time: symbols are saved in turns, in seconds where the store is well."""
@@ -70,6 +72,17 @@ def _told(row: str) -> str:
     )
 
 
+_MOST = {
+    name: f"ltrim(replace(trim_scale({{}})::text, '.', ''), '0') = '{QUOTE_MAX if 'quote' in name else INT64_MAX}'"
+    for name in SUMS
+    if name != "trade_count"
+}
+"""SQL for whether a volume is the most that fits, in decimals that its symbol had at some time."""
+_SATURATED = f"NOT saturated OR NOT final AND ({' OR '.join(most.format(name) for name, most in _MOST.items())})"
+_SAME_SUMS = " AND ".join(
+    f"(p.{name} = c.{name} OR p.saturated AND p.{name} < c.{name} AND {_MOST.get(name, 'false').format('p.' + name)})"
+    for name in SUMS
+)
 _FITS = "scale(trim_scale({})) <= {}"
 _NO_IDS = "id_count = 0 AND first_id = 0 AND last_id = 0 AND open_id = 0 AND close_id = 0"
 _SLACK = f"CASE WHEN source = 'trades' THEN 0 ELSE trade_count * {TRUNCATED} END"
@@ -80,7 +93,7 @@ _ROW_RULES = {
         0 <= taker_buy_volume AND taker_buy_volume <= volume
         AND 0 <= taker_buy_quote_volume AND taker_buy_quote_volume <= quote_volume AND trade_count >= 0""",
     "the quote volume is not the volume at prices between low and high": f"""
-        quote_volume BETWEEN low * volume - {_SLACK} AND high * volume
+        saturated OR quote_volume BETWEEN low * volume - {_SLACK} AND high * volume
         AND taker_buy_quote_volume BETWEEN low * taker_buy_volume - {_SLACK} AND high * taker_buy_volume
         AND quote_volume - taker_buy_quote_volume BETWEEN low * (volume - taker_buy_volume) - {_SLACK}
             AND high * (volume - taker_buy_volume) + {_SLACK}""",
@@ -100,6 +113,7 @@ _ROW_RULES = {
                     ELSE first_id <= open_id AND open_id <= close_id AND close_id <= last_id
                         AND (open_id < close_id AND trade_count > 1 OR open_id = close_id AND high = low) END END""",
     "it is final and unexplained, or final and not closed": "NOT (final AND unexplained) AND (closed OR NOT final)",
+    "it is saturated, and final or none of its volumes is the most that fits": _SATURATED,
     "its revision cannot be": "revision = 0 OR revision > 0 AND closed",
     "it has more decimals than its symbol": " AND ".join(
         [_FITS.format(name, "price_decimals") for name in ("open", "high", "low", "close")]
@@ -203,7 +217,7 @@ CHECKS = (
     ),
     Check(
         "final",
-        "what ended before its symbol's proven time is final or unexplained; later only the exchange's own is",
+        "what ended before its symbol's proven time is final, unexplained or saturated; later the exchange's is final",
         f"""
         SELECT symbol, interval, open_time::text, concat('ends ', close_time, ', is ',
             CASE WHEN NOT final THEN 'not ' END, 'final, and proven is what was before ', proven_time)
@@ -212,7 +226,7 @@ CHECKS = (
                 AND open_time > proven_time - interval '{FALL_MAX}') AS corrected
         ) AS c
         WHERE symbol = ANY(%(symbols)s) AND CASE WHEN close_time < proven_time
-            THEN closed AND NOT final AND NOT klines.unexplained AND lacking = '[]'
+            THEN closed AND NOT (final OR klines.unexplained OR saturated) AND lacking = '[]'
             ELSE final AND source <> 'exchange' AND NOT audited
                 AND NOT (corrected AND close_time < proven_time + interval '{FALL_MAX}') END
         """,
@@ -379,7 +393,7 @@ CHECKS = (
                     THEN 'of two sources'
                 WHEN p.source <> 'trades' AND c.begins IS DISTINCT FROM p.open_time THEN 'without all shorter ones'
                 ELSE 'whole' END AS how,
-                ({" AND ".join(f"p.{name} = c.{name}" for name in SUMS)} AND (p.trade_count = 0
+                ({_SAME_SUMS} AND (p.trade_count = 0
                     OR (p.open, p.high, p.low, p.close) = (c.open, c.high, c.low, c.close))) IS TRUE AS same,
                 ((p.id_count, p.first_id, p.last_id) = (c.id_count, c.first_id, c.last_id)
                     AND (p.source <> 'trades' OR (p.open_id, p.close_id) = (c.open_id, c.close_id))) IS TRUE AS same_ids

@@ -16,8 +16,21 @@ from numpy.typing import NDArray
 
 from shared.calendar import next_open_time
 from shared.compiled import compiled
+from shared.decimals import INT64_MAX
 from shared.interval import INTERVAL_NAMES, INTERVALS
-from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, UNEXPLAINED
+from shared.kline import (
+    AUDITED,
+    CLOSED,
+    EXCHANGE,
+    FINAL,
+    KLINE,
+    PLACED_KLINE,
+    QUOTE_BASE,
+    QUOTE_HIGH_MAX,
+    QUOTES,
+    SATURATED,
+    UNEXPLAINED,
+)
 from shared.wire import Rows, SymbolMark, WireError
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -29,17 +42,16 @@ EPOCH_2000_MS = 946_684_800_000
 
 PRICES = ("open", "high", "low", "close")
 VOLUMES = ("volume", "taker_buy_volume")
-QUOTE_VOLUMES = ("quote_volume", "taker_buy_quote_volume")
-DECIMALS = PRICES + VOLUMES + QUOTE_VOLUMES
+DECIMALS = PRICES + VOLUMES + QUOTES
 """What is a decimal in SQL; everything else is a whole number there too."""
 COUNTS = ("trade_count", "first_id", "last_id", "id_count", "open_id", "close_id")
 SOURCES = ("trades", "exchange", "both")
 """By what the rows say of themselves; the first letter of each is its own."""
 
-DIGITS = 6
-"""An int64 has up to 19 decimal digits, and up to 3 zeros after them until its last digit of base 10,000 is full."""
+DIGITS = 7
+"""A quote volume has up to 23 decimal digits, and up to 3 zeros behind until its last digit of base 10,000 is full."""
 POSITIVE, NEGATIVE = 0, 0x4000
-STATES = {"closed": CLOSED, "final": FINAL, "unexplained": UNEXPLAINED, "audited": AUDITED}
+STATES = {"closed": CLOSED, "final": FINAL, "unexplained": UNEXPLAINED, "audited": AUDITED, "saturated": SATURATED}
 """Flags that are columns of their own."""
 STAGED = ("symbol", "interval", "open_time", "close_time", *DECIMALS, *COUNTS, *STATES, "source", "revision")
 """The staging table's columns in the order that `_write_row` has them."""
@@ -55,9 +67,10 @@ READ_SIZE_MIN = 4 + 8 * len(READ) + 8 + 8 * len(DECIMALS) + 8 * len(COUNTS) + le
 INTERVAL_COUNT = len(INTERVALS)
 LENGTHS = np.array([interval.length_ms for interval in INTERVALS], np.int64)
 POWERS = 10 ** np.arange(19, dtype=np.int64)
-ESTIMATES = 10.0 ** np.arange(61)
+POWER_MAX = 18
 SMALL_POWERS = 10 ** np.arange(5, dtype=np.uint64)
 BASE = np.uint64(10_000)
+QUOTE_UNITS, THREE_DIGITS = np.uint64(QUOTE_BASE), np.uint64(10_000**3)
 
 
 def checked(placed: Rows, marks: list[SymbolMark]) -> Rows:
@@ -95,7 +108,7 @@ def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
     and its klines' columns `READ` as composite values one after the other (PostgreSQL's rowtypes.c: record_send). A
     message a kline would cost more than everything else.
 
-    Left out is what does not fit an int64 in its symbol's decimals: they have grown since, or somebody else wrote it.
+    Left out is what does not fit a `KLINE` in its symbol's decimals: they have grown since, or somebody else wrote it.
     """
     most = max(len(copied) - len(HEADER), 0) // READ_SIZE_MIN
     places, klines = np.empty(most, np.int64), np.empty(most, KLINE)
@@ -161,8 +174,9 @@ def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # 
     at = _write_numeric(into, at, row.close, price, digits)
     at = _write_numeric(into, at, row.volume, quantity, digits)
     at = _write_numeric(into, at, row.taker_buy_volume, quantity, digits)
-    at = _write_numeric(into, at, row.quote_volume, price + quantity, digits)
-    at = _write_numeric(into, at, row.taker_buy_quote_volume, price + quantity, digits)
+    at = _write_quote(into, at, row.quote_volume, row.quote_volume_high, price + quantity, digits)
+    quote, high = row.taker_buy_quote_volume, row.taker_buy_quote_volume_high
+    at = _write_quote(into, at, quote, high, price + quantity, digits)
     at = _write_integer(into, at, row.trade_count, 8)
     at = _write_integer(into, at, row.first_id, 8)
     at = _write_integer(into, at, row.last_id, 8)
@@ -173,6 +187,7 @@ def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # 
     at = _write_integer(into, at, 1 if row.flags & FINAL else 0, 1)
     at = _write_integer(into, at, 1 if row.flags & UNEXPLAINED else 0, 1)
     at = _write_integer(into, at, 1 if row.flags & AUDITED else 0, 1)
+    at = _write_integer(into, at, 1 if row.flags & SATURATED else 0, 1)
     source = 0
     if row.flags & EXCHANGE:
         source = 2 if row.id_count > 0 else 1
@@ -196,6 +211,12 @@ def _write_bytes(into, at, value, size):  # type: ignore[no-untyped-def]
 @compiled
 def _write_numeric(into, at, value, decimals, digits):  # type: ignore[no-untyped-def]
     """Write a NUMERIC field of a value in units of 10**-decimals; return the place behind it."""
+    return _write_quote(into, at, value, 0, decimals, digits)
+
+
+@compiled
+def _write_quote(into, at, value, high, decimals, digits):  # type: ignore[no-untyped-def]
+    """Write a NUMERIC field of a value of two fields, as quote volumes have them; return the place behind it."""
     # As an unsigned number, because the least int64 has no positive counterpart.
     rest = np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
     zeros = -decimals % 4
@@ -204,6 +225,14 @@ def _write_numeric(into, at, value, decimals, digits):  # type: ignore[no-untype
     first = DIGITS - 1
     above = rest // divisor
     digits[first] = (rest - above * divisor) * SMALL_POWERS[zeros]
+    if high > 0:
+        # Three digits more, of the lower field, and what is left of that and the higher one fit 64 bits.
+        for _ in range(3):
+            first -= 1
+            rest = above
+            above = rest // BASE
+            digits[first] = rest - above * BASE
+        above += np.uint64(high) * (QUOTE_UNITS // (divisor * THREE_DIGITS))
     while above > 0:
         first -= 1
         rest = above
@@ -246,14 +275,16 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
     time, at = _read_integer(data, at)
     row.open_time = time // 1_000 + EPOCH_2000_MS
     fits = True
-    row.open, at, fits = _read_numeric(data, at, price, fits)
-    row.high, at, fits = _read_numeric(data, at, price, fits)
-    row.low, at, fits = _read_numeric(data, at, price, fits)
-    row.close, at, fits = _read_numeric(data, at, price, fits)
-    row.volume, at, fits = _read_numeric(data, at, quantity, fits)
-    row.taker_buy_volume, at, fits = _read_numeric(data, at, quantity, fits)
-    row.quote_volume, at, fits = _read_numeric(data, at, price + quantity, fits)
-    row.taker_buy_quote_volume, at, fits = _read_numeric(data, at, price + quantity, fits)
+    row.open, at, fits = _read_number(data, at, price, fits)
+    row.high, at, fits = _read_number(data, at, price, fits)
+    row.low, at, fits = _read_number(data, at, price, fits)
+    row.close, at, fits = _read_number(data, at, price, fits)
+    row.volume, at, fits = _read_number(data, at, quantity, fits)
+    row.taker_buy_volume, at, fits = _read_number(data, at, quantity, fits)
+    row.quote_volume, row.quote_volume_high, at, fits = _read_quote(data, at, price + quantity, fits)
+    row.taker_buy_quote_volume, row.taker_buy_quote_volume_high, at, fits = _read_quote(
+        data, at, price + quantity, fits
+    )
     row.trade_count, at = _read_integer(data, at)
     row.first_id, at = _read_integer(data, at)
     row.last_id, at = _read_integer(data, at)
@@ -264,10 +295,11 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
     final, at = _read_integer(data, at)
     unexplained, at = _read_integer(data, at)
     audited, at = _read_integer(data, at)
+    saturated, at = _read_integer(data, at)
     from_trades_alone = data[at + 8] == ord("t")
     at += 8 + _unsigned(data, at + 4, 4)
     row.flags = (CLOSED if closed else 0) | (FINAL if final else 0) | (0 if from_trades_alone else EXCHANGE)
-    row.flags |= (UNEXPLAINED if unexplained else 0) | (AUDITED if audited else 0)
+    row.flags |= (UNEXPLAINED if unexplained else 0) | (AUDITED if audited else 0) | (SATURATED if saturated else 0)
     row.revision, at = _read_integer(data, at)
     return at, fits
 
@@ -294,8 +326,27 @@ def _read_integer(data, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_numeric(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+def _read_number(data, at, decimals, fits):  # type: ignore[no-untyped-def]
     """Return a NUMERIC in units of 10**-decimals, the place behind it, and whether it and all before it fit."""
+    low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
+    if high > INT64_MAX // QUOTE_BASE or (high == INT64_MAX // QUOTE_BASE and low > INT64_MAX % QUOTE_BASE):
+        # The least int64 has no positive counterpart.
+        least = is_negative and high == INT64_MAX // QUOTE_BASE and low == INT64_MAX % QUOTE_BASE + 1
+        return -INT64_MAX - 1, at, fits and least
+    value = high * QUOTE_BASE + low
+    return -value if is_negative else value, at, fits
+
+
+@compiled
+def _read_quote(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+    """Return both fields of a NUMERIC in units of 10**-decimals, the place behind it, and whether all fits."""
+    low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
+    return low, high, at, fits and not is_negative and high <= QUOTE_HIGH_MAX
+
+
+@compiled
+def _read_numeric(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+    """Return a NUMERIC in units of 10**-decimals as `high * QUOTE_BASE + low`, without its sign; and the sign."""
     size = _unsigned(data, at + 4, 4)
     count = _unsigned(data, at + 8, 2)
     weight = _unsigned(data, at + 10, 2)
@@ -303,23 +354,22 @@ def _read_numeric(data, at, decimals, fits):  # type: ignore[no-untyped-def]
         weight -= 0x10000
     sign = _unsigned(data, at + 12, 2)
     if sign not in (POSITIVE, NEGATIVE):
-        return 0, at + 8 + size, False
-    value = 0
-    estimate = 0.0
+        return 0, 0, False, at + 8 + size, False
+    low = high = 0
     for place in range(count):
         digit = _unsigned(data, at + 16 + 2 * place, 2)
         power = 4 * (weight - place) + decimals
-        if power >= 0:
-            # What does not fit into 64 bits shows in the estimate.
-            estimate += digit * ESTIMATES[min(power, 60)]
-            part = digit * POWERS[min(power, 18)]
+        # Each digit has decimal places of its own, so nothing is carried over.
+        if power > 2 * POWER_MAX - 4:
+            fits = fits and digit == 0
+        elif power >= POWER_MAX:
+            high += digit * POWERS[power - POWER_MAX]
+        elif power >= 0:
+            part = POWERS[min(POWER_MAX - power, POWER_MAX)]
+            high += digit // part
+            low += digit % part * POWERS[power]
         else:
-            divisor = POWERS[min(-power, 18)]
-            if digit % divisor:
-                fits = False
-            part = digit // divisor
-            estimate += part
-        value += part if sign == POSITIVE else -part
-    if estimate > 9.3e18 or (value != 0 and (value < 0) != (sign == NEGATIVE)):
-        fits = False
-    return value, at + 8 + size, fits
+            divisor = POWERS[min(-power, POWER_MAX)]
+            fits = fits and digit % divisor == 0
+            low += digit // divisor
+    return low, high, sign == NEGATIVE, at + 8 + size, fits

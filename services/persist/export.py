@@ -1,9 +1,9 @@
 """Klines as files, in the form of the exchange's archive.
 
 One file a symbol and interval, `<folder>/<SYMBOL>/<SYMBOL>-<interval>.csv`: 12 columns with a header, times in ms,
-closed klines only (protocol §7). PostgreSQL writes the lines; nothing is held in memory. Beside them `holes.csv` names
-the ids that nobody explained and the minutes that they may belong to, `partial.csv` the klines that a recording covers
-only in part; where there are none, neither file is there.
+closed klines only, and none that is saturated (protocol §7). PostgreSQL writes the lines; nothing is held in memory.
+Beside them `holes.csv` names the ids that nobody explained and the minutes that they may belong to, `partial.csv` the
+klines that a recording covers only in part; where there are none, neither file is there.
 """
 
 import csv
@@ -29,7 +29,7 @@ COPY (
     SELECT (extract(epoch FROM open_time) * 1000)::int8, open, high, low, close, volume,
         (extract(epoch FROM close_time) * 1000)::int8, quote_volume, trade_count,
         taker_buy_volume, taker_buy_quote_volume, 0
-    FROM klines WHERE symbol = %s AND interval = %s AND closed ORDER BY open_time
+    FROM klines WHERE symbol = %s AND interval = %s AND closed AND NOT saturated ORDER BY open_time
 ) TO STDOUT (FORMAT csv)
 """
 
@@ -47,6 +47,9 @@ FROM klines, LATERAL (SELECT to_timestamp(%s / 1000.0) AS begins, to_timestamp(%
 WHERE closed AND (open_time < begins AND close_time >= begins OR open_time <= ends AND close_time > ends)
 ORDER BY symbol, interval, open_ms
 """
+
+
+_SATURATED = "SELECT symbol, count(*) FROM klines WHERE closed AND saturated GROUP BY symbol ORDER BY symbol"
 
 
 class Hole(NamedTuple):
@@ -88,6 +91,11 @@ def _write(path: Path, header: tuple[str, ...], rows: Sequence[tuple[Any, ...]])
     if rows:
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def left_out(connection: Connection) -> list[tuple[str, int]]:
+    """Return of which symbols how many closed klines are saturated, and are not written. Raises psycopg.Error."""
+    return [(str(symbol), int(count)) for symbol, count in connection.execute(_SATURATED)]
 
 
 def export_csv(connection: Connection, folder: Path) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from services.persist.copying import DECIMALS, PRICES, VOLUMES
 from services.persist.store import Connection
-from shared.kline import CLOSED, EXCHANGE, KLINE
+from shared.kline import CLOSED, EXCHANGE, KLINE, QUOTE_BASE, QUOTES
 from shared.wire import Rows
 
 PART_MINUTES = 1_000
@@ -29,9 +29,14 @@ def closed_minutes(connection: Connection, of: Traded, since: int) -> Iterator[R
     """Yield a symbol's closed 1m klines that open from `since` on, ms: KLINE[n] ascending, a part at a time."""
     scales = {name: of.price_decimals if name in PRICES else of.quantity_decimals for name in DECIMALS}
     scales |= {name: of.price_decimals + of.quantity_decimals for name in DECIMALS if name not in PRICES + VOLUMES}
-    columns = ", ".join(f"({name} * {10**decimals}::numeric)::int8" for name, decimals in scales.items())
+    whole = {name: f"round({name} * {10**decimals}::numeric)" for name, decimals in scales.items()}
+    columns = {name: f"{value}::int8" for name, value in whole.items() if name not in QUOTES}
+    columns |= {name: f"mod({whole[name]}, {QUOTE_BASE})::int8" for name in QUOTES}
+    columns |= {f"{name}_high": f"div({whole[name]}, {QUOTE_BASE})::int2" for name in QUOTES}
     query = f"""
-        SELECT (extract(epoch FROM open_time) * 1000)::int8, {columns}, trade_count, source <> 'trades' FROM klines
+        SELECT (extract(epoch FROM open_time) * 1000)::int8, {", ".join(columns.values())}, trade_count,
+            source <> 'trades'
+        FROM klines
         WHERE symbol = %s AND interval = '1m' AND closed
             AND open_time >= timestamptz 'epoch' + %s * interval '1 ms'
         ORDER BY open_time LIMIT {PART_MINUTES}
@@ -42,7 +47,7 @@ def closed_minutes(connection: Connection, of: Traded, since: int) -> Iterator[R
         for place, (open_time, *numbers, trade_count, official) in enumerate(found):
             rows[place]["open_time"], rows[place]["trade_count"] = open_time, trade_count
             rows[place]["flags"] = CLOSED | EXCHANGE if official else CLOSED
-            for name, number in zip(scales, numbers, strict=True):
+            for name, number in zip(columns, numbers, strict=True):
                 rows[place][name] = number
         if not len(found):
             return

@@ -29,7 +29,7 @@ from services.persist.copying import (
 from services.persist.tables import Connection as Connection
 from services.persist.tables import claim, open_session, prepare
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, FINAL, UNEXPLAINED
+from shared.kline import CLOSED, FINAL, SATURATED, UNEXPLAINED
 from shared.wire import (
     AuditMark,
     DirtyBatch,
@@ -103,7 +103,8 @@ WITH said AS MATERIALIZED (
         OR said.symbol = ANY(%s))
 ), proven AS (
     UPDATE klines SET final = true FROM moved
-    WHERE klines.symbol = moved.symbol AND NOT (final OR unexplained) AND closed AND close_time < moved.proven_time
+    WHERE klines.symbol = moved.symbol AND NOT (final OR unexplained OR saturated) AND closed
+        AND close_time < moved.proven_time
 )
 INSERT INTO symbols ({", ".join(_MARK)}) SELECT {", ".join(_MARK)} FROM said
 ON CONFLICT (symbol) DO UPDATE SET
@@ -288,7 +289,7 @@ def _names(marks: list[SymbolMark]) -> list[str]:
 
 def _proven_by_marks(rows: Rows, marks: list[SymbolMark]) -> list[str]:
     """Name the symbols of closed rows that their marks prove although they do not say so."""
-    waiting = rows[rows["kline"]["flags"] & (CLOSED | FINAL | UNEXPLAINED) == CLOSED]
+    waiting = rows[rows["kline"]["flags"] & (CLOSED | FINAL | UNEXPLAINED | SATURATED) == CLOSED]
     if not len(waiting):
         return []
     proven_times = np.array([mark.proven_time for mark in marks], np.int64)

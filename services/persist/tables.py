@@ -16,7 +16,7 @@ from shared.postgres import OPTIONS, session_settings, words_of
 from shared.process import Unavailable
 from shared.wire import SymbolMark
 
-SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql")
+SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql", "schema_7.sql")
 """One file a version, applied in order."""
 SERVER_MIN = 15
 """The first PostgreSQL that knows MERGE."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from services.simulator.rows import KINDS, DayStats, Instrument, Rows, text_of
+from services.simulator.rows import KINDS, DayStats, Instrument, Rows, number_of, text_of
 
 _TEXT = 0x81
 _SHORT_MAX, _MEDIUM_MAX = 125, 65_535
@@ -110,7 +110,7 @@ def kline_message(instrument: Instrument, interval: str, event_time: int, row: A
     price, quantity = instrument.price_decimals, instrument.quantity_decimals
     first, last, close_time = ids
     amounts = tuple(
-        text_of(int(row[name]), decimals)
+        text_of(number_of(row, name), decimals)
         for name, decimals in (
             ("open", price),
             ("close", price),

@@ -264,7 +264,7 @@ class _Played:
             min(before.low, int(price.min())) if before else int(price.min()),
             int(price[-1]),
             volume + int(quantity.sum()),
-            quote_volume + int((price * quantity).sum()),
+            quote_volume + sum((price * quantity).tolist()),
             trades + int(_counts(rows).sum()),
         )
 
@@ -287,7 +287,7 @@ def _counts(rows: Rows) -> Any:
 
 def _minutes(rows: Rows) -> Rows:
     """Return the 1m klines of executed trades in the order of their ids, without those in which nobody traded."""
-    single = np.empty(len(rows), KLINE_ROW)
+    single = np.zeros(len(rows), KLINE_ROW)
     single["open_time"] = rows["time"] // MINUTE_MS * MINUTE_MS
     for name in ("open", "high", "low", "close"):
         single[name] = rows["price"]

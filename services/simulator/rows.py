@@ -1,6 +1,8 @@
 """What both kinds of market hold their past in: named columns of exact integers, and klines of klines.
 
-Prices are in units of 10**-price_decimals, quantities of 10**-quantity_decimals, quote volumes of both together.
+Prices are in units of 10**-price_decimals, quantities of 10**-quantity_decimals, quote volumes of both together. A
+month's quote volume may be beyond 64 bits: where klines are merged, what stands in its column is less than `WHOLE`, and
+the column behind, `more_`, counts those.
 """
 
 from typing import Any, NamedTuple
@@ -28,9 +30,12 @@ KLINE_ROW = np.dtype(
             "count",
             "taker_buy_volume",
             "taker_buy_quote_volume",
+            "more_quote_volume",
+            "more_taker_buy_quote_volume",
         )
     ]
 )
+WHOLE = 10**18
 AGG_ROW = np.dtype(
     [(name, np.int64) for name in ("id", "first", "last", "time", "event_time", "price", "quantity", "plain_quantity")]
     + [("maker", np.bool_)]
@@ -111,6 +116,7 @@ def _merge(rows, opens, merged):  # type: ignore[no-untyped-def]
             begun.open_time = opens[place]
             begun.count = begun.volume = begun.quote_volume = 0
             begun.taker_buy_volume = begun.taker_buy_quote_volume = 0
+            begun.more_quote_volume = begun.more_taker_buy_quote_volume = 0
         into = merged[count - 1]
         if into.count == 0:
             # Until somebody trades, all prices are the close before.
@@ -124,9 +130,13 @@ def _merge(rows, opens, merged):  # type: ignore[no-untyped-def]
         into.close = row.close
         into.count += row.count
         into.volume += row.volume
-        into.quote_volume += row.quote_volume
         into.taker_buy_volume += row.taker_buy_volume
-        into.taker_buy_quote_volume += row.taker_buy_quote_volume
+        whole, part = divmod(row.quote_volume, WHOLE)
+        carried, into.quote_volume = divmod(into.quote_volume + part, WHOLE)
+        into.more_quote_volume += row.more_quote_volume + whole + carried
+        whole, part = divmod(row.taker_buy_quote_volume, WHOLE)
+        carried, into.taker_buy_quote_volume = divmod(into.taker_buy_quote_volume + part, WHOLE)
+        into.more_taker_buy_quote_volume += row.more_taker_buy_quote_volume + whole + carried
     return count
 
 
@@ -166,6 +176,12 @@ def flat_rows(opens: Any, close: Any) -> Rows:
     for name in ("open", "high", "low", "close"):
         rows[name] = close
     return rows
+
+
+def number_of(row: Any, name: str) -> int:
+    """Return a number of a KLINE_ROW."""
+    more = f"more_{name}"
+    return int(row[name]) + WHOLE * (int(row[more]) if more in (KLINE_ROW.names or ()) else 0)
 
 
 def text_of(value: int, decimals: int) -> str:

@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 from services.simulator.grid import HOUR_MS, INTERVALS, LENGTHS, MINUTE_MS, MONTH_MAX_MS, end_time, open_time
-from services.simulator.rows import MARKET, SUMS, Instrument
+from services.simulator.rows import MARKET, SUMS, Instrument, number_of
 from services.simulator.venue import Market
 
 ROWS_MAX = 1_500
@@ -164,13 +164,13 @@ def _official(market: Market, instrument: Instrument, interval: str, start: int,
     price, quantity = -instrument.price_decimals, -instrument.quantity_decimals
     scales = {"volume": quantity, "quote_volume": price + quantity, "count": 0}
     scales |= {"taker_buy_volume": quantity, "taker_buy_quote_volume": price + quantity}
-    for values in rows[(rows["open_time"] >= start) & (rows["open_time"] < end)].tolist():
-        row = dict(zip(rows.dtype.names, values, strict=True))
-        kline = klines[row["open_time"]] = Kline()
+    for row in rows[(rows["open_time"] >= start) & (rows["open_time"] < end)]:
+        kline = klines[int(row["open_time"])] = Kline()
         for name in ("open", "high", "low", "close"):
-            setattr(kline, name, Decimal(row[name]).scaleb(price))
+            setattr(kline, name, Decimal(int(row[name])).scaleb(price))
         for name in SUMS:
-            setattr(kline, name, Decimal(row[name]).scaleb(scales[name]) if name != "count" else row[name])
+            number = number_of(row, name)
+            setattr(kline, name, Decimal(number).scaleb(scales[name]) if name != "count" else number)
     return klines
 
 

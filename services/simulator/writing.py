@@ -45,8 +45,8 @@ _TEXT_TO_TEXT = _constant('","')
 _TEXT_TO_NUMBER = _constant('",')
 _NUMBER_TO_TEXT = _constant(',"')
 _KLINE_END = _constant(',"0"]')
-_KLINE_MAX = 12 * (_NUMBER_MAX + 4)
-"""Bytes of a kline."""
+_KLINE_MAX = 14 * (_NUMBER_MAX + 4)
+"""Bytes of a kline, of which two numbers are those of two columns."""
 
 
 class AggWriter:
@@ -165,13 +165,13 @@ def write_klines(block, rows, end_times, price_decimals, quantity_decimals):  # 
         at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
         at = _put_integer(block, at, end_times[place] - 1)
         at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
-        at = _put_number(block, at, row.quote_volume, quote_decimals)
+        at = _put_sum(block, at, row.quote_volume, row.more_quote_volume, quote_decimals)
         at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
         at = _put_integer(block, at, row.count)
         at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
         at = _put_number(block, at, row.taker_buy_volume, quantity_decimals)
         at = _put(block, at, _TEXT_TO_TEXT, 0, len(_TEXT_TO_TEXT))
-        at = _put_number(block, at, row.taker_buy_quote_volume, quote_decimals)
+        at = _put_sum(block, at, row.taker_buy_quote_volume, row.more_taker_buy_quote_volume, quote_decimals)
         block[at] = 34
         at = _put(block, at + 1, _KLINE_END, 0, len(_KLINE_END))
     block[at] = 93
@@ -268,6 +268,20 @@ def _put_number(block, at, value, decimals):  # type: ignore[no-untyped-def]
     at = _put_integer(block, at, whole)
     block[at] = 46
     return _put_digits(block, at + 1, np.uint64(value - whole * power), decimals)
+
+
+@compiled
+def _put_sum(block, at, value, more, decimals):  # type: ignore[no-untyped-def]
+    """Write a value of two columns (rows.py) as `_put_number` does."""
+    if more == 0:
+        return _put_number(block, at, value, decimals)
+    at = _put_digits(block, _put_integer(block, at, more), np.uint64(value), 18)
+    if decimals == 0:
+        return at
+    for place in range(at, at - decimals, -1):
+        block[place] = block[place - 1]
+    block[at - decimals] = 46
+    return at + 1
 
 
 @compiled

@@ -35,6 +35,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
     audited: bool
     """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
+    saturated: bool
+    """More was traded in it than klagg's numbers hold: volumes are the true ones or the most that fits. Never final."""
     source: str
     revision: int
 

@@ -14,7 +14,7 @@ from services.engine.needs import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, TRADE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, QUOTES, TRADE
 from shared.wire import (
     AddSymbol,
     Covered,
@@ -35,9 +35,7 @@ START = int(datetime(2026, 3, 30, 23, 57, tzinfo=UTC).timestamp() * 1000)
 MINUTE = 60_000
 MS = 1_000_000
 SESSION = 7_000
-FIELDS = tuple(
-    name for name in KLINE.names or () if name not in ("open_time", "open_id", "close_id", "flags", "revision")
-)
+FIELDS = (*(KLINE.names or ())[1:10], "first_id", "last_id", "id_count")
 PRICES = ("open", "high", "low", "close")
 
 
@@ -119,6 +117,18 @@ def expected(trades: Iterable[Trade], until: int = 0) -> dict[tuple[str, int], d
     return rows
 
 
+def number(row: np.void, name: str) -> int:
+    """Return a number of a row, of which quote volumes are two fields: so many 10**18, and what is left."""
+    return int(row[name]) + 10**18 * int(row[f"{name}_high"]) if name in QUOTES else int(row[name])
+
+
+def put(row: np.void, name: str, value: int) -> None:
+    """Write a number into a row."""
+    if name in QUOTES:
+        row[f"{name}_high"], value = divmod(value, 10**18)
+    row[name] = value
+
+
 def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
     """Return a batch; what covers ids from 0 on was asked for by a time: ids before its first trade are older."""
     rows = np.array([(0, *trade) for trade in trades], TRADE)
@@ -182,7 +192,7 @@ class PlayedEngine:
     def values(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], dict[str, int]]:
         """Return the rows that hold ids; where all of them are void, prices are carried, and 0 here."""
         return {
-            key: {name: int(row[name]) if row["trade_count"] or name not in PRICES else 0 for name in FIELDS}
+            key: {name: number(row, name) if row["trade_count"] or name not in PRICES else 0 for name in FIELDS}
             for key, row in self.rows(symbol).items()
             if row["id_count"]
         }
@@ -238,7 +248,7 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
             if row is not None and row["trade_count"]:
                 close = row["close"]
                 for name in FIELDS[:9]:
-                    kline[name] = row[name]
+                    put(kline[0], name, row[name])
             else:
                 kline["open"] = kline["high"] = kline["low"] = kline["close"] = close
             klines.append(kline)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.engine.engine import KlineEngine
 from services.engine.needs import rows_to_load
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE
+from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, SATURATED
 from shared.wire import (
     AddSymbol,
     FetchKlines,
@@ -37,6 +37,7 @@ from tests.engine.played import (
     expected,
     history,
     market,
+    number,
     opens_at,
 )
 
@@ -192,14 +193,20 @@ def test_a_symbol_that_comes_back_with_other_decimals_keeps_its_rows_right() -> 
         assert int(closed["close"]) == theirs
 
 
-def test_klines_that_a_longer_one_has_no_room_for_are_refused() -> None:
+def test_klines_that_make_a_longer_one_of_more_than_64_bits_are_all_taken() -> None:
     played = PlayedEngine()
     klines = history(market(3, 50, START - 9 * MINUTE, 11 * MINUTE), START)
-    days = np.zeros(31, KLINE)
-    days["open_time"], days["quote_volume"] = START - DAY * np.arange(31, 0, -1), 10**18
+    today = opens_at("1d", START)
+    days = np.zeros(29, KLINE)
+    days["open_time"], days["flags"] = today - DAY * np.arange(29, 0, -1), CLOSED | FINAL | EXCHANGE
+    days["volume"] = days["trade_count"] = days["quote_volume"] = 1
+    days["quote_volume_high"] = 9
     played.add(klines=[*klines, IntervalKlines("1d", days.tobytes())], until=START)
-    assert played.engine.dropped == {"symbols whose klines do not fit": 1}
-    assert played.engine.symbols == []
+    rows = played.rows()
+    month = rows["1M", opens_at("1M", START)]
+    assert number(month, "quote_volume") == 29 * (9 * 10**18 + 1) + number(rows["1d", today], "quote_volume")
+    assert not month["flags"] & SATURATED
+    assert played.engine.dropped == {}
 
 
 def test_a_full_book_says_so_and_goes_on() -> None:

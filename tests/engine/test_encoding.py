@@ -12,7 +12,7 @@ from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
-from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, UNEXPLAINED
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, QUOTE_MAX, SATURATED, UNEXPLAINED
 from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
 from tests.engine.played import MINUTE, START
 
@@ -28,7 +28,12 @@ int64s = st.one_of(
     st.sampled_from([edge for edge in edges if -(2**63) <= edge < 2**63]),
     st.integers(0, 18).map(lambda digits: 10**digits),
 )
-int32s = st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(0, 300))
+int16s = st.one_of(st.integers(-(2**15), 2**15 - 1), st.integers(0, 300))
+quotes = st.one_of(
+    st.integers(0, QUOTE_MAX),
+    st.integers(0, 22).flatmap(lambda digits: st.integers(10**digits - 1, 10**digits + 1)),
+    st.integers(0, 32_767).map(lambda high: high * 10**18),
+)
 decimals = st.integers(0, 18)
 names = st.one_of(
     st.text(min_size=1, max_size=32), st.sampled_from(["BTCUSDT", "币安人生USDT", "X" * 31, "X" * 32, "X" * 300])
@@ -40,7 +45,8 @@ book: Book = lay_out(SYMBOLS, WINDOW)[0]
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     """A row, what its symbol has, and where it is: everything that a snapshot depends on."""
     interval = draw(st.sampled_from(INTERVAL_NAMES))
-    fields = {name: draw(int64s) for name in (*PRICES, *VOLUMES, *QUOTE_VOLUMES, *COUNTS)}
+    fields = {name: draw(int64s) for name in (*PRICES, *VOLUMES, *COUNTS)}
+    fields |= {name: draw(quotes) for name in QUOTE_VOLUMES}
     grid = draw(st.integers(0, 2))
     open_time = open_time_of(interval, draw(st.integers(4 * 86_400_000, 2**42)), grid * 86_400_000)
     end_time = next_open_time(interval, open_time, grid * 86_400_000)
@@ -52,8 +58,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "end_time": end_time,
         "grid": grid,
         "gaps": gaps,
-        "flags": draw(st.integers(0, 31)),
-        "revision": draw(int32s),
+        "flags": draw(st.integers(0, 63)),
+        "revision": draw(int16s),
     }
 
 
@@ -65,8 +71,11 @@ def put(symbol: int, price: int, quantity: int, row: dict[str, Any]) -> int:
     for place, (from_time, to_time) in enumerate(row["gaps"]):
         book.gaps[symbol, place]["from_time"], book.gaps[symbol, place]["to_time"] = from_time, to_time
     place = row["open_time"] // 60_000 % WINDOW
+    kline = book.rows[symbol, interval, place]
     for name in KLINE.names or ():
-        book.rows[symbol, interval, place][name] = row.get(name, 0)
+        kline[name] = 0 if name in QUOTE_VOLUMES else row.get(name, 0)
+    for name in QUOTE_VOLUMES:
+        kline[f"{name}_high"], kline[name] = divmod(row[name], 10**18)
     return int(number_of(book, symbol, interval, place))
 
 
@@ -89,6 +98,7 @@ def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numb
         and any(begin < row["end_time"] and end >= row["open_time"] for begin, end in row["gaps"]),
         unexplained=bool(row["flags"] & UNEXPLAINED),
         audited=bool(row["flags"] & AUDITED),
+        saturated=bool(row["flags"] & SATURATED),
         source=source,
         revision=row["revision"],
         **values,
@@ -135,7 +145,7 @@ def test_decimals_that_there_is_no_room_for_are_no_bytes() -> None:
         list(encoder.snapshots(np.array([number]), 1))
 
 
-tickers = st.tuples(names, decimals, decimals, st.booleans(), st.one_of(st.just(0), int64s), *[int64s] * 5)
+tickers = st.tuples(names, decimals, decimals, st.booleans(), st.one_of(st.just(0), int64s), *[int64s] * 4, quotes)
 
 
 @settings(max_examples=200, deadline=None)
@@ -149,7 +159,8 @@ def test_tickers_are_written_as_msgspec_writes_them(
     for symbol, (_, price, quantity, active, *values) in enumerate(all_of_them):
         state = book.symbols[symbol]
         state["price_decimals"], state["quantity_decimals"], state["active"] = price, quantity, active
-        days[symbol] = tuple(values)
+        high, values[-1] = divmod(values[-1], 10**18)
+        days[symbol] = (*values, high)
     known = [each for each in all_of_them if each[4]]
     expected = Tickers(
         sequence=1,

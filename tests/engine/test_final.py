@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from services.engine.snapshots import Snapshots
 from shared.kline import CLOSED, FINAL
 from shared.wire import Snapshot, decode_snapshot
-from tests.engine.played import FIELDS, MINUTE, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
+from tests.engine.played import (
+    FIELDS,
+    MINUTE,
+    SESSION,
+    START,
+    PlayedEngine,
+    Trade,
+    batch,
+    expected,
+    history,
+    market,
+    number,
+)
 
 
 def traded(minute: float, number: int) -> Trade:
@@ -116,7 +128,7 @@ def test_what_is_final_is_whole_and_never_changes(seed: int, late: float) -> Non
             played.until(max(played.time, max(trades[place].time for place in part)))
         for key, row in played.rows().items():
             if row["flags"] & FINAL and row["id_count"] and row["trade_count"]:
-                assert {name: int(row[name]) for name in FIELDS} == whole[key], key
+                assert {name: number(row, name) for name in FIELDS} == whole[key], key
     # A void id that came before every trade had no row to be in, and comes again when it is asked for.
     apply(played, *trades)
     last = trades[-1].time // MINUTE * MINUTE

@@ -6,9 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.kline import TRADE
+from shared.decimals import INT64_MAX
+from shared.interval import INTERVAL_NAMES
+from shared.kline import FINAL, QUOTE_MAX, SATURATED, TRADE
 from shared.wire import FetchTrades, Instrument, Trades, pack_instruments
-from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, expected, market
+from tests.engine.played import FIELDS, MINUTE, START, PlayedEngine, Trade, batch, expected, market, number
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,24 +155,58 @@ def test_decimals_that_there_is_no_room_for_are_taken_off_where_they_are_zeros()
     assert played.engine.book.symbols[0]["last_id"] == 6
 
 
-def test_a_kline_never_holds_more_than_fits_and_what_is_refused_stays_missing() -> None:
+def test_more_quote_volume_than_64_bits_is_exact_in_every_interval() -> None:
     played = PlayedEngine()
     played.add()
-    trades = [Trade(number, START + number, 10**9, 2 * 10**9) for number in range(6)]
-    played.apply(batch(trades[:3]), batch(trades[3:]))
-    assert {row["quote_volume"] for row in played.values().values()} == {8 * 10**18}
-    assert played.engine.book.counters[0]["refused"] == 2
-    assert played.engine.book.symbols[0]["last_id"] == 3
+    trades = [
+        Trade(number, START + number * 20_000, 10**9, 8 * 10**9 + number, buyer_is_maker=number % 3 == 0)
+        for number in range(1, 30)
+    ]
+    for trade in trades:
+        played.until(trade.time)
+        played.apply(batch([trade]))
+    played.apply(batch([Trade(30, START + 599_999, 1, 1)]))
+    rows = played.values()
+    assert rows == expected([*trades, Trade(30, START + 599_999, 1, 1)])
+    assert max(row["quote_volume"] for row in rows.values()) > 2 * 10**20
+    assert played.engine.health(0)["symbols_saturated"] == []
 
 
-def test_a_late_trade_finds_no_room_in_a_longer_kline_that_is_full() -> None:
-    played = PlayedEngine(START + 6 * MINUTE)
+def test_what_is_full_says_so_and_its_minutes_go_on() -> None:
+    played = PlayedEngine()
     played.add()
-    full = [Trade(number, START + number, 10**9, 2 * 10**9) for number in range(4)]
-    played.apply(batch(full))
-    played.apply(batch([Trade(4, START + 3 * MINUTE, 10**9, 2 * 10**9)]))
-    assert played.engine.book.counters[0]["refused"] == 1
-    assert max(row["quote_volume"] for row in played.values().values()) == 8 * 10**18
+    trades = [Trade(number + 1, START + number * MINUTE, 1, 9 * 10**18) for number in range(4)]
+    for trade in trades:
+        played.until(trade.time)
+        played.apply(batch([trade], covered=[(0, trade.id)]))
+    played.until(START + 4 * MINUTE)
+    played.apply(batch([Trade(5, START + 4 * MINUTE, 1, 5)]))
+    rows, whole = played.rows(), expected([*trades, Trade(5, START + 4 * MINUTE, 1, 5)])
+    full = {key for key, want in whole.items() if want["volume"] > INT64_MAX}
+    assert {interval for interval, _ in full} == {*INTERVAL_NAMES} - {"1m"}
+    for key, want in whole.items():
+        held = want | {name: min(want[name], INT64_MAX) for name in ("volume", "taker_buy_volume")}
+        assert {name: number(rows[key], name) for name in FIELDS} == held, key
+        assert bool(rows[key]["flags"] & SATURATED) == (key in full), key
+        assert not rows[key]["flags"] & FINAL or key not in full, key
+    assert all(rows["1m", trade.time]["flags"] & FINAL for trade in trades)
+    assert played.engine.health(0)["symbols_saturated"] == ["BTCUSDT"]
+    played.save()
+    again = PlayedEngine(played.time, played.restored())
+    assert again.engine.health(0)["symbols_saturated"] == ["BTCUSDT"]
+    assert {key: row.tobytes() for key, row in again.rows().items()} == {
+        key: row.tobytes() for key, row in rows.items()
+    }
+
+
+def test_a_quote_volume_beyond_its_two_fields_is_full() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch(Trade(number, START + number, 3 * 10**9, 3 * 10**9) for number in range(3_642)))
+    for row in played.rows().values():
+        assert number(row, "quote_volume") == QUOTE_MAX
+        assert row["flags"] & SATURATED
+        assert (row["volume"], row["trade_count"], row["last_id"]) == (3_642 * 3 * 10**9, 3_642, 3_641)
 
 
 def test_an_answer_may_speak_of_a_symbol_in_the_decimals_it_had_and_has() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from services.ingest.binance import (
     symbol_of,
 )
 from services.ingest.klines import decimals_for, kline_rows, parse
+from services.ingest.scan import plain_klines
 from services.ingest.venue import venue_of
 from shared.config import Config, Exchange, Simulator
-from shared.kline import CLOSED, EXCHANGE, FINAL
+from shared.kline import CLOSED, EXCHANGE, FINAL, figure
 from tests.ingest.played import listing
 from tests.support import RECORDINGS
 
@@ -141,7 +143,7 @@ def test_the_documented_kline_is_read_to_the_last_digit() -> None:
     assert refused == 0
     rows, left_out = kline_rows(parsed, 7, 8)
     assert left_out == 0
-    got = {name: int(rows[0][name]) for name in ("open", "high", "low", "close", "volume", "quote_volume")}
+    got = {name: figure(rows[0], name) for name in ("open", "high", "low", "close", "volume", "quote_volume")}
     assert got == {
         "open": 163479,
         "high": 8000000,
@@ -180,10 +182,42 @@ def test_klines_with_impossible_numbers_are_refused() -> None:
     assert kline_rows(parsed, 2, 3)[1] == 1
 
 
+@pytest.mark.parametrize(
+    ("quote", "price_decimals", "quantity_decimals"),
+    [
+        ("612345678901.12345678", 2, 6),
+        ("32767999999999.999999999", 2, 7),
+        ("327679999999.9999999999", 5, 5),
+        ("9223372036854775807", 0, 0),
+        ("9223372036854775808", 0, 0),
+        ("1000000000000000000", 2, 2),
+        ("32767", 10, 8),
+        ("3", 10, 10),
+        ("0", 10, 10),
+    ],
+)
+def test_a_quote_volume_beyond_64_bits_is_read_to_the_last_digit(
+    quote: str, price_decimals: int, quantity_decimals: int
+) -> None:
+    body = json.dumps([kline(0, price="2", volume="1", quote=quote)], separators=(",", ":")).encode()
+    parsed, refused = parse("1m", plain_klines(body) or read_klines(body))
+    rows, left_out = kline_rows(parsed, price_decimals, quantity_decimals)
+    assert (refused, left_out) == (0, 0)
+    assert figure(rows[0], "quote_volume") == Decimal(quote).scaleb(price_decimals + quantity_decimals)
+
+
+def test_a_quote_volume_that_does_not_fit_is_left_out() -> None:
+    parsed, refused = read("1m", kline(0, quote="32768"), kline(MINUTE))
+    assert (refused, kline_rows(parsed, 10, 8)[1]) == (0, 1)
+    assert read("1m", kline(0, quote="9" * 27))[1] == 1
+    assert read("1m", kline(0, volume="9223372036854775808"))[1] == 1
+
+
 def test_fine_old_klines_do_not_take_the_room_of_the_future() -> None:
     old = read("1m", kline(0, volume="1.123456"))[0]
     assert decimals_for([old], 2, 3) == (2, 6)
-    large = read("1m", kline(0, quote="500000000000"))[0]
+    assert decimals_for([old, read("1m", kline(0, quote="500000000000"))[0]], 2, 3) == (2, 6)
+    large = read("1m", kline(0, quote="500000000000000"))[0]
     assert decimals_for([old, large], 2, 3) == (2, 3)
     # The fine one is left out then, not rounded.
     assert kline_rows(old, 2, 3)[1] == 1

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.ingest.exact import DECIMALS_MAX, NotExact, number, numbers, trade_rows
 from shared.decimals import INT64_MAX
+from shared.kline import QUOTE_MAX
 
 QUIET = settings(deadline=None, database=None, print_blob=True)
 """The first example compiles; nothing is left in the folder."""
@@ -54,10 +55,11 @@ def test_a_plain_number_is_its_decimal(text: str) -> None:
 @QUIET
 @given(st.lists(ANYTHING, max_size=12))
 def test_a_column_is_read_as_its_numbers_one_by_one(texts: list[str]) -> None:
-    mantissas, decimals = numbers(texts)
-    for text, mantissa, count in zip(texts, mantissas.tolist(), decimals.tolist(), strict=True):
+    mantissas, decimals, highs = numbers(texts)
+    whole = [mantissa + high * 10**18 for mantissa, high in zip(mantissas.tolist(), highs.tolist(), strict=True)]
+    for text, mantissa, count in zip(texts, whole, decimals.tolist(), strict=True):
         try:
-            assert (mantissa, count) == number(text)
+            assert (mantissa, count) == number(text, QUOTE_MAX)
             assert Decimal(mantissa).scaleb(-count) == Decimal(text)
         except NotExact:
             assert (mantissa, count) == (0, -1)

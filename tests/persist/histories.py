@@ -58,6 +58,16 @@ def past(seed: int) -> list[Trade]:
     return days + dense(seed + 1, days[-1].id + 1, SEAM - 120 * MINUTE, SEAM)
 
 
+def full(seed: int) -> list[Trade]:
+    """Return trades of which a kline of five minutes holds more than 64 bits do, and a minute does not."""
+    source = random.Random(seed)
+    times = range(START, END, 30_000)
+    return [
+        Trade(number, time, source.randrange(1, 4), 3 * 10**18, 1, source.randrange(2))
+        for number, time in enumerate(times)
+    ]
+
+
 class Made:
     """A day's engine and the store it saves into."""
 
@@ -126,10 +136,11 @@ def make(connection: store.Connection) -> None:
     """Make a history of all kinds in empty tables."""
     made = Made(connection)
     played = made.played
-    for symbol in ("PLAIN", "FALLEN", "HOLED", "RELISTED", "REMOVED", "NEVER"):
+    for symbol in ("PLAIN", "FALLEN", "HOLED", "RELISTED", "REMOVED", "FULL", "NEVER"):
         played.add(symbol)
     made.trade("PLAIN", dense(1))
     made.trade("FALLEN", falling(2))
+    made.trade("FULL", full(11))
     made.trade("HOLED", *with_holes(dense(3)))
     old = dense(4, end=RELISTED - 5 * MINUTE)
     made.trade("RELISTED", old)

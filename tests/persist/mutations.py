@@ -36,6 +36,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "the exchange's day": ("BEGUN", "1d", "source = 'exchange' AND trade_count > 2 AND high > low"),
     "a minute after relisting": ("RELISTED", "1m", TRADED + " AND source = 'trades'"),
     "a minute before removal": ("REMOVED", "1m", TRADED),
+    "a saturated hour": ("FULL", "1h", "closed AND saturated"),
     "a flat minute of a silent symbol": ("QUIET", "1m", "closed AND source = 'trades'"),
 }
 
@@ -117,6 +118,10 @@ FALSE: list[Mutation] = [
     *(_set(row, "final", "NOT final") for row in ("the exchange's minute", "a flat minute of a silent symbol")),
     *(_set(row, "unexplained", "NOT unexplained, final = false") for row in ("a minute", "an unexplained minute")),
     *(_set(row, "audited", "NOT audited") for row in ("a minute", "an audited minute")),
+    *(_set(row, "saturated", "NOT saturated") for row in ("a minute", "an hour", "a saturated hour")),
+    *(_set("a saturated hour", name, f"{name} - {NUMBERS[name]}") for name in list(NUMBERS)[4:]),
+    *(_set("a saturated hour", name, f"{name} + {NUMBERS[name]}") for name in list(NUMBERS)[4:]),
+    _set("a saturated hour", "final", "true"),
     *(_set(row, "source", "'exchange'") for row in ("a minute", "an hour")),
     *(_set(row, "source", "'both'") for row in ("a minute", "an hour", "the exchange's minute")),
     *(_set(row, "source", "'trades'") for row in _EXCHANGES),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from services.persist import store, tables
 from services.persist.copying import COUNTS, DECIMALS
-from services.persist.export import COLUMNS, export_csv
+from services.persist.export import COLUMNS, export_csv, left_out
 from shared.calendar import next_open_time, open_time_of
 from shared.interval import INTERVAL_NAMES
-from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, PLACED_KLINE, UNEXPLAINED
+from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, PLACED_KLINE, QUOTE_MAX, QUOTES, SATURATED, UNEXPLAINED
 from shared.process import Unavailable
 from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows
 from tests.database import database
@@ -27,6 +27,7 @@ NOW = 1_790_000_000_000
 VALUES = DECIMALS + COUNTS
 WANTED = [100] * len(INTERVAL_NAMES)
 INT64 = st.integers(-(2**63), 2**63 - 1)
+QUOTE = st.one_of(st.integers(0, QUOTE_MAX), st.integers(0, 2**64), st.integers(10**18 - 2, 10**18 + 2))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,8 @@ def rows(number: int = 1, symbol: int = 0, interval: str = "1m", begin: int = NO
         placed["kline"][place]["open_time"] = time
         time = next_open_time(interval, time)
     for name, value in fields.items():
+        if name in QUOTES:
+            placed["kline"][f"{name}_high"], value = divmod(value, 10**18)
         placed["kline"][name] = value
     return placed
 
@@ -87,14 +90,14 @@ def loaded(connection: store.Connection, window: int = 1_000) -> tuple[list[Symb
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    values=st.lists(INT64, min_size=len(VALUES), max_size=len(VALUES)),
+    values=st.tuples(*(QUOTE if name in QUOTES else INT64 for name in VALUES)),
     price=st.integers(0, 12),
     quantity=st.integers(0, 12),
-    flags=st.integers(0, CLOSED | EXCHANGE | FINAL | UNEXPLAINED | AUDITED),
+    flags=st.integers(0, CLOSED | EXCHANGE | FINAL | UNEXPLAINED | AUDITED | SATURATED),
     interval=st.sampled_from(INTERVAL_NAMES),
 )
-def test_whatever_an_int64_holds_comes_back_the_same(
-    connection: store.Connection, values: list[int], price: int, quantity: int, flags: int, interval: str
+def test_whatever_a_kline_holds_comes_back_the_same(
+    connection: store.Connection, values: tuple[int, ...], price: int, quantity: int, flags: int, interval: str
 ) -> None:
     placed = rows(3, interval=interval, flags=flags, revision=7, **dict(zip(VALUES, values, strict=True)))
     marks = [
@@ -115,19 +118,32 @@ def test_whatever_an_int64_holds_comes_back_the_same(
     assert found.tobytes() == placed.tobytes()
 
 
-@pytest.mark.parametrize("number", ["1e30", "0.123456789", "'NaN'"])
-def test_a_number_that_does_not_fit_costs_its_row_alone(connection: store.Connection, number: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "number"),
+    [
+        *(("volume", number) for number in ("1e30", "0.123456789", "'NaN'", "9223372036854775.808")),
+        *(("quote_volume", number) for number in ("1e40", "-1", "327680000000000000", "0.0000001")),
+    ],
+)
+def test_a_number_that_does_not_fit_costs_its_row_alone(connection: store.Connection, column: str, number: str) -> None:
     placed = rows(3, volume=5)
     store.save(connection, batch(placed))
     second = "(SELECT min(open_time) + interval '1 minute' FROM klines)"
-    connection.execute(f"UPDATE klines SET volume = {number} WHERE open_time = {second}")
+    connection.execute(f"UPDATE klines SET {column} = {number} WHERE open_time = {second}")
     _, found = loaded(connection)
     assert found.tobytes() == placed[[0, 2]].tobytes()
 
 
 def test_people_read_exact_decimals_and_utc_times(connection: store.Connection) -> None:
     placed = rows(
-        open=6_250_010, high=6_250_020, low=-5, close=0, volume=12_345, quote_volume=10**18, id_count=2, flags=EXCHANGE
+        open=6_250_010,
+        high=6_250_020,
+        low=-5,
+        close=0,
+        volume=12_345,
+        quote_volume=3 * 10**22 + 7,
+        id_count=2,
+        flags=EXCHANGE,
     )
     store.save(connection, batch(placed))
     connection.execute("SET timezone = 'UTC'")
@@ -141,7 +157,7 @@ def test_people_read_exact_decimals_and_utc_times(connection: store.Connection) 
         "-0.05",
         "0.00",
         "12.345",
-        "10000000000000.00000",
+        "300000000000000000.00007",
         opened,
         opened.replace(second=59, microsecond=999_000),
         False,
@@ -283,9 +299,11 @@ def test_klines_are_exported_in_the_archives_form(connection: store.Connection, 
     closed = rows(2, open=100, high=120, low=90, close=110, volume=1_500, quote_volume=165_000, trade_count=3, flags=1)
     still_open = rows(1, begin=NOW + 120_000, open=110)
     monthly = rows(1, interval="1M", close=5, flags=1)
-    store.save(connection, batch(np.concatenate([closed, still_open, monthly])))
+    full = rows(1, interval="1w", volume=2**63 - 1, flags=CLOSED | SATURATED)
+    store.save(connection, batch(np.concatenate([closed, still_open, monthly, full])))
     store.save(connection, batch(rows(1, flags=0), [mark("SILENTUSDT")]))
     assert export_csv(connection, tmp_path) == 2
+    assert left_out(connection) == [("BTCUSDT", 1)]
     header, *lines = (tmp_path / "BTCUSDT" / "BTCUSDT-1m.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
     begin = NOW // 60_000 * 60_000

@@ -353,6 +353,30 @@ class TestCases:
         assert code == 4, said
         assert "OXTBTC lacks ids 1684953 to 1687080" in said
 
+    def test_more_quote_volume_than_64_bits_is_exact_in_every_interval(self, folder: Path) -> None:
+        (file,) = (CASES / "c24").iterdir()
+        minutes: dict[int, list[Trade]] = defaultdict(list)
+        for cells in csv.reader(file.read_text(encoding="utf-8").splitlines()):
+            time_ms, count = int(cells[5]), int(cells[4]) - int(cells[3]) + 1
+            trade = Trade(time_ms, Decimal(cells[1]), Decimal(cells[2]), count, cells[6] == "True")
+            minutes[time_ms - time_ms % MINUTE_MS].append(trade)
+        code, said = ended(folder, file)
+        assert code == 0, said
+        largest = Decimal(0)
+        for interval in ("1m", "3m", "5m"):
+            length_ms = LENGTHS_MS[interval] * MINUTE_MS
+            rows = read_rows(folder / "export" / "SHIBUSDT" / f"SHIBUSDT-{interval}.csv")
+            opens = {minute - minute % length_ms for minute in minutes}
+            compared = [open_time for open_time in opens if open_time in rows]
+            assert len(compared) >= len(opens) - 1
+            for open_time in compared:
+                inside = [
+                    kline_of(minutes[time], time) for time in sorted(minutes) if 0 <= time - open_time < length_ms
+                ]
+                assert rows[open_time] == merged(inside, open_time, length_ms), interval
+                largest = max(largest, rows[open_time].quote_volume)
+        assert largest * 10**8 > 2**63
+
     def test_trades_whose_times_fall_are_each_in_its_own_minute(self, folder: Path) -> None:
         (file,) = (CASES / "c01").iterdir()
         code, said = ended(folder, file)

@@ -17,7 +17,7 @@ from shared.wire import (
     FeedState,
     Load,
 )
-from tests.engine.played import FIELDS, MINUTE, MS, START, Trade, expected, next_open
+from tests.engine.played import FIELDS, MINUTE, MS, START, Trade, expected, next_open, number
 from tests.simulated.feed import Feed
 from tests.simulated.store import Store
 from tests.simulated.world import CALM_MS, WINDOW, Exchange, World
@@ -243,7 +243,8 @@ def _differences(name: str, row: np.void, want: dict[str, int] | None, proven: b
     if falls and flags & EXCHANGE:
         # Which was first and last, ids say where there are any, and times where there are none.
         names = tuple(name for name in names if name not in ("open", "close"))
-    different = {field: (int(row[field]), want[field]) for field in names if int(row[field]) != want[field]}
+    have = {field: number(row, field) for field in names}
+    different = {field: (have[field], want[field]) for field in names if have[field] != want[field]}
     # What REST leaves out and the exchange's own klines show to be void is no hole in them.
     ids, count = int(row["last_id"]) - int(row["first_id"]) + 1, int(row["id_count"])
     if not flags & (EXCHANGE | AUDITED) and count and count != ids and not falls:

@@ -17,7 +17,7 @@ from shared.wire import (
     SymbolMark,
     placed_rows,
 )
-from tests.engine.played import FIELDS, MINUTE, START, next_open
+from tests.engine.played import FIELDS, MINUTE, START, next_open, number
 from tests.simulated.world import World
 
 
@@ -129,8 +129,11 @@ class Store:
         """Note a kline that was final and has other numbers now: it was said of what was not proven."""
         before = self.rows.get(key)
         names = FIELDS[:9] if kline["trade_count"] else FIELDS[4:9]
-        if before is not None and before["flags"] & FINAL and any(before[name] != kline[name] for name in names):
-            changed = {name: (int(before[name]), int(kline[name])) for name in names if before[name] != kline[name]}
+        changed = {}
+        if before is not None and before["flags"] & FINAL:
+            both = {name: (number(before, name), number(kline, name)) for name in names}
+            changed = {name: (was, is_) for name, (was, is_) in both.items() if was != is_}
+        if changed:
             minute = (key[2] - START) / MINUTE
             self.changed_finals[key[0]].append(f"{key[1]} {minute:.0f} was final and changed: {changed}")
 

@@ -28,6 +28,8 @@ class World:
         self.source = random.Random(seed)
         self.nature = random.Random(f"{seed}: the exchange")
         """What the exchange does of its own accord; a source of its own, so that the seed's other faults stay."""
+        self.lot = 10**12 if random.Random(f"{seed}: how large").random() < 0.2 else 1
+        """What is traded at once: of the larger, a few trades are worth more than 64 bits hold."""
         self.now = START
         self.faults = True
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
@@ -63,7 +65,11 @@ class Exchange:
             count = source.choice([4, 30, 120, 400])
             made = market(source.randrange(2**32), count, START - HISTORY_MS, HISTORY_MS + span_ms, first_id=0)
             # Silence in the end, or the last trades could not be there yet.
-            self.trades[name] = [trade for trade in made if trade.time < START + span_ms - SILENT_MS]
+            self.trades[name] = [
+                trade._replace(quantity=trade.quantity * world.lot)
+                for trade in made
+                if trade.time < START + span_ms - SILENT_MS
+            ]
         self.falls = world.nature.random() < 0.2
         """Times fall from one id to the next, by up to minutes."""
         self.leaves_out = world.nature.random() < 0.3 and not self.falls

@@ -14,6 +14,7 @@ from services.simulator.rows import KINDS, Rows
 from tests.simulator.served import LATE_IN_A_MINUTE, NOON, left, made
 
 FIELDS = ("open_time", "open", "high", "low", "close", "volume", "quote_volume", "count")
+QUOTES = ("quote_volume", "taker_buy_quote_volume")
 MORE = ("taker_buy_volume", "taker_buy_quote_volume")
 
 
@@ -33,7 +34,11 @@ def klines(market: GeneratedMarket, symbol: str, interval: str, start: int, unti
     instrument = market.find(symbol)
     assert instrument is not None
     rows = market.klines(instrument, interval, start, until)
-    return [dict(zip(rows.dtype.names, values, strict=True)) for values in rows.tolist()]
+    found = [dict(zip(rows.dtype.names, values, strict=True)) for values in rows.tolist()]
+    for row in found:
+        for name in QUOTES:
+            row[name] += 10**18 * row.pop(f"more_{name}")
+    return found
 
 
 def folded(trades: list[dict[str, Any]], end: int) -> dict[int, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Aggregate trades as bytes: the compiled writer says what JSON templates say, whatever the numbers and the names."""
 
+import json
 import random
 import time
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from services.simulator.frames import Chunk
-from services.simulator.rows import AGG_ROW, Instrument, Rows
-from services.simulator.writing import AggChunk, AggWriter
+from services.simulator.rows import AGG_ROW, KLINE_ROW, Instrument, Rows, merge
+from services.simulator.writing import AggChunk, AggWriter, kline_page
 
 INSTRUMENTS = [
     Instrument(symbol=symbol, price_decimals=price, quantity_decimals=quantity)
@@ -21,6 +22,7 @@ INSTRUMENTS = [
         ("LONG" * 50, 1, 5),
     )
 ]
+QUOTES = ("quote_volume", "taker_buy_quote_volume")
 EDGES = (0, 1, -1, 9, 10, 99, 100, -100, 999_999_999, 10**18, 2**63 - 1, 1 - 2**63)
 
 
@@ -101,3 +103,21 @@ def test_connections_share_what_they_both_want_and_get_nothing_else() -> None:
     assert chunk.frames(both, True) is chunk.frames(both | {"ethusdt@aggTrade"}, True)
     assert bytes(chunk.frames({"btcusdt@aggTrade"}, True)) in bytes(chunk.frames(both, True))
     assert bytes(chunk.frames({"ethusdt@aggTrade"}, True)) == b""
+
+
+@pytest.mark.parametrize(("price", "quantity"), [(0, 0), (8, 0), (2, 5), (9, 9)])
+def test_klines_of_more_than_64_bits_are_written_to_the_last_digit(price: int, quantity: int) -> None:
+    source = random.Random(11)
+    minutes = np.zeros(120, KLINE_ROW)
+    minutes["open_time"] = np.arange(len(minutes)) * 60_000
+    minutes["count"] = 1
+    whole = {name: [source.randrange(9 * 10**18) for _ in minutes] for name in QUOTES}
+    for name, values in whole.items():
+        minutes[name] = values
+    hours = merge(minutes, "1h", 0)
+    days = merge(hours, "1d", 0)
+    for rows, parts in ((hours, 60), (days, 120)):
+        page = json.loads(kline_page(rows, rows["open_time"], price, quantity))
+        for place, name in ((7, "quote_volume"), (10, "taker_buy_quote_volume")):
+            sums = [sum(whole[name][begin : begin + parts]) for begin in range(0, len(minutes), parts)]
+            assert [row[place] for row in page] == [decimal(value, price + quantity) for value in sums]

@@ -75,6 +75,7 @@ def kline(symbol: str, interval: str, open_time: int, prices: Iterable[str], **f
         "gap": False,
         "unexplained": False,
         "audited": False,
+        "saturated": False,
         "source": "trades",
         "revision": 0,
     }

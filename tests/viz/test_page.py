@@ -330,6 +330,7 @@ def test_klines_that_may_lack_something_are_drawn_differently_and_said_in_words(
     for change, words, number in (
         ({"gap": True}, "trades missing", 1),
         ({"unexplained": True, "id_count": ids - 12}, "12 trades unexplained: not final", 1),
+        ({"saturated": True}, "volumes are too large: not final", 0),
         ({"audited": True, "closed": True, "final": True}, "proven by the exchange's own kline", 0),
         ({}, "no trade missing", 0),
     ):

@@ -267,7 +267,10 @@ function showMarks(row) {
   const range = row.last_id - row.first_id + 1;
   const lacking = range - row.id_count;
   if (row.gap && !row.final) mark("mark-proof", "trades missing", "broken", "They are being fetched");
-  else if (row.unexplained) {
+  else if (row.saturated) {
+    mark("mark-proof", "volumes are too large: not final", "broken",
+      "More was traded than klagg's numbers hold: these volumes are the true ones, or the most that fits");
+  } else if (row.unexplained) {
     mark("mark-proof", `${lacking > 0 ? `${count(lacking)} ` : ""}trades unexplained: not final`, "broken",
       "Ids were left out by whoever was asked for them; the exchange's own kline will show whether they carry trades");
   } else if (row.audited) {

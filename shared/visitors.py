@@ -56,16 +56,16 @@ class Names:
 
 def take_only_text(server: web.Server) -> None:
     """Let a server refuse requests with headers that are no text: what quotes one cannot be sent."""
-    handle = server.request_handler
+    serve = server.request_handler
 
-    async def handle_text(request: web.BaseRequest) -> web.StreamResponse:
+    async def serve_text(request: web.BaseRequest) -> web.StreamResponse:
         try:
             "".join(request.headers.values()).encode()
         except UnicodeEncodeError:
             return web.Response(status=400, text="headers must be text")
-        return await handle(request)
+        return await serve(request)
 
-    server.request_handler = handle_text
+    server.request_handler = serve_text
 
 
 class Unreadable(logging.Filter):

@@ -11,8 +11,12 @@ from services.engine.book import add_to_rows, measure_room, rescale, settle
 from services.engine.continuity import DUPLICATE, FOUND, NEW_GAP, NO_ROOM, is_behind_seam, leave_out, skip_to, take_id
 from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
+from shared.bounds import ID_MAX
 from shared.compiled import compiled
 from shared.merging import kline_of, merge
+
+TRADES_MAX = 2**32
+"""Of one row: a month of such rows fits an int64."""
 
 
 @compiled
@@ -134,5 +138,7 @@ def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
 @compiled
 def _possible(trade, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
+        return False
+    if trade.id >= ID_MAX or trade.trade_count > TRADES_MAX:
         return False
     return trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)

@@ -24,6 +24,7 @@ from services.engine.book import Book
 from services.engine.continuity import missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
+from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
@@ -38,7 +39,7 @@ IDS_MAX = 1_000_000
 of a symbol cost less than a thousand of its trades."""
 IDS_MIN = 2_000
 """A symbol's share of that, at the least."""
-ID_MAX = NEVER = 2**62
+NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
 LEFT_OUT_MS = (2_000, 10_000, 30_000)
@@ -236,7 +237,10 @@ class Repair:
         self._klines_at = 0
 
     def want_klines(self, symbol: int, interval: int, start_time: int, end_time: int) -> None:
-        """Want the exchange's klines that open in [start_time, end_time]."""
+        """Want the exchange's klines that open in [start_time, end_time], none of which is older than 1970."""
+        start_time = max(start_time, 0)
+        if end_time < start_time:
+            return
         ranges = self._klines.setdefault((symbol, interval), [])
         for known in [known for known in ranges if known[0] <= end_time + 1 and start_time <= known[1] + 1]:
             start_time, end_time = min(start_time, known[0]), max(end_time, known[1])

@@ -33,6 +33,7 @@ from services.ingest.rest import Answer, Priority, Rest, RestError
 from services.ingest.scan import plain_klines
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
+from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.kline import TRADE
@@ -61,7 +62,6 @@ UNREACHABLE_MAX = 10_000
 ASKED_MAX = 5_000
 """Questions of the engine under way: a few for every symbol. It asks again for what was dropped."""
 SHORTEST_MONTH_MS = 28 * DAY_MS
-ID_MAX = 2**62
 
 
 @dataclass(eq=False)

@@ -5,6 +5,8 @@ Decides when a store is another than the one that was saved into. Knows no table
 
 import msgspec
 
+from shared.bounds import Number
+
 
 class StorePoint(msgspec.Struct, frozen=True, array_like=True):
     """What the store has last: told with every answer and held against what the other side knows.
@@ -14,9 +16,9 @@ class StorePoint(msgspec.Struct, frozen=True, array_like=True):
 
     tables: str = ""
     """Which tables: another text means others, or the same emptied; empty: nothing was ever saved."""
-    session: int = 0
+    session: Number = 0
     """The engine that made the last batch, ..."""
-    batch: int = 0
+    batch: Number = 0
     """... and the batch's number."""
 
     def continues(self, known: "StorePoint", session: int) -> bool:

@@ -14,10 +14,12 @@ from typing import IO, Any
 
 import zmq
 
-from shared.private import private_folder
+from shared.private import NotPrivate, private_folder
 
 QUEUE_MAX = 100_000
 """Messages a queue holds at most; at a batch a message this is minutes of the busiest market."""
+ENTERED = 0o711
+"""The mode of the folder of sockets and locks where PostgreSQL runs as another user, who enters it."""
 IPC_PATH_MAX = 100
 """The kernel takes 107 bytes; ZeroMQ and a suffix need a few."""
 
@@ -36,9 +38,19 @@ def ipc(run_dir: Path, name: str) -> str:
 
 
 def lock_room(run_dir: Path, room: str) -> IO[str]:
-    """Take the room's lock for as long as the returned file is open. Raises PortTaken if another process has it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = (run_dir / f"{room}.lock").open("a+")
+    """Take the room's lock for as long as the returned file is open, in a folder that others cannot read or write.
+
+    Whoever may open a lock may hold it. Raises PortTaken if another process has it, NotPrivate.
+    """
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = run_dir / f"{room}.lock"
+    try:
+        if run_dir.stat().st_mode & 0o777 != ENTERED:
+            run_dir.chmod(0o700)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "a+")
+        os.fchmod(file.fileno(), 0o600)
+    except OSError as error:
+        raise NotPrivate(f"{path} cannot be made this user's own: {error.strerror}; remove {run_dir}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,14 +1,22 @@
-"""Who may ask a server of ours by HTTP: nobody whom another site's page has sent.
+"""Who may ask a server of ours by HTTP: nobody whom another site's page has sent, and nobody who sends no request.
 
-Decides by what a browser says of where it comes from. Knows neither addresses nor status codes.
+Decides by what a browser says of where it comes from, and what is told of bytes that are no request. Knows neither
+addresses nor status codes.
 """
 
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
 from shared.addresses import is_loopback
+
+TOLD_MAX = 200
+"""Characters of what a visitor sent that get into the log."""
 
 
 class Names:
@@ -44,6 +52,47 @@ class Names:
         except ValueError:
             return "that is no address of a page"
         return refused or ("pages of other sites are not served" if elsewhere else "")
+
+
+def take_only_text(server: web.Server) -> None:
+    """Let a server refuse requests with headers that are no text: what quotes one cannot be sent."""
+    serve = server.request_handler
+
+    async def serve_text(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            "".join(request.headers.values()).encode()
+        except UnicodeEncodeError:
+            return web.Response(status=400, text="headers must be text")
+        return await serve(request)
+
+    server.request_handler = serve_text
+
+
+class Unreadable(logging.Filter):
+    """Counts requests that are none, or broke off, instead of a traceback for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    @classmethod
+    def watch(cls) -> "Unreadable":
+        """Begin to count those of this process's server."""
+        unreadable = cls()
+        logging.getLogger("aiohttp.server").addFilter(unreadable)
+        logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)  # It warns of what a visitor would rather speak.
+        return unreadable
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the first through, in words, and whatever is a mistake of ours."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError):
+            return True
+        self.count += 1
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+        record.msg = "refused what is no request; more of them are only counted: %s"
+        record.args = (" ".join(str(error).split())[:TOLD_MAX],)
+        return self.count == 1
 
 
 def _is_address(host: str) -> bool:

@@ -9,17 +9,22 @@ what it asks of persist.
 """
 
 import zlib
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+from shared.bounds import Count, Decimals, Id, Moment, Names, Number, Time
+from shared.interval import INTERVALS
 from shared.kline import KLINE, PLACED_KLINE, TRADE
 from shared.point import StorePoint as StorePoint
 
 Rows = NDArray[np.void]
 
+ROWS_MAX = 100_000
+"""Of an interval that are asked of the store; memory has some hundred."""
 PACKED_QUICKLY = 1
 """Of zlib's levels: the others take longer for little."""
 
@@ -28,8 +33,8 @@ class Instrument(msgspec.Struct, frozen=True, array_like=True):
     """A symbol as a batch speaks of it: its rows are integers in units of 10**-decimals."""
 
     symbol: str
-    price_decimals: int
-    quantity_decimals: int
+    price_decimals: Decimals
+    quantity_decimals: Decimals
 
 
 class Covered(msgspec.Struct, frozen=True, array_like=True):
@@ -39,10 +44,10 @@ class Covered(msgspec.Struct, frozen=True, array_like=True):
     what a row says to be: one with a trade count of 0.
     """
 
-    instrument: int
-    first_id: int
-    last_id: int
-    older_to: int = -1
+    instrument: Number
+    first_id: Id
+    last_id: Id
+    older_to: Id = -1
     """Ids up to this one are older than the time that was asked for: that of a trade which is. -1: none is known."""
 
 
@@ -58,7 +63,7 @@ class Trades(msgspec.Struct, frozen=True, tag="trades"):
     """
     rows: bytes
     """TRADE[n]; `symbol` indexes the instruments."""
-    event_time: int = 0
+    event_time: Time = 0
     """The exchange's time of the newest event in it, ms; 0 when the batch says nothing about now."""
     covered: list[Covered] = []
 
@@ -76,14 +81,14 @@ class AddSymbol(msgspec.Struct, frozen=True, tag="add_symbol"):
     """
 
     symbol: str
-    price_decimals: int
-    quantity_decimals: int
+    price_decimals: Decimals
+    quantity_decimals: Decimals
     stream: str
     """The name of its trade stream, as the exchange spells it; opaque to the engine, which asks for it by this name."""
     klines: list[IntervalKlines]
-    klines_until: int
-    event_time: int
-    grid_3d: int = 0
+    klines_until: Time
+    event_time: Time
+    grid_3d: Time = 0
     """An open time of the symbol's 3d klines; 0 if the exchange has none yet."""
 
 
@@ -91,15 +96,15 @@ class RemoveSymbol(msgspec.Struct, frozen=True, tag="remove_symbol"):
     """A symbol that trades no more: no flat klines from here on; its history stays."""
 
     symbol: str
-    event_time: int
+    event_time: Time
 
 
 class Klines(msgspec.Struct, frozen=True, tag="klines"):
     """The exchange's own closed klines that `FetchKlines` asked for."""
 
     symbol: str
-    price_decimals: int
-    quantity_decimals: int
+    price_decimals: Decimals
+    quantity_decimals: Decimals
     interval: str
     rows: bytes
     """KLINE[n], ascending."""
@@ -110,17 +115,17 @@ class Klines(msgspec.Struct, frozen=True, tag="klines"):
 class Mismatch(msgspec.Struct, frozen=True):
     """A minute of ours that is not what the exchange says it is."""
 
-    open_time: int
-    fields: dict[str, tuple[int | str, int | str]]
+    open_time: Moment
+    fields: dict[str, tuple[Number | str, Number | str]]
     """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then; text beyond 64 bits."""
 
 
 class AuditMark(msgspec.Struct):
     """What comparing a symbol's minutes with the exchange's own klines has shown."""
 
-    until: int = 0
+    until: Moment = 0
     """Minutes that open before it have been compared, or cannot be."""
-    counts: dict[str, int] = {}
+    counts: dict[str, Count] = {}
     """Minutes by outcome (matched, burnt, straddled, mismatched), and the fields of those that do not match."""
     mismatches: list[Mismatch] = []
     """The newest."""
@@ -129,11 +134,11 @@ class AuditMark(msgspec.Struct):
 class Unexplained(msgspec.Struct, frozen=True, array_like=True):
     """Ids that were left out of every answer that was about them, both ends inclusive."""
 
-    first_id: int
-    last_id: int
-    from_time: int
+    first_id: Id
+    last_id: Id
+    from_time: Moment
     """The trade before the first is no later, ms, ..."""
-    to_time: int
+    to_time: Moment
     """... and the one behind the last no earlier."""
     outcome: str = "open"
     """`open`; `audited`: the exchange's own klines show that they carry no trade; `adopted`: those klines took the
@@ -144,22 +149,22 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """What has been applied of a symbol, at the same instant as the rows that travel with it."""
 
     symbol: str
-    price_decimals: int
-    quantity_decimals: int
+    price_decimals: Decimals
+    quantity_decimals: Decimals
     stream: str
     active: bool
     """False once it was removed."""
-    grid_3d: int
+    grid_3d: Moment
     """An open time of the symbol's 3d klines."""
-    seam_time: int
+    seam_time: Moment
     """Trades before this time are in the rows by way of the exchange's own klines; their ids add nothing."""
-    last_id: int
+    last_id: Id
     """The highest id applied; -1 before the first."""
-    gaps: list[tuple[int, int]]
+    gaps: list[tuple[Id, Id]]
     """Missing ids below `last_id` that are being asked for: disjoint ascending ranges, both ends inclusive."""
-    lacking: list[tuple[str, int, int]] = []
+    lacking: list[tuple[str, Moment, Moment]] = []
     """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
-    proven_time: int = 0
+    proven_time: Moment = 0
     """Every trade before it was applied."""
     audit: AuditMark = msgspec.field(default_factory=AuditMark)
     unexplained: list[Unexplained] = []
@@ -169,13 +174,13 @@ class SymbolMark(msgspec.Struct, frozen=True):
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
     """The store's answer to `Load`, in one or more parts. A part holds all rows of its symbols."""
 
-    session: int
+    session: Number
     """That of the `Load`: what was meant for a former engine is not for this one."""
     marks: list[SymbolMark]
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; ascending by open time within a symbol and interval."""
     last: bool
-    exchange_time: int
+    exchange_time: Time
     """The engine's exchange time when the last batch was cut; 0 for an empty store."""
     point: StorePoint = StorePoint()
 
@@ -183,46 +188,46 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
 class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
     """The batch of this number is committed, in these tables, but for the symbols that the database refuses."""
 
-    session: int
-    batch: int
+    session: Number
+    batch: Number
     tables: str = ""
-    refused: list[str] = []
+    refused: Names = []
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
     """Persist has come up, or the store is not what a batch was for: what is not acknowledged must be sent again."""
 
-    session: int
+    session: Number
     point: StorePoint = StorePoint()
-    exchange_time: int = 0
-    unfinished: list[tuple[str, str, int, int]] = []
+    exchange_time: Time = 0
+    unfinished: list[tuple[str, str, Moment, Moment]] = []
     """Klines that the store lacks or may have to change: symbol, interval, first and last open time."""
 
 
 class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
     """The feed's heartbeat, sent on every change and twice a second."""
 
-    session: int
+    session: Number
     """Another number means another ingest."""
     connected: bool
-    since: int
+    since: Time
     """The exchange's time at which `connected` became what it is."""
-    exchange_time: int
+    exchange_time: Time
     """The exchange's time, ms, at the moment `monotonic_ns`."""
-    monotonic_ns: int
+    monotonic_ns: Number
     """CLOCK_MONOTONIC of this machine, ns: the same in every process."""
-    announced: int = 0
+    announced: Count = 0
     """How many symbols' history has been fetched since this ingest started, ..."""
-    to_announce: int = 0
+    to_announce: Count = 0
     """... out of how many ..."""
-    announce_ms: int = 0
+    announce_ms: Count = 0
     """... and how long the rest will take, ms."""
-    engine: int = 0
+    engine: Number = 0
     """The session of the engine that last told it what it knows (`Subscribe.complete`); another one tells it again."""
 
 
 class Listed(msgspec.Struct, frozen=True, tag="listed"):
-    symbols: list[str]
+    symbols: Names
     """All that trade and are wanted, whether they have begun or wait for their history."""
 
 
@@ -230,28 +235,28 @@ AppEvent = Trades | AddSymbol | RemoveSymbol | Klines | Restored | Persisted | S
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    streams: list[str]
+    streams: Names
     complete: bool = False
     """True: these are all the engine knows. Announce (`AddSymbol`) every other symbol that trades."""
-    engine: int = 0
+    engine: Number = 0
     """The engine's session, with `complete`: the feed repeats it, so that a lost introduction is noticed."""
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
-    streams: list[str]
+    streams: Names
 
 
 class FetchTrades(msgspec.Struct, frozen=True, tag="fetch_trades"):
     """Ask for the trades of an id range; the answer is one or more `Trades` whose `covered` adds up to it."""
 
     symbol: str
-    first_id: int
+    first_id: Id
     """0: the beginning is not known by id, only by `from_time`."""
-    last_id: int
+    last_id: Id
     """-1: up to the newest there is."""
-    from_time: int = 0
+    from_time: Moment = 0
     """Trades before it are not wanted; used when `first_id` is 0."""
-    to_time: int = 0
+    to_time: Moment = 0
     """None of them is later: what is missing of an open kline is more urgent than what is of an old one. 0: unknown."""
 
 
@@ -260,14 +265,14 @@ class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
 
     symbol: str
     interval: str
-    start_time: int
-    end_time: int
+    start_time: Moment
+    end_time: Moment
     audit: bool = False
     """To be compared with ours: whatever repairs something goes first."""
 
 
 class Prefer(msgspec.Struct, frozen=True, tag="prefer"):
-    symbols: list[str]
+    symbols: Names
     """Somebody looks at these: of those that are still to be announced, they are next."""
 
 
@@ -277,19 +282,21 @@ Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines | Prefer
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Ask the store for every symbol's mark and its newest rows."""
 
-    session: int
+    session: Number
     """Of the engine. From here on the store takes the batches of this session alone: one that a former engine left in
     the queue would put rows into the database that this engine does not know of."""
-    rows: list[int]
+    rows: Annotated[
+        list[Annotated[int, Meta(ge=1, le=ROWS_MAX)]], Meta(min_length=len(INTERVALS), max_length=len(INTERVALS))
+    ]
     """How many of each interval; all of them are at least 1."""
 
 
 class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
     """A consistent cut: rows, and the marks of all symbols that the rows speak of. Saved in one transaction."""
 
-    session: int
-    batch: int
-    exchange_time: int
+    session: Number
+    batch: Number
+    exchange_time: Time
     marks: list[SymbolMark]
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; (symbol, interval, open_time) is unique in it."""

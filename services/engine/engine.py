@@ -39,6 +39,7 @@ from services.engine.repair import Repair
 from services.engine.rewriting import Rewriting
 from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
+from services.engine.sense import Sense
 from shared.clock import ExchangeClock
 from shared.compiled import fixed
 from shared.config import Audit as AuditConfig
@@ -86,6 +87,7 @@ class KlineEngine:
         self._config = config
         self.session = session
         self.clock = ExchangeClock(clock_speed)
+        self._sense = Sense(self.clock)
         self.book, trackers = lay_out(config.max_symbols, config.window)
         self.unsaved, self.changed, self._gapped = trackers
         self._minute = self.book.calendars[0, 0]
@@ -130,6 +132,9 @@ class KlineEngine:
         """Take an event: the only way to change state, clock ticks aside. Raises WireError on rows that are none."""
         if not isinstance(event, Trades):
             settle(self.book, False)
+            if objection := self._sense.objection(event, now_ns):
+                self._drop(objection)
+                return
         match event:
             case Trades():
                 self._apply_trades(event, now_ns)
@@ -210,13 +215,13 @@ class KlineEngine:
         if batch.event_time:
             if self.clock.speed == 0:
                 self.clock.at_least(batch.event_time, now_ns)
-            self.lag_ms = max(0, self.clock.now(now_ns) - batch.event_time)
-            self.pulse.traded(batch.event_time, self.lag_ms, now_ns)
+            now = self.clock.now(now_ns)
+            self.lag_ms = max(0, now - batch.event_time)
+            self.pulse.traded(min(batch.event_time, now + FUTURE_MAX_MS), self.lag_ms, now_ns)
         if self._held and batch.event_time:
             self._held.append(batch)
             return
-        left = self._apply_batch(batch, now_ns)
-        if left is not None:
+        if (left := self._apply_batch(batch, now_ns)) is not None:
             self._held.append(left)
 
     def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
@@ -233,20 +238,19 @@ class KlineEngine:
         done = 0
         while True:
             done = self._apply_rows(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
-            if done == len(rows):
-                break
-            if not self._open_minutes(int(rows[done]["time"])):
+            if done == len(rows) or not self._open_minutes(int(rows[done]["time"])):
                 break
         if len(self._gapped):
             self._note_gapped(now_ns)
         if done < len(rows):
             return Trades(batch.instruments, rows[done:].tobytes(), batch.event_time, batch.covered)
-        for part in batch.covered:
-            if 0 <= part.instrument < len(symbols) and symbols[part.instrument] >= 0:
+        parts = [part for part in batch.covered if 0 <= part.instrument < len(symbols)]
+        for part in parts:
+            if symbols[part.instrument] >= 0:
                 self.repair.take_answer(int(symbols[part.instrument]), part, rows, now_ns)
         if not batch.event_time:
             known = symbols[symbols >= 0]
-            covered = {int(symbols[part.instrument]): part.last_id for part in batch.covered}
+            covered = {int(symbols[part.instrument]): part.last_id for part in parts}
             self.repair.note_answer(known, now_ns, covered)
         return None
 

@@ -21,11 +21,15 @@ from services.engine.continuity import (
 )
 from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
+from shared.bounds import ID_MAX
 from shared.compiled import compiled
 from shared.merging import kline_of, merge, rescale
 
 NUMBER_MAX = 9_000_000_000_000_000_000
 """A trade's price, its quantity, and their product in the units that they came in must fit an int64."""
+
+TRADES_MAX = 2**32
+"""Of one row: a month of such rows fits an int64."""
 
 
 @compiled
@@ -154,6 +158,8 @@ def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
 @compiled
 def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[no-untyped-def]
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
+        return False
+    if trade.id >= ID_MAX or trade.trade_count > TRADES_MAX:
         return False
     price, quantity = float(trade.price), float(trade.quantity)
     if max(price * quantity, price * price_factor, quantity * quantity_factor) > NUMBER_MAX:

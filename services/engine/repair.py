@@ -24,6 +24,7 @@ from services.engine.book import Book
 from services.engine.continuity import missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
+from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
@@ -38,12 +39,14 @@ IDS_MAX = 1_000_000
 of a symbol cost less than a thousand of its trades."""
 IDS_MIN = 2_000
 """A symbol's share of that, at the least."""
-ID_MAX = NEVER = 2**62
+NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
 LEFT_OUT_MS = (2_000, 10_000, 30_000)
 """How soon to ask again for what one, two or three answers have left out: what is new may be late at the exchange."""
 LEFT_OUT_MAX = len(LEFT_OUT_MS) + 1
+SLOW_AFTER_MS, SLOW_MS = 300_000, 60_000
+"""A symbol some of whose ids are left out for so long is asked about one range a minute: 1 % of the request budget."""
 SETTLED_MS = 120_000
 """So long after its end a kline of the exchange's is not corrected any more, as far as was seen, ..."""
 SETTLE_AGAIN_MS = 30_000
@@ -79,6 +82,8 @@ class Repair:
         """None of them is due before: a start has hundreds of them, and most turns none that is due."""
         self._unsure: dict[int, int] = {}
         """Symbols whose newest trades were asked for, and nobody has said what they are; their last ids then."""
+        self._left_out_since: dict[int, int] = {}
+        """Symbols that answers have left ids out of, and since when (monotonic ns) they have lacked some."""
         self._unchanged: dict[int, tuple[int, int]] = {}
         """How many ids a symbol was missing when last asked for, and since when they were so many."""
         self.hopeless: set[int] = set()
@@ -111,15 +116,24 @@ class Repair:
             if covered.get(symbol, ID_MAX) >= self._book.symbols[symbol]["last_id"]:
                 self._unsure.pop(symbol, None)
             if symbol in self._ask_at:
-                self._plan(symbol, min(self._ask_at[symbol], now_ns + self._again_ms(symbol) * 1_000_000))
+                self._plan(symbol, min(self._ask_at[symbol], now_ns + self._again_ms(symbol, now_ns) * 1_000_000))
 
-    def _again_ms(self, symbol: int) -> int:
+    def _is_slow(self, symbol: int, now_ns: int) -> bool:
+        return now_ns - self._left_out_since.get(symbol, now_ns) > SLOW_AFTER_MS * 1_000_000
+
+    def _again_ms(self, symbol: int, now_ns: int) -> int:
         """Return how soon to ask again, after an answer, for what is still missing of a symbol."""
-        gaps = self._book.gaps[symbol, : self._book.symbols[symbol]["gap_count"]]
-        left_out = gaps["left_out"][gaps["unexplained"] == 0].tolist()
-        if symbol in self._unsure or not left_out or not min(left_out):
+        if self._is_slow(symbol, now_ns):
+            return SLOW_MS
+        gaps = self._missing_gaps(symbol)
+        if symbol in self._unsure or not len(gaps):
             return ASK_AGAIN_MS
-        return LEFT_OUT_MS[min(*left_out, len(LEFT_OUT_MS)) - 1]
+        return max(ASK_AGAIN_MS, int(_due_ms(gaps).min()) - now_ns // 1_000_000)
+
+    def _missing_gaps(self, symbol: int) -> Rows:
+        gaps = self._book.gaps[symbol, : self._book.symbols[symbol]["gap_count"]]
+        missing: Rows = gaps[gaps["unexplained"] == 0]
+        return missing
 
     # What is unexplained.
 
@@ -133,6 +147,9 @@ class Repair:
         at_ms = now_ns // 1_000_000
         if apply_answer(self._book, symbol, part.first_id, part.last_id, older_to, self._left_out_max, at_ms):
             self.note_unexplained(symbol, now_ns)
+        gaps = self._book.gaps[symbol, : self._book.symbols[symbol]["gap_count"]]
+        if ((gaps["left_out"] > 0) & (gaps["unexplained"] == 0)).any():
+            self._left_out_since.setdefault(symbol, now_ns)
 
     def _is_new(self, symbol: int) -> bool:
         """Say whether there is no kline of a symbol from before its seam."""
@@ -217,6 +234,7 @@ class Repair:
     def begins(self, symbol: int, now_ns: int) -> None:
         """A symbol has begun, and its first trades were asked for."""
         self._unchanged.pop(symbol, None)
+        self._left_out_since.pop(symbol, None)
         self._settle_at.pop(symbol, None)
         self.hopeless.discard(symbol)
         self._unsure[symbol] = -1
@@ -245,7 +263,10 @@ class Repair:
         self._klines_at = 0
 
     def want_klines(self, symbol: int, interval: int, start_time: int, end_time: int) -> None:
-        """Want the exchange's klines that open in [start_time, end_time]."""
+        """Want the exchange's klines that open in [start_time, end_time], none of which is older than 1970."""
+        start_time = max(start_time, 0)
+        if end_time < start_time:
+            return
         ranges = self._klines.setdefault((symbol, interval), [])
         for known in [known for known in ranges if known[0] <= end_time + 1 and start_time <= known[1] + 1]:
             start_time, end_time = min(start_time, known[0]), max(end_time, known[1])
@@ -305,13 +326,14 @@ class Repair:
                 if symbol in self.hopeless or whole:
                     del self._ask_at[symbol]
                     self._unchanged.pop(symbol, None)
+                    self._left_out_since.pop(symbol, None)
                 elif self._is_hopeless(symbol, now_ns, minute_end):
                     hopeless.append(symbol)
                     self.hopeless.add(symbol)
                 else:
-                    retry_ms = max(self._config.gap_retry_ms, self._again_ms(symbol))
+                    retry_ms = max(self._config.gap_retry_ms, self._again_ms(symbol, now_ns))
                     self._ask_at[symbol] = now_ns + retry_ms * 1_000_000
-                    commands += self._ask(symbol)
+                    commands += self._ask(symbol, 1 if self._is_slow(symbol, now_ns) else ASKS_MAX, now_ns)
             self._soonest = min(self._ask_at.values(), default=NEVER)
         for symbol in [symbol for symbol, at in self._settle_at.items() if at <= now_ns]:
             commands += self._ask_to_settle(symbol, now_ns, minute_end)
@@ -330,13 +352,13 @@ class Repair:
         self._ask_at[symbol] = at_ns
         self._soonest = min(self._soonest, at_ns)
 
-    def _ask(self, symbol: int) -> list[Command]:
+    def _ask(self, symbol: int, most: int, now_ns: int) -> list[Command]:
         state = self._book.symbols[symbol]
-        gaps = self._book.gaps[symbol, : state["gap_count"]]
-        gaps = gaps[gaps["unexplained"] == 0][-ASKS_MAX:]
+        missing = self._missing_gaps(symbol)
+        gaps = missing[_due_ms(missing) <= now_ns // 1_000_000][-most:]
         columns = (gaps[name].tolist() for name in ("first_id", "last_id", "to_time"))
         ranges = list(zip(*columns, strict=True))
-        if symbol in self._unsure or not ranges:
+        if symbol in self._unsure or not len(missing):
             ranges.append((int(state["last_id"]) + 1, -1, 0))
         return [
             FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]), to_time)
@@ -375,3 +397,10 @@ class Repair:
             return False
         wide = (gaps["to_time"] - gaps["from_time"] > SETTLE_MINUTES_MAX * MINUTE_MS) & (gaps["unexplained"] != 0)
         return bool(wide.any() or minute_end - int(gaps["from_time"].min()) > window_ms)
+
+
+def _due_ms(gaps: Rows) -> NDArray[np.int64]:
+    """Return when each of GAP[n] is to be asked for: at once, or some time after the last answer that left it out."""
+    waits = np.array((0, *LEFT_OUT_MS), np.int64)
+    due: NDArray[np.int64] = gaps["answered_at"] + waits[np.minimum(gaps["left_out"], len(LEFT_OUT_MS))]
+    return due

@@ -28,11 +28,13 @@ from services.ingest.binance import (
 from services.ingest.complaints import Complaints
 from services.ingest.exact import trade_rows
 from services.ingest.klines import Parsed, decimals_for, kline_rows, parse
+from services.ingest.patience import Patience
 from services.ingest.recent import TOGETHER_MAX, Recent
-from services.ingest.rest import Answer, Priority, Rest, RestError
+from services.ingest.rest import ATTEMPTS_MAX, Answer, Priority, Rest, RestError
 from services.ingest.scan import plain_klines
 from services.ingest.symbols import Symbols
 from services.ingest.venue import KEYED_PAGE_MAX, PAGE_MAX, Request, Venue
+from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.kline import TRADE
@@ -61,7 +63,6 @@ UNREACHABLE_MAX = 10_000
 ASKED_MAX = 5_000
 """Questions of the engine under way: a few for every symbol. It asks again for what was dropped."""
 SHORTEST_MONTH_MS = 28 * DAY_MS
-ID_MAX = 2**62
 
 
 @dataclass(eq=False)
@@ -102,6 +103,7 @@ class History:
         self._delivers = delivers
         self._send = send
         self._unreachable: dict[FetchTrades, float] = {}
+        self._patience = Patience()
         self._asked: set[FetchTrades | FetchKlines] = set()
         self._fetches: dict[str, list[Fetch]] = {}
         """By symbol: the ranges of ids that are on their way."""
@@ -229,6 +231,9 @@ class History:
         if self._unreachable.get(ask, 0.0) > time.monotonic():
             self._complaints.counts["trades unreachable"] += 1
             return
+        if not self._patience.may_ask(ask.symbol, time.monotonic()):
+            self._complaints.counts["trades not asked again yet"] += 1
+            return
         fetches = self._fetches.setdefault(ask.symbol, [])
         fetch = Fetch(ask.first_id, ask.last_id if ask.last_id >= 0 else ID_MAX)
         if ask.first_id and ask.last_id >= 0:
@@ -242,6 +247,7 @@ class History:
             if 400 <= error.status < 500:
                 self._give_up(ask, str(error))
             else:
+                self._patience.failed(ask.symbol, time.monotonic())
                 self._complaints.note("trades not answered", f"{ask.symbol} {ask.first_id} to {ask.last_id}: {error}")
         finally:
             if fetch in fetches:
@@ -256,15 +262,15 @@ class History:
     async def _agg_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
         older_to = -1
         if fetch.first and ask.last_id < 0:
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol), self._urgency(ask))
+            page = await self._agg_page(ask.symbol, self._urgency(ask))
             if page.ids and page.ids[-1] < fetch.first:
                 # The newest trade says that there is no newer one, or, if its id is lower, that ids have begun anew.
                 self._answer(ask.symbol, page, page.ids[-1], page.ids[-1])
                 return
             if page.ids and page.ids[0] > fetch.first:
-                page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+                page = await self._agg_page(ask.symbol, self._urgency(ask), from_id=fetch.first)
         elif fetch.first:
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+            page = await self._agg_page(ask.symbol, self._urgency(ask), from_id=fetch.first)
         else:
             page, older_to = await self._since(ask.symbol, ask.from_time)
             if not page.ids:
@@ -280,7 +286,7 @@ class History:
             if reached == fetch.last or len(page.ids) < PAGE_MAX:
                 return
             fetch.first = reached + 1
-            page = await self._agg_page(self._venue.agg_trades(ask.symbol, from_id=fetch.first), self._urgency(ask))
+            page = await self._agg_page(ask.symbol, self._urgency(ask), from_id=fetch.first)
         if fetch.first == ask.first_id:
             # Nothing from there on, as far as the exchange says; of ids that are known to be, that is an answer.
             self._answer(ask.symbol, None, fetch.first, ask.last_id)
@@ -290,23 +296,29 @@ class History:
 
         That nothing is missing in front is said by a trade that is older, not by a page that begins where it should.
         """
-        page = await self._agg_page(self._venue.agg_trades(symbol))
+        page = await self._agg_page(symbol)
         wanted = bisect_left(page.times, from_time)
         if wanted or len(page.ids) < PAGE_MAX:
             return page.beginning_at(wanted), _older(page, wanted)
-        page = await self._agg_page(self._venue.agg_trades(symbol, start_time=max(1, from_time)))
+        page = await self._agg_page(symbol, start_time=max(1, from_time))
         if not page.ids:
             raise Malformed(f"no trades since {from_time}, and a thousand of them")
-        before = await self._agg_page(self._venue.agg_trades(symbol, from_id=max(0, page.ids[0] - PAGE_MAX)))
+        before = await self._agg_page(symbol, from_id=max(0, page.ids[0] - PAGE_MAX))
         older = bisect_left(before.times, from_time)
         return page, _older(before, older)
 
-    async def _agg_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
-        return read_agg_trades((await self._rest.get(request, priority)).body)
+    async def _agg_page(self, symbol: str, priority: Priority = Priority.TRADES, **asked: int) -> TradePage:
+        return read_agg_trades(await self._page(symbol, self._venue.agg_trades(symbol, **asked), priority))
+
+    async def _page(self, symbol: str, request: Request, priority: Priority) -> bytes:
+        attempts = 1 if self._patience.has_failed(symbol) else ATTEMPTS_MAX
+        body = (await self._rest.get(request, priority, attempts)).body
+        self._patience.answered(symbol)
+        return body
 
     async def _single_trades(self, ask: FetchTrades, fetch: Fetch) -> None:
         """The `trade` stream: recent trades need no key, older ones do, and void ids are in neither."""
-        recent = await self._trade_page(self._venue.recent_trades(ask.symbol), self._urgency(ask))
+        recent = await self._trade_page(ask.symbol, self._venue.recent_trades(ask.symbol), self._urgency(ask))
         fetch.begun = True
         if not recent.ids:
             self._answer(ask.symbol, None, 0, -1)
@@ -354,13 +366,13 @@ class History:
     async def _keyed_page(self, symbol: str, from_id: int) -> TradePage:
         if not self._venue.api_key:
             raise RestError("/historicalTrades", 401, 0, "needs exchange.api_key")
-        page = await self._trade_page(self._venue.keyed_trades(symbol, from_id))
+        page = await self._trade_page(symbol, self._venue.keyed_trades(symbol, from_id))
         if not page.ids:
             raise RestError("/historicalTrades", 400, 0, f"knows nothing from id {from_id} on")
         return page
 
-    async def _trade_page(self, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
-        return read_trades((await self._rest.get(request, priority)).body)
+    async def _trade_page(self, symbol: str, request: Request, priority: Priority = Priority.TRADES) -> TradePage:
+        return read_trades(await self._page(symbol, request, priority))
 
     def _answer(
         self, symbol: str, page: TradePage | None, first: int, last: int, from_place: int = 0, older_to: int = -1

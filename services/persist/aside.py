@@ -12,6 +12,7 @@ import numpy as np
 import psycopg
 from msgspec.structs import replace
 
+from services.persist.copying import checked
 from shared.names import is_name
 from shared.postgres import words_of
 from shared.wire import DirtyBatch, placed_rows
@@ -82,10 +83,10 @@ class Aside:
 
 
 def part_of(batch: DirtyBatch, places: list[int]) -> DirtyBatch:
-    """Return a batch of some of its symbols, by their places in its marks."""
+    """Return a batch of some of its symbols, by their places in its marks. Raises WireError."""
     if len(places) == len(batch.marks):
         return batch
-    rows = placed_rows(batch.rows)
+    rows = checked(placed_rows(batch.rows), batch.marks)
     called = np.full(len(batch.marks), -1, np.int32)
     called[places] = np.arange(len(places))
     chosen = rows[called[rows["symbol"]] >= 0].copy()

@@ -30,6 +30,7 @@ from shared.wire import (
     Finished,
     Load,
     Persisted,
+    StoreRequest,
     WireError,
     decode_store_request,
     encode,
@@ -124,12 +125,14 @@ class Loop:
     def _serve(self, message: bytes) -> None:
         """Do what the engine asks."""
         try:
-            request = decode_store_request(message)
+            self._obey(decode_store_request(message))
         except WireError as error:
             self._refused += 1
             if self._refused == 1:
                 log.warning("refused a message that is no request; more of them are only counted: %s", error)
-            return
+
+    def _obey(self, request: StoreRequest) -> None:
+        """Raises WireError on rows that are none."""
         self._finished = isinstance(request, Finished)
         match request:
             case Load():

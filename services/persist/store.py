@@ -28,6 +28,7 @@ from services.persist.copying import (
 )
 from services.persist.tables import Connection as Connection
 from services.persist.tables import claim, open_session, prepare
+from shared.bounds import TIME_MAX
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, FINAL, SATURATED, UNEXPLAINED
 from shared.wire import (
@@ -44,8 +45,6 @@ from shared.wire import (
 
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""
-TIME_MAX = 2**53
-"""Later than any kline: what comes behind one that was still open, the store need not have."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = logging.getLogger(__name__)
@@ -135,6 +134,7 @@ ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time, ses
 RETURNING {_TABLES.replace("identity", "engine_state.identity")}
 """
 _MS = "(extract(epoch FROM {}(open_time)) * 1000)::int8"
+# Whatever comes behind a kline that was still open, the store need not have.
 _UNFINISHED = f"""
 SELECT symbol, interval, {_MS.format("min")}, CASE WHEN bool_and(closed) THEN {_MS.format("max")} ELSE {TIME_MAX} END
 FROM klines WHERE NOT final GROUP BY symbol, interval

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from shared.config import Config
 from shared.postgres import NAME, READER, port, socket_folder
 from shared.process import PR_SET_PDEATHSIG, Unavailable
+from shared.sockets import ENTERED
 
 CLONE_NEWUSER = 0x10000000
 SHARED_BUFFERS = "64MB"
@@ -113,6 +114,7 @@ def user_for(cluster: Path, folders: list[Path]) -> Become:
     if not owned_by_other and _works(new_namespace, folders[0]):
         return new_namespace
     for folder in folders:
+        folder.parent.chmod(folder.parent.stat().st_mode & 0o777 | ENTERED)
         for member in [folder, *folder.rglob("*")]:
             os.chown(member, other.pw_uid, other.pw_gid, follow_symlinks=False)
     if not _works(become_other, folders[0]):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
 from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
+from shared.names import NAME_MAX
 from shared.visitors import Names
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
 SHUTDOWN_STREAM = "!serverShutdown"
 GOING_AWAY = 1001
+NUMBER = re.compile(r"[0-9]{1,18}")
 SPEED_MIN, SPEED_MAX = 0.001, 10_000.0
+SINCE_MAX_MS = 2 * 86_400_000
+"""For the truth of a longer time than this, or since the market began, everything else would wait for too long."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -92,11 +97,14 @@ class Desk:
         asked, market = request.query, self._simulator.market
         instrument = market.find(asked.get("symbol", ""))
         kind = asked.get("stream", "aggTrade")
-        since, rows = asked.get("since", str(market.started)), asked.get("rows", str(ROWS_DEFAULT))
-        if instrument is None or kind not in ("aggTrade", "trade") or not (since.isdigit() and rows.isdigit()):
+        since, rows = _number(asked.get("since", str(market.started))), _number(asked.get("rows", str(ROWS_DEFAULT)))
+        if instrument is None or kind not in ("aggTrade", "trade") or since is None or rows is None:
             return _json({"error": "unknown symbol or stream, or since or rows that is no number"}, status=400)
-        minute = int(since) // MINUTE_MS * MINUTE_MS
-        return _json(truth(market, instrument, kind, minute, max(1, min(int(rows), ROWS_MAX))))
+        minute = since // MINUTE_MS * MINUTE_MS
+        earliest = min(market.started, market.now - SINCE_MAX_MS) // MINUTE_MS * MINUTE_MS
+        if not earliest <= minute <= market.now:
+            return _json({"error": f"since is not from {earliest} to {market.now}"}, status=400)
+        return _json(truth(market, instrument, kind, minute, max(1, min(rows, ROWS_MAX))))
 
     async def _pause(self, _request: web.Request) -> web.Response:
         """Stop the exchange's time; what has left by now is all there is."""
@@ -154,7 +162,7 @@ class Desk:
             return _json({"error": str(error)}, status=400)
         if fault.kind not in AT_ONCE:
             faults.begin(fault, time.monotonic())
-        log.info("fault: %s", " ".join(f"{name}={value}" for name, value in request.query.items()))
+        log.info("fault: %s", " ".join(f"{name}={value[:NAME_MAX]}" for name, value in request.query.items()))
         return _json(content | {"faults": faults.active(time.monotonic()), "once": faults.once})
 
     async def _strike(self, fault: Fault) -> dict[str, object]:
@@ -210,6 +218,10 @@ class Desk:
                 if instrument is None or stream.partition("@")[0] == instrument.stream_base:
                     delivered.discard(stream)
         self._simulator.count_wanted()
+
+
+def _number(text: str) -> int | None:
+    return int(text) if NUMBER.fullmatch(text) else None
 
 
 def _json(content: object, status: int = 200) -> web.Response:

@@ -40,6 +40,7 @@ from shared.addresses import at
 from shared.config import Config
 from shared.process import Unavailable
 from shared.sockets import PortTaken
+from shared.visitors import Unreadable, take_only_text
 
 TICK_S = 0.01
 STEP_MAX_MS = 250
@@ -77,9 +78,12 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     warm_up()
+    Unreadable.watch()
     simulator = Simulator(config)
     runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
     await runner.setup()
+    assert runner.server is not None
+    take_only_text(runner.server)
     settings = config.simulator
     try:
         await web.TCPSite(runner, settings.host, settings.port).start()
@@ -300,7 +304,10 @@ class Simulator:
             return web.Response(status=503)
         # Pings and pongs count as messages, so they must be seen; and no compression, as chunks are shared.
         socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=2**20)
-        if not socket.can_prepare(request).ok:
+        try:
+            if not socket.can_prepare(request).ok:
+                return web.Response(status=400, text="Bad Request")
+        except ValueError:  # A key that is not even text.
             return web.Response(status=400, text="Bad Request")
         await socket.prepare(request)
         transport = request.transport

@@ -137,7 +137,11 @@ class Rest:
         """Answer GET `path` (behind the prefix). `now`: exchange time; `weight_now`: what weight is counted by."""
         route = self._routes.get(path)
         if route is None:
-            return Answer(404, b'{"code":-5000,"msg":"Path /fapi/v1/%b, Method GET is invalid"}' % path.encode(), {})
+            return Answer(
+                404,
+                b'{"code":-5000,"msg":"Path /fapi/v1/%b, Method GET is invalid"}' % path.encode(errors="replace"),
+                {},
+            )
         weigh, make = route
         used, refusal = self.weights.charge(address, weigh(asked), weight_now)
         if refusal is not None:
@@ -182,7 +186,7 @@ class Rest:
             rows = self._market.klines(instrument, interval, max(0, last - length * limit), last)
             rows = rows[rows["open_time"] <= last][-limit:]
         else:
-            first = max(start, self._market.first_time(instrument))
+            first = min(max(start, self._market.first_time(instrument)), now)
             rows = self._market.klines(instrument, interval, first, min(last, first + length * (limit + 1)))
             rows = rows[(rows["open_time"] >= start) & (rows["open_time"] <= last)][:limit]
         ends = end_times(interval, rows["open_time"])

@@ -22,7 +22,7 @@ from shared.client import AsyncSnapshots
 from shared.config import Config
 from shared.postgres import database_url
 from shared.sockets import PortTaken
-from shared.visitors import Names
+from shared.visitors import Names, take_only_text
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 
 PROBE_S = 1.0
@@ -88,6 +88,7 @@ async def run(config: Config) -> int:
 async def listen(runner: web.AppRunner, site: Web, host: str, port: int) -> asyncio.Server:
     await runner.setup()
     assert runner.server is not None
+    take_only_text(runner.server)
     try:
         server = await asyncio.get_running_loop().create_server(
             Gate(runner.server, site.busy), host, port, backlog=BACKLOG

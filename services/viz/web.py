@@ -30,7 +30,7 @@ from services.viz.api import (
 )
 from services.viz.hub import BEAT_S, Hub, Message, Viewer
 from shared.process import Unavailable
-from shared.visitors import Names
+from shared.visitors import Names, Unreadable
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
@@ -66,6 +66,7 @@ class Web:
         self._reader = reader
         self._now = now
         self._names = names
+        self._unreadable = Unreadable.watch()
         self.busy: set[object] = set()
         """Connections of which a request is being answered."""
         self._sockets: set[web.WebSocketResponse] = set()
@@ -126,7 +127,8 @@ class Web:
         return response
 
     async def _health(self, _request: web.Request) -> web.Response:
-        figures = self._hub.figures(self._now()) | {"bad_messages": self.bad_messages}
+        bad = {"bad_messages": self.bad_messages, "bad_requests": self._unreadable.count}
+        figures = self._hub.figures(self._now()) | bad
         reasons = self._hub.state(self._now()).reasons()
         return answer({"ok": not reasons, "reasons": reasons} | figures)
 
@@ -147,7 +149,10 @@ class Web:
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_MAX, compress=False)
         tasks: set[asyncio.Task[None]] = set()
         try:
-            await socket.prepare(request)
+            try:
+                await socket.prepare(request)
+            except ValueError:  # A key that is not even text.
+                return refusal(400, "that is no handshake of a websocket")
             self._sockets.add(socket)
             tasks = {
                 asyncio.create_task(self._listen(socket, viewer)),

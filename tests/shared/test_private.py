@@ -13,7 +13,7 @@ import pytest
 from shared.config import Config, load
 from shared.postgres import database_url, socket_folder
 from shared.private import NotPrivate, closed_folder, private_folder
-from shared.sockets import IPC_PATH_MAX, ipc
+from shared.sockets import ENTERED, IPC_PATH_MAX, PortTaken, ipc, lock_room
 from tests.support import ROOT, write_config
 
 SOMEBODY = 12_345
@@ -229,3 +229,37 @@ class _Attack:
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("umask", [0, 0o77])
+def test_locks_and_their_folder_are_this_users_own_whatever_they_were(tmp_path: Path, umask: int) -> None:
+    run = tmp_path / "data" / "run"
+    for _ in range(2):
+        before = os.umask(umask)
+        try:
+            with lock_room(run, "engine") as held, pytest.raises(PortTaken, match=str(os.getpid())):
+                assert lock_room(run, "engine") is not held
+        finally:
+            os.umask(before)
+        assert mode_of(run) == 0o700
+        assert mode_of(run / "engine.lock") == 0o600
+        # As an older klagg made them.
+        run.chmod(0o755)
+        (run / "engine.lock").chmod(0o644)
+
+
+def test_a_folder_that_another_user_of_the_database_enters_stays_so(tmp_path: Path) -> None:
+    tmp_path.chmod(ENTERED)
+    lock_room(tmp_path, "engine").close()
+    assert mode_of(tmp_path) == ENTERED
+
+
+def test_a_lock_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "engine.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotPrivate, match=r"engine\.lock cannot be made this user's own"):
+        lock_room(tmp_path, "engine")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777

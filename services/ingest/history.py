@@ -326,6 +326,10 @@ class History:
         end = min(fetch.last, recent.ids[-1])
         # Fewer than a page is the symbol's whole life: ids before the first do not exist.
         oldest = recent.ids[0] if len(recent.ids) >= PAGE_MAX else 0
+        if ask.last_id >= 0 and recent.ids[-1] < ask.first_id:
+            # As with aggregates: nothing from there on. Void ids are the last ones at times.
+            self._answer(ask.symbol, None, ask.first_id, ask.last_id)
+            return
         if ask.first_id:
             self._answer(ask.symbol, recent, max(ask.first_id, oldest), end)
             await self._older(ask.symbol, ask.first_id, min(end, oldest - 1))

@@ -276,9 +276,13 @@ def test_every_row_that_is_no_market_trade_is_handed_on_as_a_void_id(exchange: E
         exchange.say(*frames, route="public")
         wait_for("all of them", lambda: len(played.rows()) == 11)
         assert [(row[1], row[5]) for row in played.rows()] == [*((number, 0) for number in range(1, 11)), (11, 1)]
+        # Where REST's trades end before them, that is an answer about ids that are known to be.
+        exchange.trades["BTCUSDT"] = [Fill(11, START)]
+        played.engine.ask(FetchTrades("BTCUSDT", 12, 13))
+        wait_for("the answer about later ones", lambda: played.covered() == [(12, 13)])
         # From memory as from the stream.
         played.engine.ask(FetchTrades("BTCUSDT", 1, 11))
-        wait_for("the answer", lambda: played.covered() == [(1, 11)])
+        wait_for("the answer", lambda: played.covered() == [(12, 13), (1, 11)])
         assert [row[5] for row in played.rows()[11:]] == [0] * 10 + [1]
 
 

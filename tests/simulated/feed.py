@@ -180,7 +180,10 @@ class Feed:
                 return
             first = past[wanted].id
         covered = ask.first_id
-        if covered > end:
+        if ask.last_id > newest and covered > newest:
+            # Known to be, and named by nobody: void ids may be the last ones.
+            self.answer(ask.symbol, [], covered, ask.last_id)
+        elif covered > end:
             self.answer(ask.symbol, past[-1:], end, end)
         while covered <= end:
             page = self.exchange.page(ask.symbol, first)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book
-from services.engine.continuity import missing_ids, remove
+from services.engine.continuity import LEFT_OUT_MS, missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
 from shared.calendar import next_open_time
@@ -41,8 +41,6 @@ IDS_MIN = 2_000
 ID_MAX = NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
-LEFT_OUT_MS = (2_000, 10_000, 30_000)
-"""How soon to ask again for what one, two or three answers have left out: what is new may be late at the exchange."""
 LEFT_OUT_MAX = len(LEFT_OUT_MS) + 1
 SETTLED_MS = 120_000
 """So long after its end a kline of the exchange's is not corrected any more, as far as was seen, ..."""

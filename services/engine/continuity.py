@@ -26,8 +26,9 @@ GAPS_MAX = 256
 answers have left out."""
 FALL_MAX_MS = 300_000
 """So far back is waited for, when times have fallen: a single trade with a wrong time must not hold back all proofs."""
-ANSWER_MS = 1_000
-"""Answers that come together are one: they say what is so at one moment."""
+LEFT_OUT_MS = (2_000, 10_000, 30_000)
+"""How long after one, two or three answers that have left it out another one counts, and is asked for: what is new may
+be late at the exchange, and answers that come together say what is so at one moment."""
 
 GAP = np.dtype(
     [
@@ -178,7 +179,7 @@ def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untype
             split(symbol, gaps, place, first_id - 1, first_id)
             at = place + 1
         gap = gaps[at]
-        if gap.left_out == 0 or at_ms - gap.answered_at >= ANSWER_MS:
+        if gap.left_out == 0 or at_ms - gap.answered_at >= LEFT_OUT_MS[min(gap.left_out, len(LEFT_OUT_MS)) - 1]:
             gap.left_out += 1
             gap.answered_at = at_ms
 

@@ -484,7 +484,7 @@ class KlineEngine:
         self.pulse.met("persist", state.session)
         if self.started and not state.point.continues(self.saving.point, self.session):
             self.store_changes += 1
-            self._rewriting.all_of(state)
+            self._rewriting.all_of(state, self.saving.waiting())
             self.saving.point = state.point
         self.saving.lost(0)
         self.saving.hurry()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book
-from services.engine.continuity import missing_ids, remove
+from services.engine.continuity import LEFT_OUT_MS, missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
 from shared.bounds import ID_MAX
@@ -42,8 +42,6 @@ IDS_MIN = 2_000
 NEVER = 2**62
 PATIENCE_MS = 300_000
 """How long nobody may have an answer, however often missing ids, or the newest, are asked for."""
-LEFT_OUT_MS = (2_000, 10_000, 30_000)
-"""How soon to ask again for what one, two or three answers have left out: what is new may be late at the exchange."""
 LEFT_OUT_MAX = len(LEFT_OUT_MS) + 1
 SLOW_AFTER_MS, SLOW_MS = 300_000, 60_000
 """A symbol some of whose ids are left out for so long is asked about one range a minute: 1 % of the request budget."""

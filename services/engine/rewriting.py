@@ -22,16 +22,20 @@ class Rewriting:
         self._roster = roster
         self._repair = repair
 
-    def all_of(self, state: StoreState) -> None:
-        """Save again whatever is in memory, and want what a store in this state lacks besides."""
+    def all_of(self, state: StoreState, waiting: list[tuple[int, int, int]]) -> None:
+        """Save again whatever is in memory, and want what a store in this state lacks besides.
+
+        `waiting`: symbol, interval and first open time of klines that are no longer in memory, and will be saved.
+        """
         self.want_lost()
         for symbol in range(len(self._roster.names)):
             self.since(symbol, state.exchange_time)
         if not state.exchange_time:
-            # What is on its way would stand alone in an empty store, with a hole between it and memory.
+            # They, and those that are on their way, would stand alone in an empty store, with a hole up to memory.
             for symbol, lacking in self._repair.lacking().items():
-                for name, first, _ in lacking:
-                    self._want(symbol, INTERVAL_INDEX[name], first, NEVER)
+                waiting = [*waiting, *((symbol, INTERVAL_INDEX[name], first) for name, first, _ in lacking)]
+            for symbol, index, first in waiting:
+                self._want(symbol, index, first, NEVER)
         for name, interval, first, last in state.unfinished:
             symbol = self._roster.index.get(name, -1)
             if symbol >= 0 and interval in INTERVAL_INDEX:

@@ -104,6 +104,11 @@ class Saving:
         """Take KLINE[n] that have no place in the book, in the book's decimals, for the next batch."""
         self._passing.append((symbol, interval, rows))
 
+    def waiting(self) -> list[tuple[int, int, int]]:
+        """Return the symbol, the interval and the first open time of what is passed on and not acknowledged."""
+        parts = self._passing_under_way + self._passing
+        return [(symbol, interval, int(rows["open_time"].min())) for symbol, interval, rows in parts if len(rows)]
+
     def passing_of(self, symbol: int) -> list[Rows]:
         """Return what waits of a symbol and has no place in the book: its own, to be rescaled with that."""
         return [rows for waiting, _, rows in self._passing + self._passing_under_way if waiting == symbol]

@@ -5,7 +5,8 @@ import pytest
 
 from services.engine import saving as saving_module
 from shared.interval import INTERVAL_NAMES
-from shared.wire import Persisted, StorePoint, StoreState, decode_store_request, encode, placed_rows
+from shared.kline import KLINE
+from shared.wire import Klines, Persisted, StorePoint, StoreState, decode_store_request, encode, placed_rows
 from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
 
 
@@ -196,3 +197,12 @@ def test_a_store_that_is_emptied_while_klines_are_on_their_way_gets_what_lies_be
     until(125)
     played.apply(StoreState(3, StorePoint(), 0))
     assert ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking()[0]
+    # They have come, and wait for the store in their turn.
+    klines = {part.interval: part.rows for part in history([Trade(0, START + 10, 100, 7)], played.time, 10**6)}["1m"]
+    rows = np.frombuffer(klines, KLINE)
+    while ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking().get(0, []):
+        wanted = (rows["open_time"] >= START + 5 * MINUTE) & (rows["open_time"] < START + 26 * MINUTE)
+        played.apply(Klines("BTCUSDT", 2, 3, "1m", rows[wanted].tobytes()))
+    played.until(START + 126 * MINUTE)
+    played.apply(StoreState(4, StorePoint(tables="another"), 0))
+    assert ("1m", START + 5 * MINUTE, START + 27 * MINUTE - 1) in played.engine.repair.lacking()[0]

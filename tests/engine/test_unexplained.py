@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from services.engine.continuity import LEFT_OUT_MS
 from services.engine.encoding import has_gap
 from services.engine.engine import SETTLED_MS
-from services.engine.repair import LEFT_OUT_MAX, LEFT_OUT_MS
+from services.engine.repair import LEFT_OUT_MAX
 from services.engine.snapshots import Snapshots
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
 from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
@@ -64,6 +65,17 @@ def test_an_id_that_an_answer_leaves_out_is_asked_for_again_and_later_each_time(
     assert played.engine.gaps(0) == []
     assert flags(played, 1) == CLOSED | FINAL
     assert played.time == leave_out_last
+
+
+def test_answers_that_come_sooner_than_they_were_asked_for_do_not_make_an_id_unexplained() -> None:
+    played = begun()
+    leave_out(played, 1)
+    for _ in range(3 * LEFT_OUT_MAX):
+        # Another gap of the symbol was asked for, and the answer was about this one too.
+        played.until(played.time + 1_500)
+        played.apply(batch([], covered=[(3, 3)]))
+    assert played.time - TRADES[-1].time < sum(LEFT_OUT_MS)
+    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([(3, 3)], [])
 
 
 def test_an_id_that_all_answers_leave_out_is_unexplained_and_what_follows_is_proven() -> None:

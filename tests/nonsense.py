@@ -67,6 +67,8 @@ class Nonsense:
                 return [
                     self._value(item, place) for _ in range(max(least or 0, self.random.choice([0, 1, 1, 2, 3, 20])))
                 ]
+            case inspect.UnionType(types=kinds):
+                return self._value(self.random.choice(kinds), place)
             case inspect.TupleType(item_types=items):
                 return tuple(self._value(item, place) for item in items)
             case inspect.DictType(key_type=key, value_type=value):

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.engine.snapshots import Snapshots
+from shared.kline import KLINE
 from shared.wire import (
     AppEvent,
     Restored,
@@ -77,7 +78,8 @@ class Lived:
         """Return what klines hold. How often they changed after they closed differs: a time that is wrong by less than
         a minute is believed until the next one.
         """
-        return {key: row.tolist()[:-1] for key, row in self.played.rows(GOOD).items()}
+        names = [name for name in KLINE.names or () if name != "revision"]
+        return {key: {name: int(row[name]) for name in names} for key, row in self.played.rows(GOOD).items()}
 
 
 def differences(seed: int, messages: int) -> tuple[list[object], Lived]:

@@ -127,10 +127,8 @@ def plain_minutes(known: list[Trade]) -> dict[int, list[int]]:
     minutes: dict[int, list[int]] = {}
     for trade in known:
         p, q, bought = trade.price, trade.quantity, 0 if trade.maker else 1
-        opened, high, low, _, *sums = minutes.setdefault(
-            trade.time // MINUTE_MS * MINUTE_MS, [p, p, p, p, 0, 0, 0, 0, 0]
-        )
-        more = [q, q * p, 2, q * bought, q * p * bought]
+        opened, high, low, _, *sums = minutes.setdefault(trade.time // MINUTE_MS * MINUTE_MS, [p, p, p, p, *[0] * 7])
+        more = [q, q * p, 2, q * bought, q * p * bought, 0, 0]
         minutes[trade.time // MINUTE_MS * MINUTE_MS] = [
             opened, max(high, p), min(low, p), p, *(a + b for a, b in zip(sums, more, strict=True))
         ]  # fmt: skip
@@ -163,7 +161,7 @@ def test_klines_are_the_sum_of_what_has_left(halfway: tuple[ReplayedMarket, list
     assert opens == list(range(NOON, opens[-1] + 1, MINUTE_MS))
     for before, time in pairwise(opens):
         if not found[time][6]:
-            assert found[time] == [found[before][3]] * 4 + [0] * 5, "nobody traded: the close before"
+            assert found[time] == [found[before][3]] * 4 + [0] * 7, "nobody traded: the close before"
     # A part of it is a part of it, with the close before where it begins.
     begin = opens[len(opens) // 3]
     part = fields(market.klines(instrument, "1m", begin, begin + 10 * MINUTE_MS))

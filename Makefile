@@ -1,7 +1,7 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sim chaos outage speeds bench bench-peers clean
+.PHONY: help run test lint format sim chaos outage speeds nonsense bench bench-peers clean
 .SUFFIXES:
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ help:
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make outage  take the database away for ten minutes under load, and compare with the truth'
 	@echo 'make speeds  replay recordings at three speeds, and compare what comes out byte for byte'
+	@echo 'make nonsense  send the engine messages that make no sense, and see that nothing else changes'
 	@echo 'make bench   measure speed and memory'
 	@echo 'make bench-peers  measure the engine beside what others would use'
 	@echo 'make clean   remove .venv and what tools left behind; data/ stays'
@@ -58,6 +59,10 @@ chaos: .venv/installed-test
 # make outage SECONDS=60
 outage: .venv/installed-test
 	$(BIN)/python -m tests.outage --seconds $(or $(SECONDS),600)
+
+# make nonsense SEED=7
+nonsense: .venv/installed-test
+	$(BIN)/python -m tests.nonsense --seed $(or $(SEED),1) --runs $(or $(RUNS),200)
 
 # make speeds, make speeds FILES=recording.jsonl.gz STREAM=trade
 speeds: .venv/installed-test

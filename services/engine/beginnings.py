@@ -54,7 +54,8 @@ class Beginnings:
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         intervals, klines = rows["interval"].copy(), rows["kline"].copy()
         minutes = klines[(intervals == 0) & (klines["id_count"] > 0)]
-        proven = max(mark.proven_time, mark.seam_time - 1)
+        # Right behind the seam it is proven without a trade from there on.
+        proven = mark.proven_time if mark.proven_time > mark.seam_time else mark.seam_time - 1
         state["newest_time"] = minutes["open_time"].max(initial=proven)
         state["seen_time"] = state["newest_time"] + MINUTE_MS
         self._resume_gaps(symbol, mark, minutes, proven)

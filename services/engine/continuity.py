@@ -102,10 +102,10 @@ def is_behind_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
 
 @compiled
 def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped-def]
-    """Note an id as unexplained whose trade lies behind the seam (`is_behind_seam`); False if there is no room.
+    """Note an id as unexplained whose trade says a time before the seam (`is_behind_seam`); False if there is no room.
 
-    That trade's minute is the exchange's own, which may have been asked for before there was such a trade. to_time:
-    behind every trade that there is.
+    That minute is the exchange's own, which may be from before there was such a trade; or the time is wrong,
+    and the trade belongs where its neighbours are. to_time: no trade is later that there is.
     """
     if trade_id > symbol.last_id:
         if symbol.gap_count + 1 + (trade_id > symbol.last_id + 1) > len(gaps):
@@ -113,7 +113,7 @@ def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped
         if trade_id > symbol.last_id + 1:
             _open(symbol, gaps, trade_id - 1, to_time)
             symbol.last_id = trade_id - 1
-        _open(symbol, gaps, trade_id, symbol.newest_time)
+        _open(symbol, gaps, trade_id, to_time)
         symbol.last_id = trade_id
         place = symbol.gap_count - 1
     else:
@@ -131,7 +131,7 @@ def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped
         if trade_id < last:
             split(symbol, gaps, place, trade_id, trade_id + 1)
     gap = gaps[place]
-    gap.from_time, gap.to_time = min(gap.from_time, time), max(gap.to_time, symbol.newest_time)
+    gap.from_time = min(gap.from_time, time)
     gap.unexplained = 1
     return True
 

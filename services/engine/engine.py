@@ -306,7 +306,7 @@ class KlineEngine:
         if state.engine != self.session and (another or now_ns >= self._introduce_at):
             self._introduce(now_ns)
         if known is None or (known.session, known.since) != (state.session, state.since):
-            self.repair.note_silence(now_ns)
+            self.repair.note_silence(state.since, now_ns)
 
     # How it begins.
 
@@ -344,7 +344,7 @@ class KlineEngine:
             self.saving.wait(now_ns)
             self._open_minutes(now)
             self._introduce(now_ns)
-            self.repair.note_silence(now_ns)
+            self.repair.note_silence(self.feed.since if self.feed else 0, now_ns)
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)

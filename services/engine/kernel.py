@@ -74,7 +74,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.beyond_window += 1
             continue
         if not counts and is_behind_seam(state, book.gaps[symbol], trade.id):
-            if set_aside(state, book.gaps[symbol], trade.id, trade.time, minute_end):
+            if set_aside(state, book.gaps[symbol], trade.id, trade.time, minute_end - 1):
                 settle(book, False)
                 flag_unexplained(book, symbol, trade.time, minute_end, False)
                 note(book.gapped, symbol)
@@ -132,7 +132,14 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
     """
     state, gaps = book.symbols[symbol], book.gaps[symbol]
     if older_to >= 0:
+        from_time, to_time = state.newest_time, -1
+        for place in range(state.gap_count):
+            if gaps[place].unexplained and gaps[place].last_id <= older_to:
+                from_time, to_time = min(from_time, gaps[place].from_time), max(to_time, gaps[place].to_time)
         skip_to(state, gaps, older_to)
+        if to_time >= 0:
+            settle(book, False)
+            flag_unexplained(book, symbol, from_time, to_time, False)
         first_id = max(first_id, older_to + 1)
     leave_out(state, gaps, first_id, last_id, at_ms)
     state.mark_changed = 1

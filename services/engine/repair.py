@@ -90,7 +90,7 @@ class Repair:
         """Symbols whose ids have begun anew, and when (monotonic ns) they may."""
         self._unheard: dict[int, int] = {}
         """Symbols and their last ids when the feed came up, ..."""
-        self._unheard_at = 0
+        self._heard_since = self._unheard_at = 0
         """... and when (monotonic ns) those that are still there are asked about."""
         self._settled: dict[int, list[Unexplained]] = {}
         """What was unexplained of a symbol, and what came of it."""
@@ -238,10 +238,11 @@ class Repair:
         self._unsure[symbol] = -1
         self._plan(symbol, now_ns + self._config.gap_retry_ms * 1_000_000)
 
-    def note_silence(self, now_ns: int) -> None:
-        """The feed has come up: whoever stays silent from here on may have traded before."""
+    def note_silence(self, since: int, now_ns: int) -> None:
+        """The feed has come up at a time of the exchange's: who trades no more from there on may have traded before."""
         last_ids = self._book.symbols["last_id"][: len(self._symbols)].tolist()
         self._unheard = {symbol: last_id for symbol, last_id in enumerate(last_ids) if last_id >= 0}
+        self._heard_since = since
         self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
 
     def doubt(self, symbol: int, now_ns: int) -> None:
@@ -369,7 +370,8 @@ class Repair:
     def _doubt_silence(self, now_ns: int) -> None:
         for symbol, last_id in self._unheard.items():
             state = self._book.symbols[symbol]
-            if state["last_id"] == last_id and state["active"]:
+            # A trade from before, out of somebody's memory, says nothing of those behind it.
+            if state["active"] and (state["last_id"] == last_id or state["newest_time"] < self._heard_since):
                 self.doubt(symbol, now_ns)
         self._unheard = {}
 

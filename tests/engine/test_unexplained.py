@@ -290,7 +290,7 @@ def with_a_late_one(known: bool) -> PlayedEngine:
 def test_a_trade_from_before_the_seam_that_comes_late_is_unexplained_in_its_minute_and_up_to_now() -> None:
     """No row holds it, and the exchange's own kline may have been asked for before there was such a trade."""
     played = with_a_late_one(known=False)
-    told = [Unexplained(3, 3, LATE.time, traded(0.2, 2).time)]
+    told = [Unexplained(3, 3, LATE.time, START + MINUTE - 1)]
     assert played.engine.repair.unexplained(0) == told
     played.apply(batch([LATE], covered=[(3, 3)]), batch([LATE, traded(0.4, 5)]))
     assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], told)

@@ -33,8 +33,11 @@ class Simulation:
         self.span_ms = source.choice([10, 40, 150]) * MINUTE
         self.exchange = Exchange(world, self.span_ms + CALM_MS)
         self.store = Store(world)
+        resume_max = source.choice([2, 60])
+        if self.exchange.falls:
+            resume_max = 60  # Or a restart may be such an absence as `strike` leaves out.
         self.config = EngineConfig(
-            max_symbols=3, window=WINDOW, resume_max_ms=source.choice([2, 60]) * MINUTE, silence_ask_ms=3_000
+            max_symbols=3, window=WINDOW, resume_max_ms=resume_max * MINUTE, silence_ask_ms=3_000
         )
         self.audit = AuditConfig(every_minutes=source.choice([1, 7, 60]))
         self.begun_anew = self.lost = self.engines = 0

@@ -65,7 +65,7 @@ class Listener(threading.Thread):
 @pytest.mark.timeout(900)
 def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path: Path) -> None:
     market = {"symbols": 10, "trades_per_second": 300.0, "history_days": 3, "quirks": False, "weight_limit": 1_000_000}
-    path = write_config(tmp_path, simulator=market)
+    path = write_config(tmp_path, simulator=market, engine={"silence_ask_ms": 2_000})
     config = load({"KLAGG_CONFIG": str(path)})
     with running("postgres", "persist", "engine", "simulator", config=path) as rooms:
         listener = Listener(config)
@@ -100,7 +100,7 @@ def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path
                 assert ingest.stop() == 0, ingest.log
         with running("ingest", config=path):
             wait_for("the feed", lambda: listener.health.get("connected"), 60)
-            settle(config)
+            settle(config, 180)
             found, compared = differences(config)
         listener.ended = True
         listener.join(10)

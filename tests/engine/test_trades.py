@@ -5,6 +5,7 @@ import random
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared.decimals import INT64_MAX
 from shared.interval import INTERVAL_NAMES
@@ -291,6 +292,26 @@ def test_a_symbol_that_stays_silent_after_the_feed_came_up_is_asked_about_once()
     played.until(START + 60_000)
     assert played.engine.take_commands() == []
     assert played.rows("AUSDT")["1m", START]["low"] == 90
+
+
+def test_an_old_trade_out_of_somebodys_memory_does_not_hide_those_behind_it() -> None:
+    """The feed was away and comes back while the engine does: ingest's memory shows what was before."""
+    played = PlayedEngine(silence_ask_ms=3_000)
+    played.add()
+    played.apply(batch([], covered=[(0, 8)]), batch([Trade(9, START + 10, 100, 7)], event_time=START + 20))
+    played.until(START + 60_000)
+    played.apply(replace(played.feed(), since=START + 60_000))
+    played.apply(batch([Trade(10, START + 20_000, 100, 7)]))
+    played.engine.take_commands()
+    played.until(START + 64_000)
+    assert FetchTrades("BTCUSDT", 11, -1) in played.engine.take_commands()
+    # One from after that shows by its id whether any is missing.
+    played.apply(batch([], covered=[(11, 11)]), replace(played.feed(), since=START + 64_000))
+    played.until(START + 65_000)
+    played.apply(batch([Trade(12, START + 64_500, 100, 7)], event_time=START + 64_600))
+    played.engine.take_commands()
+    played.until(START + 70_000)
+    assert FetchTrades("BTCUSDT", 13, -1) not in played.engine.take_commands()
 
 
 def test_a_trade_of_a_minute_that_has_left_memory_is_not_applied() -> None:

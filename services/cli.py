@@ -143,7 +143,7 @@ async def _compare(config: Config, connection: "Connection", symbols: list[str] 
         for of in traded(connection):
             if symbols is not None and of.symbol not in symbols:
                 continue
-            comparison = Comparison()
+            comparison = Comparison(of.price_decimals, of.quantity_decimals)
             try:
                 for ours in closed_minutes(connection, of, since):
                     minutes = Minutes(of.symbol, int(ours[0]["open_time"]), int(ours[-1]["open_time"]), *of[1:])

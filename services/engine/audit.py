@@ -140,10 +140,8 @@ class Audit:
         return [int(row["open_time"]) for row in both], matches
 
     def _cut(self, symbol: int) -> int:
-        """Return by how much less than ours a trade may be worth at the exchange, in units of our quote volumes."""
         state = self._book.symbols[symbol]
-        more = int(state["price_decimals"] + state["quantity_decimals"]) - QUOTE_DECIMALS
-        return 10**more - 1 if more > 0 else 0
+        return cut_of(int(state["price_decimals"]), int(state["quantity_decimals"]))
 
     def totals(self) -> dict[str, int]:
         """Return what was counted of all symbols."""
@@ -157,6 +155,12 @@ def differences(ours: np.void, theirs: np.void) -> dict[str, tuple[int, int]]:
     """Return ours and theirs of the fields in which two klines differ."""
     both = {name: (figure(ours, name), figure(theirs, name)) for name in FIELDS}
     return {name: (a, b) for name, (a, b) in both.items() if a != b}
+
+
+def cut_of(price_decimals: int, quantity_decimals: int) -> int:
+    """Return by how much less than ours a trade may be worth at the exchange, in units of our quote volumes."""
+    more = price_decimals + quantity_decimals - QUOTE_DECIMALS
+    return 10**more - 1 if more > 0 else 0
 
 
 def judge(

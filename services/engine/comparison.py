@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.engine.audit import MATCHED, MISMATCHED, Carry, differences, judge
+from services.engine.audit import MATCHED, MISMATCHED, Carry, cut_of, differences, judge
 from shared.interval import MINUTE_MS
 from shared.kline import EXCHANGE
 from shared.wire import Rows
@@ -26,7 +26,8 @@ class Difference(NamedTuple):
 class Comparison:
     """Of one symbol, as its minutes come: a lawful difference goes on in the next minute."""
 
-    def __init__(self) -> None:
+    def __init__(self, price_decimals: int, quantity_decimals: int) -> None:
+        self._cut = cut_of(price_decimals, quantity_decimals)
         self.counts: dict[str, int] = {}
         self.differences: list[Difference] = []
         self._carried: Carry | None = None
@@ -54,5 +55,5 @@ class Comparison:
             self._carried = None
             return MISMATCHED if differences(ours, theirs) else MATCHED
         price_before = int(self._before["close"]) if self._before is not None else 0
-        verdict, self._carried = judge(ours, theirs, self._carried, price_before)
+        verdict, self._carried = judge(ours, theirs, self._carried, price_before, self._cut)
         return verdict

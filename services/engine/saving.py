@@ -174,7 +174,9 @@ class Saving:
                     taken_again[symbol] = self.refused.pop(symbol)
         self._unsaved.release(self._under_way)
         self._under_way = None
-        self._passing_under_way = []
+        # What has no place in the book waits with its symbol: there is nothing to make it of again.
+        kept = [part for part in self._passing_under_way if part[0] in self.refused]
+        self._passing, self._passing_under_way = kept + self._passing, []
         # What trades change are the newest rows, and at the end of a minute those before them.
         in_use = 2 * len(self._symbols) * len(INTERVALS)
         rest = REST if len(self._unsaved) <= in_use else BACKLOG_REST

@@ -343,7 +343,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     closed: bool
     """The exchange's clock has passed its end."""
     final: bool
-    """Every trade before its end was applied: it changes no more."""
+    """Every trade before its end was applied, by all that is known. Should one turn up all the same, the row says so:
+    `final` off, `revision` up."""
     gap: bool
     """Missing trades may belong in it; they are being fetched."""
     unexplained: bool

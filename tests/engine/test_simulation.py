@@ -16,6 +16,7 @@ FAILED_ONCE = {
     600005: "a trade with a time long past was audited in the minutes before its own",
     600608: "an id that turned out to be older than the seam left its klines unexplained for ever",
     602257: "an old trade out of ingest's memory hid those behind it, which a connection lost",
+    702255: "klines that waited for a symbol that the store refused were lost, and flat ones became final",
     2006994: "a void id that followed on a trade older than memory was in no kline",
     300423: "the last batch was never taken, because only a symbol's mark had changed",
     300934: "the exchange's own klines were refused where restored ones were that lacked something",

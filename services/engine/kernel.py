@@ -74,12 +74,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.beyond_window += 1
             continue
         if not counts and is_behind_seam(state, book.gaps[symbol], trade.id):
-            if set_aside(state, book.gaps[symbol], trade.id, trade.time, minute_end - 1):
-                settle(book, False)
-                flag_unexplained(book, symbol, trade.time, minute_end, False)
-                note(book.gapped, symbol)
-            else:
-                counters.no_room_for_gap += 1
+            _set_aside(book, symbol, trade, minute_end)
             continue
         if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1
@@ -89,10 +84,7 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             counters.duplicates += 1
             if trade.time > state.seen_time:
                 # Nothing that came before was so new: this is another trade, under an id that was used.
-                counters.contradictions += 1
-                state.contradicted = minute_end
-                touch_between(book, symbol, state.newest_time, minute_end)
-                note(book.gapped, symbol)
+                _contradict(book, symbol, minute_end)
             continue
         if outcome == NO_ROOM:
             counters.no_room_for_gap += 1
@@ -154,6 +146,27 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
     if found or older_to >= 0:
         mark_final(book, symbol)
     return found
+
+
+@compiled
+def _set_aside(book, symbol, trade, minute_end):  # type: ignore[no-untyped-def]
+    """Note a trade that says a time before the seam, and comes behind it."""
+    if set_aside(book.symbols[symbol], book.gaps[symbol], trade.id, trade.time, minute_end - 1):
+        settle(book, False)
+        flag_unexplained(book, symbol, trade.time, minute_end, False)
+        note(book.gapped, symbol)
+    else:
+        book.counters[0].no_room_for_gap += 1
+
+
+@compiled
+def _contradict(book, symbol, minute_end):  # type: ignore[no-untyped-def]
+    """Note that a symbol's ids have begun anew: none of its trades counts before that minute is over."""
+    state = book.symbols[symbol]
+    book.counters[0].contradictions += 1
+    state.contradicted = minute_end
+    touch_between(book, symbol, state.newest_time, minute_end)
+    note(book.gapped, symbol)
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 import random
 import string
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def test_120_symbols_of_which_the_database_refuses_three(tmp_path: Path) -> None
         wait_for("the store", lambda: at.engine.of(StoreState))
         with psycopg.connect(_url(at), autocommit=True) as connection:
             connection.execute("ALTER TABLE klines ADD CHECK (symbol <> 'CHECKUSDT')")
+        began = time.monotonic()
         at.engine.say(of(names))
         (answer,) = wait_for("the batch", lambda: at.engine.of(Persisted))
+        assert time.monotonic() - began < 10
         assert sorted(answer.refused) == sorted(BAD)
         assert at.query("SELECT count(*), count(DISTINCT symbol) FROM klines") == [(117 * 3, 117)]
         assert at.query("SELECT count(*) FROM symbols") == [(117,)]

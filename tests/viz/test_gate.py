@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import statistics
 import time
 import urllib.request
 
@@ -105,20 +104,18 @@ def test_half_a_request_and_none_are_closed_after_ten_seconds(place: Place) -> N
         while half.recv(65_536):
             pass
         half.close()
-    assert time.monotonic() - began > 8
+    assert 8 < time.monotonic() - began < 15
 
 
 def test_the_page_answers_within_a_second_beside_2000_idle_connections(place: Place) -> None:
     place.start_viz()
     idle = [socket.create_connection(("127.0.0.1", place.port)) for _ in range(IDLE)]
-    took_s = []
     try:
         for path in ("/", "/app.js", "/health", "/healthz") * 5:
             began = time.monotonic()
-            with urllib.request.urlopen(f"http://{place.address}{path}", timeout=30) as response:
+            with urllib.request.urlopen(f"http://{place.address}{path}", timeout=5) as response:
                 assert response.status == 200
-            took_s.append(time.monotonic() - began)
-        assert statistics.median(took_s) < 1.0
+            assert time.monotonic() - began < 1.0
     finally:
         for connection in idle:
             connection.close()

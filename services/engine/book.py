@@ -71,7 +71,7 @@ COUNTERS = np.dtype(
         ("withdrawn", "<i8"),  # minutes that were final and then got a trade all the same
         ("contradictions", "<i8"),  # not applied: ids have begun anew, and the symbol has not yet
         ("void_before_first", "<i8"),  # not applied: before a symbol's first trade there is no row to be in
-        ("before_seam", "<i8"),  # covered, but already in the exchange's own klines
+        ("before_seam", "<i8"),  # not applied: already in the exchange's own klines
         ("refused", "<i8"),  # not applied: impossible numbers
         ("unknown_symbol", "<i8"),
         ("no_room_for_gap", "<i8"),  # not applied, and fetched later

@@ -147,13 +147,16 @@ def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
 
 @compiled
 def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
-    """Begin behind an id: it and those before it are older than a symbol's seam."""
+    """Begin behind an id: it and those before it are older than a symbol's seam, and those behind it are not."""
     for place in range(symbol.gap_count - 1, -1, -1):
         if gaps[place].last_id <= last_id:
             remove(symbol, gaps, place)
-        elif gaps[place].first_id <= last_id:
+        elif gaps[place].first_id <= last_id + 1:
             gaps[place].first_id = last_id + 1
-    symbol.last_id = max(symbol.last_id, last_id)
+            gaps[place].from_time = max(gaps[place].from_time, symbol.seam_time)
+    if symbol.last_id <= last_id:
+        symbol.last_id = last_id
+        symbol.newest_time = max(symbol.newest_time, symbol.seam_time)
 
 
 @compiled

@@ -127,13 +127,14 @@ class DirtyRows:
         """Mark rows, some of which may be marked already."""
         self._soil_all(self.dirty, rows)
 
-    def take(self, limit: int) -> NDArray[np.int64]:
+    def take(self, limit: int, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return about `limit` marked rows, ascending, and leave them unmarked and under way, and the rest marked.
 
-        More only if a single group has more. All groups have their turn, however often some are marked again.
+        More only if a single group has more. All groups have their turn, however often some are marked again, but for
+        those that are kept: bool[groups].
         """
         taken: NDArray[np.int64]
-        taken, self._turn = take_groups(self.dirty, self._turn, limit)
+        taken, self._turn = take_groups(self.dirty, self._turn, limit, kept)
         return taken
 
     def groups(self) -> NDArray[np.bool_]:
@@ -146,7 +147,7 @@ class DirtyRows:
 
 
 @allocating
-def take_groups(dirty, turn, limit):  # type: ignore[no-untyped-def]
+def take_groups(dirty, turn, limit, kept):  # type: ignore[no-untyped-def]
     """Take the marked rows of whole groups, from group `turn` on; return them, and the group to go on with."""
     groups = len(dirty.by_group)
     chosen = np.empty(groups, np.int64)
@@ -154,7 +155,7 @@ def take_groups(dirty, turn, limit):  # type: ignore[no-untyped-def]
     next_turn = turn
     for n in range(groups):
         group = (turn + n) % groups
-        marked = dirty.by_group[group]
+        marked = 0 if kept[group] else dirty.by_group[group]
         if row_count > 0 and row_count + marked > limit:
             next_turn = group
             break

@@ -173,7 +173,7 @@ class KlineEngine:
             if self.minute_end != minute_end:
                 rows_changed = True
                 self._commands += self.audit.due(self.minute_end)
-        due = self.repair.due(now_ns, self.minute_end)
+        due = self.repair.due(now_ns, self.minute_end, self.saving.refused)
         self._commands += due.commands
         if due.hopeless:
             self._begin_anew(due.hopeless, now_ns)
@@ -467,18 +467,13 @@ class KlineEngine:
             return None
         if self.book.any_lost[0] and not self.saving.under_way:
             self._rewriting.want_lost()
-        if self.saving.refused and (last or self.saving.due(now_ns)):
-            self._rewriting.whole(list(self.saving.refused))
         return self.saving.take(now_ns, self.clock.now(now_ns), last)
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
-        taken_again = self.saving.acknowledge(event, now_ns)
-        if taken_again is None:
-            self._drop("acknowledgements of nothing")
-        else:
+        if self.saving.acknowledge(event, now_ns):
             self.pulse.saved(now_ns)
-        for symbol, since in (taken_again or {}).items():
-            self._rewriting.since(symbol, since)
+        else:
+            self._drop("acknowledgements of nothing")
 
     def _store_changed(self, state: StoreState) -> None:
         self.pulse.met("persist", state.session)

@@ -73,8 +73,12 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if counts and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
             continue
-        if not counts and is_behind_seam(state, book.gaps[symbol], trade.id):
-            _set_aside(book, symbol, trade, minute_end)
+        if not counts:
+            # Older than all that counts, it says. Where its neighbours are not known yet, an answer tells (`older_to`).
+            if is_behind_seam(state, book.gaps[symbol], trade.id):
+                _set_aside(book, symbol, trade, minute_end)
+            else:
+                counters.before_seam += 1
             continue
         if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1
@@ -94,9 +98,6 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
             gap = book.gaps[symbol, state.gap_count - 1]
             touch_between(book, symbol, gap.from_time, gap.to_time)
             note(book.gapped, symbol)
-        if not counts:
-            counters.before_seam += 1
-            continue
         kline_of(trade, kline)
         if price_factor != 1 or quantity_factor != 1:
             rescale(book.scratch, price_factor, quantity_factor)

@@ -15,6 +15,7 @@ Decides what is asked when, and when to give up on trades. Knows no messages tha
 A recording has nobody else to ask: one answer is all there is, nothing settles it, and no symbol begins anew.
 """
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -306,8 +307,11 @@ class Repair:
             waits.append(self._klines_at)
         return min(waits, default=None)
 
-    def due(self, now_ns: int, minute_end: int) -> Due:
-        """Return what is to be asked, and who is beyond asking. `minute_end`: the end of the newest minute."""
+    def due(self, now_ns: int, minute_end: int, refused: Container[int] = ()) -> Due:
+        """Return what is to be asked, and who is beyond asking. `minute_end`: the end of the newest minute.
+
+        refused: symbols that the store does not take: klines for it are asked for when it does.
+        """
         commands: list[Command] = []
         hopeless = [symbol for symbol, at in self._contradicted.items() if at <= now_ns]
         for symbol in hopeless:
@@ -341,7 +345,7 @@ class Repair:
                 self.hopeless.add(symbol)
         if self._klines and now_ns >= self._klines_at:
             self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
-            for key in list(self._klines)[:KLINE_ASKS_MAX]:
+            for key in [key for key in self._klines if key[0] not in refused][:KLINE_ASKS_MAX]:
                 # To the end: whoever is not answered must not keep the others waiting.
                 ranges = self._klines[key] = self._klines.pop(key)
                 commands.append(FetchKlines(self._symbols[key[0]], INTERVAL_NAMES[key[1]], *ranges[0]))

@@ -1,7 +1,7 @@
 """What the store had and has no more: marked to be saved again, and where memory has it no more, asked of the exchange.
 
-Decides which klines those are, of a store that was set back or emptied, and of a symbol that the store did not take for
-a while. When that is so, is the engine's to notice. Knows no clock.
+Decides which klines those are, of a store that was set back or emptied, and of rows that left memory too early. When
+that is so, is the engine's to notice. Knows no clock.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ class Rewriting:
         """
         self.want_lost()
         for symbol in range(len(self._roster.names)):
-            self.since(symbol, state.exchange_time)
+            self._again(symbol, state.exchange_time)
         if not state.exchange_time:
             # They, and those that are on their way, would stand alone in an empty store, with a hole up to memory.
             for symbol, lacking in self._repair.lacking().items():
@@ -50,15 +50,8 @@ class Rewriting:
         self._book.any_lost[0] = 0
         lost[:] = 0
 
-    def whole(self, symbols: list[int]) -> None:
-        """Save what has changed with all that is in memory of its symbol: a mark beside older rows proves those."""
-        changed = self._unsaved.groups() | (self._book.symbols["mark_changed"] != 0)
-        for symbol in symbols:
-            if changed[symbol]:
-                self.since(symbol, 0)
-
-    def since(self, symbol: int, time_ms: int) -> None:
-        """Save a symbol again, all of whose klines from a time on the store may lack; 0: only what is in memory."""
+    def _again(self, symbol: int, time_ms: int) -> None:
+        """Save a symbol again, of which the store may lack all klines from a time on; 0: it has nothing."""
         rows = self._book.rows[symbol]
         intervals, places = np.nonzero(rows["open_time"])
         # As the book numbers them (number_of).

@@ -27,6 +27,8 @@ BACKLOG_REST = 3
 """And only so many times while there are more rows than trades change, as after a first start: they come once."""
 AWAY_MS = 50
 """How soon to look again for a store that is not there."""
+REFUSED_AGAIN_NS = 20_000_000_000
+"""How soon the rows of a symbol that the store refuses are sent again; the store itself tries once a minute."""
 PASSING_MAX = 200_000
 """Rows older than the window that wait for the store; further answers are dropped and counted."""
 
@@ -60,9 +62,7 @@ class Saving:
         self.point = StorePoint()
         """What the store has, as far as it was told."""
         self.refused: dict[int, int] = {}
-        """Symbols that the store does not take, and the exchange's time when the first of their batches was cut."""
-        self._cut_time = 0
-        """When the batch under way was cut."""
+        """Symbols that the store does not take, and when (monotonic ns) their unsaved rows are sent again."""
         self._under_way: NDArray[np.int64] | None = None
         self._spoken = np.zeros(0, np.int64)
         """The symbols whose marks are in the batch under way."""
@@ -119,6 +119,7 @@ class Saving:
             return False
         # What is gathered and not settled will be a row an interval, at the most.
         waiting = len(self._unsaved) + int(self._book.unsettled.total[0]) * len(INTERVALS)
+        waiting -= sum(int(self._unsaved.dirty.by_group[symbol]) for symbol in self.refused)
         return now_ns >= self._at or (waiting >= self._config.save_rows and now_ns >= self._rest_until)
 
     def take(self, now_ns: int, exchange_time: int, last: bool) -> DirtyBatch | None:
@@ -127,20 +128,26 @@ class Saving:
             return None
         settle(self._book, False)
         self.wait(now_ns)
-        marks_changed = self._book.symbols["mark_changed"][: len(self._symbols)]
-        if not len(self._unsaved) and not self._passing and not marks_changed.any():
-            return None
-        numbers = self._unsaved.take(BATCH_ROWS_MAX)
-        self._under_way, self._sent_at, self._cut_time = numbers, now_ns, exchange_time
-        self._passing, self._passing_under_way = [], self._passing
-        self.batch += 1
-        return self._batch_of(numbers, exchange_time)
-
-    def _batch_of(self, numbers: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
-        symbols = numbers % len(self._book.symbols)
-        # What is left of a symbol is in a later batch, and its frontier must not come before that.
-        whole = ~self._unsaved.groups()[: len(self._symbols)]
+        kept = np.zeros(len(self._book.symbols), bool)
+        kept[[symbol for symbol, again_at in self.refused.items() if now_ns < again_at]] = True
+        numbers = self._unsaved.take(BATCH_ROWS_MAX, kept)
+        # What is left of a symbol is in a later batch, and neither its frontier nor older klines must come before that.
+        whole = ~(self._unsaved.groups() | kept)[: len(self._symbols)]
         changed = np.flatnonzero(self._book.symbols["mark_changed"][: len(self._symbols)].astype(bool) & whole)
+        passing = [part for part in self._passing if whole[part[0]]]
+        if not len(numbers) and not len(changed) and not passing:
+            return None
+        self._under_way, self._sent_at = numbers, now_ns
+        self._passing, self._passing_under_way = [part for part in self._passing if not whole[part[0]]], passing
+        self.batch += 1
+        return self._batch_of(numbers, changed, exchange_time)
+
+    def _batch_of(self, numbers: NDArray[np.int64], changed: NDArray[np.int64], exchange_time: int) -> DirtyBatch:
+        """Make a batch of the rows of these numbers, of what is passed on, and of the marks of their symbols.
+
+        changed: symbols of which the marks have, and nothing else need have.
+        """
+        symbols = numbers % len(self._book.symbols)
         passed = np.array([symbol for symbol, _, _ in self._passing_under_way], int)
         spoken = np.unique(np.concatenate([symbols, changed, passed]))
         places = np.zeros(len(self._symbols), np.int32)
@@ -156,32 +163,29 @@ class Saving:
         placed = b"".join(part.tobytes() for part in parts)
         return DirtyBatch(self._session, self.batch, exchange_time, self._marks_of(spoken), placed, self.point)
 
-    def acknowledge(self, event: Persisted, now_ns: int) -> dict[int, int] | None:
-        """The store has a batch, except for the symbols that it refuses.
-
-        Return those that it takes again, and since when it did not; None if the batch is not the one under way.
-        """
+    def acknowledge(self, event: Persisted, now_ns: int) -> bool:
+        """The store has a batch, except for the symbols that it refuses; False if it is not the one under way."""
         if (event.session, event.batch) != (self._session, self.batch) or self._under_way is None:
-            return None
+            return False
         self.point = StorePoint(event.tables, event.session, event.batch)
-        taken_again = {}
-        if event.refused or self.refused:
-            names = set(event.refused)
-            for symbol in self._spoken.tolist():
-                if self._symbols[symbol] in names:
-                    self.refused.setdefault(symbol, self._cut_time)
-                elif symbol in self.refused:
-                    taken_again[symbol] = self.refused.pop(symbol)
         self._unsaved.release(self._under_way)
+        names = set(event.refused)
+        refused = [symbol for symbol in self._spoken.tolist() if self._symbols[symbol] in names]
+        for symbol in self._spoken.tolist() if self.refused else ():
+            self.refused.pop(symbol, None)
+        self.refused |= dict.fromkeys(refused, now_ns + REFUSED_AGAIN_NS)
+        if refused:
+            # A row of these that leaves memory leaves it unsaved.
+            self._unsaved.mark(self._under_way[np.isin(self._under_way % len(self._book.symbols), refused)])
+            self._book.symbols["mark_changed"][refused] = 1
         self._under_way = None
-        # What has no place in the book waits with its symbol: there is nothing to make it of again.
         kept = [part for part in self._passing_under_way if part[0] in self.refused]
         self._passing, self._passing_under_way = kept + self._passing, []
         # What trades change are the newest rows, and at the end of a minute those before them.
         in_use = 2 * len(self._symbols) * len(INTERVALS)
         rest = REST if len(self._unsaved) <= in_use else BACKLOG_REST
         self._rest_until = now_ns + (now_ns - self._sent_at) * rest
-        return taken_again
+        return True
 
     def lost(self, now_ns: int) -> None:
         """The batch under way could not be sent or is lost: its rows are unsaved again."""

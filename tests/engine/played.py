@@ -130,11 +130,14 @@ def put(row: np.void, name: str, value: int) -> None:
 
 
 def batch(trades: Iterable[Trade], symbol: str = "BTCUSDT", decimals: tuple[int, int] = (2, 3), **more: Any) -> Trades:
-    """Return a batch; what covers ids from 0 on was asked for by a time: ids before its first trade are older."""
+    """Return a batch; what covers ids from 0 on was asked for by a time: ids before its first trade are older.
+
+    covered: of each range the first id, the last one, and up to which one they are older, where that is another.
+    """
     rows = np.array([(0, *trade) for trade in trades], TRADE)
     covered = [
-        Covered(0, first, last, -1 if first else int(rows["id"].min(initial=last + 1)) - 1)
-        for first, last in more.pop("covered", [])
+        Covered(0, first, last, *(older_to or [-1 if first else int(rows["id"].min(initial=last + 1)) - 1]))
+        for first, last, *older_to in more.pop("covered", [])
     ]
     return Trades(pack_instruments([Instrument(symbol, *decimals)]), rows.tobytes(), covered=covered, **more)
 

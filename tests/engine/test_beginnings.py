@@ -67,7 +67,8 @@ def test_history_and_live_trades_meet_without_a_trade_lost_or_counted_twice(seed
     played.until(START + 5 * MINUTE)
     played.apply(batch(live[begin:]))
     fetched = [trade for trade in trades if trade.time >= seam - MINUTE][: len(trades) - len(live) + begin + 3]
-    played.apply(batch(fetched, covered=[(0, trades[-1].id)]))
+    older_to = max((trade.id for trade in trades if trade.time < seam), default=-1)
+    played.apply(batch(fetched, covered=[(0, trades[-1].id, older_to)]))
     everything = of_all(trades)
     for (interval, open_time), row in held(played).items():
         assert row == everything[interval, open_time], (interval, open_time)

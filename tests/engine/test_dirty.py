@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from services.engine.dirty import MARKED, UNDER_WAY, ChangeList, DirtyRows, note, soil
 
 GROUPS, GROUP = 10, 5
+NONE = np.zeros(GROUPS, bool)
 numbers = st.lists(st.integers(0, GROUPS * GROUP - 1), max_size=60)
 
 
@@ -37,7 +38,7 @@ def test_parts_are_of_whole_groups_and_bring_everything_once(
     while left:
         assert len(rows) == len(left)
         assert np.flatnonzero(rows.groups()).tolist() == sorted({number % GROUPS for number in left})
-        part = rows.take(limit).tolist()
+        part = rows.take(limit, NONE).tolist()
         assert part == sorted(part)
         assert left.issuperset(part)
         left -= set(part)
@@ -46,16 +47,16 @@ def test_parts_are_of_whole_groups_and_bring_everything_once(
         assert len(part) <= limit or len(taken) == 1
         assert not taken & {number % GROUPS for number in left}
     assert len(rows) == 0
-    assert rows.take(limit).tolist() == []
+    assert rows.take(limit, NONE).tolist() == []
     assert not rows.groups().any()
 
 
 def test_a_part_is_as_large_as_it_may_be() -> None:
     rows = DirtyRows(GROUPS, GROUP)
     rows.mark(np.arange(GROUPS * GROUP))
-    assert [len(rows.take(12)) for _ in range(5)] == [10] * 5
+    assert [len(rows.take(12, NONE)) for _ in range(5)] == [10] * 5
     rows.mark(np.array([3, 11, 12, 49]))
-    assert rows.take(12).tolist() == [3, 11, 12, 49]
+    assert rows.take(12, NONE).tolist() == [3, 11, 12, 49]
 
 
 def test_rows_that_change_all_the_time_keep_no_others_waiting() -> None:
@@ -63,20 +64,31 @@ def test_rows_that_change_all_the_time_keep_no_others_waiting() -> None:
     rows.mark(np.arange(GROUPS * GROUP))
     taken: list[int] = []
     for _ in range(GROUPS // 2):
-        part = rows.take(2 * GROUP)
+        part = rows.take(2 * GROUP, NONE)
         rows.release(part)
         rows.mark(part)
         taken += part.tolist()
     assert sorted(taken) == list(range(GROUPS * GROUP))
 
 
+def test_groups_that_are_kept_are_not_taken_and_hold_up_no_others() -> None:
+    rows = DirtyRows(GROUPS, GROUP)
+    rows.mark(np.arange(GROUPS * GROUP))
+    kept = NONE.copy()
+    kept[[0, 3]] = True
+    taken = [number for _ in range(4) for number in rows.take(2 * GROUP, kept).tolist()]
+    assert sorted({number % GROUPS for number in taken}) == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert len(rows.take(2 * GROUP, kept)) == 0
+    assert len(rows.take(2 * GROUP, NONE)) == len(rows.take(1, NONE)) + 2 * GROUP == 2 * GROUP
+
+
 def test_a_row_that_changes_under_way_is_marked_again() -> None:
     rows = DirtyRows(1, 5)
     soil(rows.dirty, 3)
-    taken = rows.take(5)
+    taken = rows.take(5, NONE)
     assert rows.dirty.states[3] == UNDER_WAY
     soil(rows.dirty, 3)
     assert rows.dirty.states[3] == UNDER_WAY | MARKED
     rows.release(taken)
     assert rows.dirty.states[3] == MARKED
-    assert rows.take(5).tolist() == [3]
+    assert rows.take(5, NONE).tolist() == [3]

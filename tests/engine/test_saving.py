@@ -6,7 +6,17 @@ import pytest
 from services.engine import saving as saving_module
 from shared.interval import INTERVAL_NAMES
 from shared.kline import KLINE
-from shared.wire import Klines, Persisted, StorePoint, StoreState, decode_store_request, encode, placed_rows
+from shared.wire import (
+    DirtyBatch,
+    FetchKlines,
+    Klines,
+    Persisted,
+    StorePoint,
+    StoreState,
+    decode_store_request,
+    encode,
+    placed_rows,
+)
 from tests.engine.played import MINUTE, MS, SESSION, START, PlayedEngine, Trade, batch, expected, history, market
 
 
@@ -157,28 +167,51 @@ def test_a_batch_survives_its_journey() -> None:
     assert np.array_equal(np.unique(placed_rows(saved.rows)["interval"]), np.arange(15))
 
 
-def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_taken_again() -> None:
-    played = PlayedEngine()
+def refused_at_first(played: PlayedEngine) -> DirtyBatch:
+    """Two symbols begin; the store takes one of them, and refuses the other."""
     for name in ("AUSDT", "BUSDT"):
         played.add(name)
         played.apply(batch([Trade(0, START, 100, 7)], symbol=name))
     first = played.engine.take_batch(played.now_ns, last=True)
     assert first is not None
     played.apply(Persisted(SESSION, first.batch, "tables", ["BUSDT"]))
+    return first
+
+
+def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_taken_again() -> None:
+    played = PlayedEngine()
+    first = refused_at_first(played)
     assert played.engine.health(0)["symbols_not_saved"] == ["BUSDT"]
-    # It is not sent again by itself.
+    # It is not sent again at once, and keeps nobody waiting.
     assert played.engine.take_batch(played.now_ns, last=True) is None
-    played.apply(batch([Trade(1, START + 1, 100, 7)], symbol="BUSDT"))
-    played.until(START + 2 * MINUTE)
-    second = played.engine.take_batch(played.now_ns, last=True)
+    played.apply(batch([Trade(1, START + 1, 100, 7)], symbol="AUSDT"))
+    second = played.save()
     assert second is not None
     assert second.after == StorePoint("tables", SESSION, first.batch)
-    played.apply(Persisted(SESSION, second.batch, "tables"))
-    assert played.engine.health(0)["symbols_not_saved"] == []
-    third = played.engine.take_batch(played.now_ns, last=True)
+    assert [mark.symbol for mark in second.marks] == ["AUSDT"]
+    played.until(START + MINUTE)
+    third = played.save()
     assert third is not None
-    assert [mark.symbol for mark in third.marks] == ["BUSDT"]
-    assert len(placed_rows(third.rows)) == len(played.rows("BUSDT"))
+    assert [mark.symbol for mark in third.marks] == ["AUSDT", "BUSDT"]
+    assert np.count_nonzero(placed_rows(third.rows)["symbol"] == 1) == len(played.rows("BUSDT"))
+    assert played.engine.health(0)["symbols_not_saved"] == []
+    assert played.save() is None
+
+
+def test_klines_of_a_refused_symbol_that_leave_memory_are_wanted_of_the_exchange_when_it_is_taken() -> None:
+    played = PlayedEngine(window=100)
+    refused_at_first(played)
+    played.until(START + 120 * MINUTE)
+    assert not any(isinstance(command, FetchKlines) for command in played.engine.take_commands())
+    saved = played.save(acknowledge=False)
+    assert saved is not None
+    (mark,) = [mark for mark in saved.marks if mark.symbol == "BUSDT"]
+    # Without these words whoever goes on with what the store has would take the rows that it has for the last ones.
+    assert ("1m", START, START + 20 * MINUTE) in mark.lacking
+    played.apply(Persisted(SESSION, saved.batch, "tables"))
+    played.until(START + 120 * MINUTE + 6_000)
+    wanted = [command for command in played.engine.take_commands() if isinstance(command, FetchKlines)]
+    assert FetchKlines("BUSDT", "1m", START, START + 20 * MINUTE) in wanted
 
 
 def test_a_store_that_is_emptied_while_klines_are_on_their_way_gets_what_lies_between_them_and_memory_too() -> None:

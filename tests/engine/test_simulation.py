@@ -16,6 +16,8 @@ FAILED_ONCE = {
     600005: "a trade with a time long past was audited in the minutes before its own",
     600608: "an id that turned out to be older than the seam left its klines unexplained for ever",
     602257: "an old trade out of ingest's memory hid those behind it, which a connection lost",
+    703886: "klines of a symbol that the store refused left memory, and the older ones in the store became final",
+    705102: "a trade with a time long past was taken for one from before the seam, because it came first",
     702255: "klines that waited for a symbol that the store refused were lost, and flat ones became final",
     2006994: "a void id that followed on a trade older than memory was in no kline",
     300423: "the last batch was never taken, because only a symbol's mark had changed",

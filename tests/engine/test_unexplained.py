@@ -308,6 +308,23 @@ def test_a_trade_from_before_the_seam_that_comes_late_is_unexplained_in_its_minu
     assert played.rows()["1h", hour]["flags"] & UNEXPLAINED
 
 
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_a_trade_that_says_a_time_before_the_seam_is_unexplained_though_it_comes_before_those_it_follows_on(
+    order: str,
+) -> None:
+    """Until an answer has said which ids are older than the seam, its time alone does not."""
+    played = PlayedEngine()
+    played.add(klines=history([traded(-5, 0)], START), until=START)
+    first = [traded(0.1, 1), traded(0.2, 2)]
+    if order == "behind":
+        played.apply(batch([traded(0.5, 6)], event_time=START + 30_000))
+    played.apply(batch([LATE], event_time=START + 40_000))
+    assert played.engine.repair.unexplained(0) == []
+    played.apply(batch([*first, LATE, traded(0.3, 4), traded(0.4, 5)], covered=[(0, 5, 0)]))
+    assert [(ids.first_id, ids.from_time) for ids in played.engine.repair.unexplained(0)] == [(3, LATE.time)]
+    assert played.engine.gaps(0) == []
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is_in_them(known: bool) -> None:
     played = with_a_late_one(known)

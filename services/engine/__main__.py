@@ -1,6 +1,6 @@
 """Start the engine as a process."""
 
-from services.engine.start import main
+from services.engine.main import main
 from shared.process import run
 
 run("engine", main)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.continuity import GAP, GAPS_MAX
 from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, note, soil
+from services.engine.gaps import GAP, GAPS_MAX
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import DAY_MS, GRID_3D_MS, INTERVALS

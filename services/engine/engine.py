@@ -22,7 +22,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from services.engine.audit import Audit
-from services.engine.beginnings import Beginnings, grid_3d_of
+from services.engine.backfill import put_rows
 from services.engine.book import (
     lay_out,
     memory_begin,
@@ -31,15 +31,17 @@ from services.engine.book import (
     settle,
     would_lose,
 )
-from services.engine.continuity import missing_ids
+from services.engine.gaps import missing_ids
 from services.engine.health import Pulse, figures
-from services.engine.history import put_rows
 from services.engine.kernel import apply_trades
+from services.engine.marks import Marks
+from services.engine.passing import Passing
 from services.engine.repair import Repair
 from services.engine.rewriting import Rewriting
-from services.engine.roster import Roster, coarser
 from services.engine.saving import Saving
+from services.engine.seeding import Seeding, grid_3d_of
 from services.engine.sense import Sense
+from services.engine.symbols import SymbolTable, coarser
 from shared.clock import ExchangeClock
 from shared.compiled import fixed
 from shared.config import Audit as AuditConfig
@@ -91,19 +93,19 @@ class KlineEngine:
         self.book, trackers = lay_out(config.max_symbols, config.window)
         self.unsaved, self.changed, self._gapped = trackers
         self._minute = self.book.calendars[0, 0]
-        self.symbols: list[str] = []
+        self._passing = Passing()
+        self.table = SymbolTable(self.book, self._passing)
+        self.symbols = self.table.names
         """By the book's index."""
-        self.saving = Saving(
-            config, session, self.book, self.unsaved, self.symbols, lambda some: self._beginnings.marks_of(some)
-        )
-        self.roster = Roster(self.book, self.saving, self.symbols)
         self.repair = Repair(config, self.book, self.symbols, replays=clock_speed == 0)
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
-        self._beginnings = Beginnings(self.book, self.roster, self.repair, self.audit)
+        self._marks = Marks(self.book, self.table, self.repair, self.audit)
+        self.saving = Saving(config, session, self.book, self.unsaved, self.table, self._passing, self._marks)
+        self._seeding = Seeding(self.book, self.table, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
         self.feed: FeedState | None = None
-        self._rewriting = Rewriting(self.book, self.unsaved, self.roster, self.repair)
+        self._rewriting = Rewriting(self.book, self.unsaved, self.table, self.repair)
         self.store_changes = 0
         """How often the store turned out to be set back, emptied or another, and all was saved again."""
         self.lag_ms = 0
@@ -226,7 +228,7 @@ class KlineEngine:
 
     def _apply_batch(self, batch: Trades, now_ns: int) -> Trades | None:
         """Apply a batch and return what of it must wait, if anything."""
-        table, rows = self.roster.table_of(batch), trade_rows(batch.rows)
+        table, rows = self.table.table_of(batch), trade_rows(batch.rows)
         symbols, price_factors, quantity_factors, finer = table
         for place, divisors in finer.items():
             if (rows["symbol"] == place).any():
@@ -288,7 +290,7 @@ class KlineEngine:
             left = self._apply_batch(self._held[0], now_ns)
             if left is not None:
                 self._held[0] = left
-                self.saving.hurry()
+                self.saving.save_now()
                 return
             del self._held[0]
 
@@ -349,26 +351,26 @@ class KlineEngine:
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)
         if symbol >= 0:
-            self._beginnings.resume(symbol, mark, rows, now_ns)
+            self._seeding.resume(symbol, mark, rows, now_ns)
 
     def _introduce(self, now_ns: int) -> None:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
         self._introduce_at = now_ns + INTRODUCE_AGAIN_MS * 1_000_000
         active = self.book.symbols["active"]
         known = [symbol for symbol in range(len(self.symbols)) if active[symbol] and symbol not in self.repair.hopeless]
-        streams = [self.roster.streams[symbol] for symbol in known]
+        streams = [self.table.streams[symbol] for symbol in known]
         self._commands.append(Subscribe(streams, complete=True, engine=self.session))
         self.repair.ask_again()
 
     def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
         """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
-        self._absent |= {mark.symbol: mark for mark in self._beginnings.marks_of(np.array(symbols))}
+        self._absent |= {mark.symbol: mark for mark in self._marks.of(np.array(symbols))}
         self.begun_anew += len(symbols)
         self._introduce(now_ns)
 
     def _place(self, name: str, stream: str, grid_3d: int) -> int:
         """Return the index of a symbol that begins from nothing; -1 if the book is full."""
-        symbol = self.roster.place(name, stream, grid_3d)
+        symbol = self.table.place(name, stream, grid_3d)
         if symbol < 0:
             self._drop("symbols beyond max_symbols")
         return symbol
@@ -377,11 +379,11 @@ class KlineEngine:
         if not self.started:
             self._drop("symbols announced before the start")
             return
-        announced = self._beginnings.announced(event)
+        announced = self._seeding.announced(event)
         if announced is None:
             self._drop("symbols whose klines do not fit")
             return
-        known = self.roster.index.get(event.symbol, -1)
+        known = self.table.index.get(event.symbol, -1)
         absent = self._absent.get(event.symbol)
         if absent is not None and known >= 0 and event.klines_until < self.book.symbols[known]["contradicted"]:
             self._wait_for_seam(known, now_ns)
@@ -396,32 +398,32 @@ class KlineEngine:
         if self.clock.speed == 0:
             self.clock.at_least(event.event_time, now_ns)
         self._open_minutes(max(event.klines_until, self.clock.now(now_ns)))
-        off = self._beginnings.begin(symbol, event, announced, absent, now_ns)
+        off = self._seeding.begin(symbol, event, announced, absent, now_ns)
         if off:
             self._drop("klines off the calendar", off)
         self._commands.append(Subscribe([event.stream]))
         self._commands.append(FetchTrades(event.symbol, 0, -1, event.klines_until))
 
     def _remove(self, name: str) -> None:
-        symbol = self.roster.index.get(name, -1)
+        symbol = self.table.index.get(name, -1)
         if symbol < 0 or not self.book.symbols[symbol]["active"]:
             return
         self.book.symbols[symbol]["active"] = 0
         self.book.symbols[symbol]["mark_changed"] = 1
-        self._commands.append(Unsubscribe([self.roster.streams[symbol]]))
+        self._commands.append(Unsubscribe([self.table.streams[symbol]]))
 
     # Klines of the exchange that were asked for.
 
     def _take_klines(self, event: Klines, now_ns: int) -> None:
         """Take the exchange's own klines: into memory where it has no proven ones, and what is older to the store."""
-        symbol = self.roster.index.get(event.symbol, -1)
+        symbol = self.table.index.get(event.symbol, -1)
         interval = INTERVAL_INDEX.get(event.interval, -1)
         rows = kline_rows(event.rows)
-        if symbol < 0 or interval < 0 or not self.saving.room_for(len(rows)):
+        if symbol < 0 or interval < 0 or not self._passing.has_capacity(len(rows)):
             self._drop("klines that nobody asked for", len(rows))
             return
         state = self.book.symbols[symbol]
-        if not self.roster.grow(symbol, event.price_decimals, event.quantity_decimals):
+        if not self.table.grow(symbol, event.price_decimals, event.quantity_decimals):
             self._drop("klines whose decimals do not fit", len(rows))
             return
         rows = rows.copy()
@@ -436,7 +438,7 @@ class KlineEngine:
         older = rows["open_time"] < memory_begin(self.book, symbol, interval)
         put_rows(self.book, symbol, interval, rows[~older & ~np.isin(rows["open_time"], proven)], True)
         if older.any():
-            self.saving.pass_on(symbol, interval, rows[older])
+            self._passing.add(symbol, interval, rows[older])
 
     def _compare(self, symbol: int, rows: Rows, now_ns: int) -> None:
         """Compare a symbol's minutes with the exchange's own."""
@@ -451,7 +453,7 @@ class KlineEngine:
         if unproven:
             self.repair.doubt(symbol, now_ns)
         if mismatches and self.audit.adopts and self.symbols[symbol] not in self._absent:
-            (mark,) = self._beginnings.marks_of(np.array([symbol]))
+            (mark,) = self._marks.of(np.array([symbol]))
             self._absent[mark.symbol] = replace(mark, proven_time=min(mark.proven_time, mismatches[0].open_time))
             self.repair.hopeless.add(symbol)
             self._introduce(now_ns)
@@ -463,11 +465,12 @@ class KlineEngine:
 
         Its caller sends it, or calls `saving.lost`.
         """
-        if not self.started:
+        if not self.started or not (self.saving.due(now_ns) or (last and not self.saving.under_way)):
             return None
-        if self.book.any_lost[0] and not self.saving.under_way:
+        settle(self.book, False)
+        if self.book.any_lost[0]:
             self._rewriting.want_lost()
-        return self.saving.take(now_ns, self.clock.now(now_ns), last)
+        return self.saving.take(now_ns, self.clock.now(now_ns))
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
         if self.saving.acknowledge(event, now_ns):
@@ -479,10 +482,10 @@ class KlineEngine:
         self.pulse.met("persist", state.session)
         if self.started and not state.point.continues(self.saving.point, self.session):
             self.store_changes += 1
-            self._rewriting.all_of(state, self.saving.waiting())
+            self._rewriting.all_of(state, self._passing.begins())
             self.saving.point = state.point
         self.saving.lost(0)
-        self.saving.hurry()
+        self.saving.save_now()
 
     # Figures.
 

@@ -145,7 +145,7 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
 
 def waiting(engine: "KlineEngine") -> list[str]:
     """Return what trades and has not begun: its history is still to come."""
-    index, active = engine.roster.index, engine.book.symbols["active"]
+    index, active = engine.table.index, engine.book.symbols["active"]
     return [name for name in engine.listed or () if name not in index or not active[index[name]]]
 
 

@@ -8,7 +8,8 @@ when somebody looks. Trades of older minutes, which are few, go into the rows di
 """
 
 from services.engine.book import add_to_rows, settle
-from services.engine.continuity import (
+from services.engine.dirty import note
+from services.engine.gaps import (
     DUPLICATE,
     FOUND,
     NEW_GAP,
@@ -19,7 +20,6 @@ from services.engine.continuity import (
     skip_to,
     take_id,
 )
-from services.engine.dirty import note
 from services.engine.proof import flag_unexplained, mark_final, touch_between
 from shared.bounds import ID_MAX
 from shared.compiled import compiled

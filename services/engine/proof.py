@@ -1,11 +1,11 @@
 """What is said of a kline beyond its numbers: that it is final, and that ids are unexplained which may belong to it.
 
 Decides when rows say so and when they take it back (`correct` in book.py withdraws `final` where a row changes all the
-same). Which ids are applied, missing or unexplained is continuity.py's. Knows no message and no clock.
+same). Which ids are applied, missing or unexplained is gaps.py's. Knows no message and no clock.
 """
 
 from services.engine.book import correct, touch
-from services.engine.continuity import proven_time
+from services.engine.gaps import proven_time
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.kline import AUDITED, FINAL, SATURATED, UNEXPLAINED

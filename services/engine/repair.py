@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book
-from services.engine.continuity import LEFT_OUT_MS, missing_ids, remove
+from services.engine.gaps import LEFT_OUT_MS, missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
 from shared.bounds import ID_MAX

@@ -9,17 +9,17 @@ import numpy as np
 from services.engine.book import Book
 from services.engine.dirty import DirtyRows
 from services.engine.repair import NEVER, Repair
-from services.engine.roster import Roster
+from services.engine.symbols import SymbolTable
 from shared.calendar import open_time_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
 from shared.wire import StoreState
 
 
 class Rewriting:
-    def __init__(self, book: Book, unsaved: DirtyRows, roster: Roster, repair: Repair) -> None:
+    def __init__(self, book: Book, unsaved: DirtyRows, symbols: SymbolTable, repair: Repair) -> None:
         self._book = book
         self._unsaved = unsaved
-        self._roster = roster
+        self._symbols = symbols
         self._repair = repair
 
     def all_of(self, state: StoreState, waiting: list[tuple[int, int, int]]) -> None:
@@ -28,7 +28,7 @@ class Rewriting:
         `waiting`: symbol, interval and first open time of klines that are no longer in memory, and will be saved.
         """
         self.want_lost()
-        for symbol in range(len(self._roster.names)):
+        for symbol in range(len(self._symbols.names)):
             self._again(symbol, state.exchange_time)
         if not state.exchange_time:
             # They, and those that are on their way, would stand alone in an empty store, with a hole up to memory.
@@ -37,7 +37,7 @@ class Rewriting:
             for symbol, index, first in waiting:
                 self._want(symbol, index, first, NEVER)
         for name, interval, first, last in state.unfinished:
-            symbol = self._roster.index.get(name, -1)
+            symbol = self._symbols.index.get(name, -1)
             if symbol >= 0 and interval in INTERVAL_INDEX:
                 self._want(symbol, INTERVAL_INDEX[interval], first, last)
 
@@ -58,7 +58,7 @@ class Rewriting:
         self._unsaved.mark((intervals * rows.shape[1] + places) * len(self._book.rows) + symbol)
         self._book.symbols[symbol]["mark_changed"] = 1
         for interval, name in enumerate(INTERVAL_NAMES) if time_ms else ():
-            first = open_time_of(name, time_ms, self._roster.grids[symbol])
+            first = open_time_of(name, time_ms, self._symbols.grids[symbol])
             self._want(symbol, interval, first, max(first, self._oldest(symbol, interval) - 1))
 
     def _want(self, symbol: int, interval: int, first: int, last: int) -> None:

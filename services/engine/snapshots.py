@@ -17,7 +17,7 @@ from services.engine.dirty import forget
 from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
 from services.engine.health import waiting
-from services.engine.needs import DAY_INTERVAL
+from services.engine.window import DAY_INTERVAL
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
 from shared.decimals import INT64_MAX
@@ -80,12 +80,16 @@ class Snapshots:
         self._health_at = 0
         self._days = np.zeros(len(engine.book.symbols), DAY)
         self.published = 0
-        self.owes = False
-        """Whether `owed` has something to send."""
+        self._owes = False
         self.odd = 0
         """Messages that subscribe nothing, and give nothing up."""
         self.figures: dict[str, int] = {}
         """What else is told beside the engine's own figures."""
+
+    @property
+    def owes(self) -> bool:
+        """Whether `owed` may have something to send."""
+        return self._owes or bool(self._heard)
 
     def subscription(self, message: bytes) -> bool:
         """Take a message of the XPUB socket; return False if there is no room for what it subscribes."""
@@ -113,16 +117,16 @@ class Snapshots:
         """
         self._know_symbols()
         self._listen()
-        if self.owes:
+        if self._owes:
             self._settle(self._engine.book, False)
         rows = 0
-        while self.owes and rows < OWED_ROWS_MAX:
+        while self._owes and rows < OWED_ROWS_MAX:
             waiting = np.flatnonzero(self._owed)
             behind = waiting[np.searchsorted(waiting, self._owed_next) :]
             some = (behind if len(behind) else waiting)[:OWED_TOPICS]
             self._owed[some] = False
             self._owed_next = int(some[-1]) + 1
-            self.owes = len(some) < len(waiting)
+            self._owes = len(some) < len(waiting)
             numbers = unsaved_and_newest(self._engine.book, some)
             rows += len(numbers)
             yield from self._messages(numbers, now_ns)
@@ -141,7 +145,7 @@ class Snapshots:
 
     def _owe(self, topics: NDArray[np.int64]) -> None:
         self._owed[topics] = True
-        self.owes = True
+        self._owes = True
 
     def due(self, now_ns: int) -> Iterator[Message]:
         """Yield what is to be published at the end of a turn."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
-from services.engine.needs import rows_to_load
+from services.engine.window import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES
@@ -184,7 +184,7 @@ class PlayedEngine:
     def rows(self, symbol: str = "BTCUSDT") -> dict[tuple[str, int], np.void]:
         """Return the rows in memory by interval and open time."""
         settle(self.engine.book, False)
-        rows = self.engine.book.rows[self.engine.roster.index[symbol]]
+        rows = self.engine.book.rows[self.engine.table.index[symbol]]
         return {
             (interval, int(row["open_time"])): row
             for index, interval in enumerate(INTERVAL_NAMES)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from services.engine.continuity import GAPS_MAX
+from services.engine.gaps import GAPS_MAX
 from shared.wire import FetchTrades
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from services.engine.continuity import LEFT_OUT_MS
 from services.engine.encoding import has_gap
 from services.engine.engine import SETTLED_MS
+from services.engine.gaps import LEFT_OUT_MS
 from services.engine.repair import LEFT_OUT_MAX
 from services.engine.snapshots import Snapshots
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED

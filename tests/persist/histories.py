@@ -150,7 +150,7 @@ def make(connection: store.Connection) -> None:
         trades = past(seed)
         played.add(symbol, history(trades, SEAM), SEAM)
         # What the exchange answers to the question for trades from the seam on: all ids up to here are before it.
-        played.engine.book.symbols["last_id"][played.engine.roster.index[symbol]] = trades[-1].id
+        played.engine.book.symbols["last_id"][played.engine.table.index[symbol]] = trades[-1].id
         if symbol == "BEGUN":
             made.trade(symbol, dense(seed, trades[-1].id + 1, SEAM))
     made.save()

@@ -47,7 +47,7 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do() -> None:
         if content["e"] != "aggTrade":
             continue
         symbol = content["s"]
-        if symbol not in engine.roster.index:
+        if symbol not in engine.table.index:
             engine.apply(AddSymbol(symbol, 0, 0, "", [], 0, content["T"]), 0)
         batch = reader.read(frames_of([frame])).trades
         assert batch is not None
@@ -73,8 +73,8 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do() -> None:
 def sums(engine: KlineEngine, symbol: str, time: int) -> dict[str, Decimal]:
     """Return the sums of a symbol's minute in the exchange's units."""
     settle(engine.book, False)
-    state = engine.book.symbols[engine.roster.index[symbol]]
-    rows = engine.book.rows[engine.roster.index[symbol], 0]
+    state = engine.book.symbols[engine.table.index[symbol]]
+    rows = engine.book.rows[engine.table.index[symbol], 0]
     (row,) = rows[rows["open_time"] == time // MINUTE_MS * MINUTE_MS]
     price, quantity = int(state["price_decimals"]), int(state["quantity_decimals"])
     units = {"volume": quantity, "quote_volume": price + quantity, "trade_count": 0}

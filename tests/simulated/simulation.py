@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from services.engine.audit import MISMATCHED
-from services.engine.continuity import FALL_MAX_MS
 from services.engine.engine import KlineEngine
-from services.engine.needs import rows_to_load
+from services.engine.gaps import FALL_MAX_MS
+from services.engine.window import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
 from shared.interval import INTERVAL_NAMES

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.book import SYMBOL
-from services.engine.continuity import DUPLICATE, GAP, GAPS_MAX, NEW, NEW_GAP, NO_ROOM, leave_out, skip_to, take_id
+from services.engine.gaps import DUPLICATE, GAP, GAPS_MAX, NEW, NEW_GAP, NO_ROOM, leave_out, skip_to, take_id
 
 
 class Ids:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.book import Book, settle
-from services.engine.saving import Saving
+from services.engine.passing import Passing
 from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, GRID_3D_MS
 from shared.kline import QUOTE_BASE, QUOTE_MAX
@@ -38,12 +38,12 @@ class Table(NamedTuple):
     divided by."""
 
 
-class Roster:
-    def __init__(self, book: Book, saving: Saving, names: list[str]) -> None:
-        """`names`, by the book's index, are filled here."""
+class SymbolTable:
+    def __init__(self, book: Book, passing: Passing) -> None:
         self._book = book
-        self._saving = saving
-        self.names = names
+        self._passing = passing
+        self.names: list[str] = []
+        """By the book's index, as all that follows."""
         self.index: dict[str, int] = {}
         self.streams: list[str] = []
         self.grids: list[int] = []
@@ -86,7 +86,7 @@ class Roster:
             return True
         settle(self._book, False)
         rows = self._book.rows[symbol].flatten()
-        passing = self._saving.passing_of(symbol)
+        passing = self._passing.rows_of(symbol)
         if not all(fits(each, price, quantity) for each in (rows, *passing)):
             return False
         for each in (rows, *passing):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.engine import KlineEngine
-from services.engine.needs import rows_to_load
+from services.engine.window import rows_to_load
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, SATURATED
 from shared.wire import (

@@ -10,19 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.engine.audit import Audit
+from services.engine.backfill import announce_rows, build_open_rows, restore_rows
 from services.engine.book import Book
-from services.engine.continuity import GAP, GAPS_MAX, missing_ids, proven_times
-from services.engine.history import announce_rows, build_open_rows, restore_rows
+from services.engine.gaps import GAP, GAPS_MAX
 from services.engine.repair import Repair
-from services.engine.roster import Roster
+from services.engine.symbols import SymbolTable
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.merging import rescale
 from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
 
-KEPT = ["price_decimals", "quantity_decimals", "active", "seam_time", "last_id", "gap_count"]
-"""Of a symbol's state, what is stored as it is."""
 LENGTHS = np.array([interval.length_ms for interval in INTERVALS], np.int64)
 
 
@@ -40,17 +38,17 @@ class Announced(NamedTuple):
         return self.klines[begin:end]
 
 
-class Beginnings:
-    def __init__(self, book: Book, roster: Roster, repair: Repair, audit: Audit) -> None:
+class Seeding:
+    def __init__(self, book: Book, symbols: SymbolTable, repair: Repair, audit: Audit) -> None:
         self._book = book
-        self._roster = roster
+        self._symbols = symbols
         self._repair = repair
         self._audit = audit
 
     def resume(self, symbol: int, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
         """Go on with what the store has of a symbol: PLACED_KLINE[n], ascending by interval and open time."""
         state = self._book.symbols[symbol]
-        self._roster.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
+        self._symbols.set_decimals(symbol, mark.price_decimals, mark.quantity_decimals)
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         intervals, klines = rows["interval"].copy(), rows["kline"].copy()
         minutes = klines[(intervals == 0) & (klines["id_count"] > 0)]
@@ -88,42 +86,15 @@ class Beginnings:
         self._book.gaps[symbol, : len(gaps)] = gaps
         self._book.symbols[symbol]["gap_count"] = len(gaps)
 
-    def marks_of(self, symbols: NDArray[np.int64]) -> list[SymbolMark]:
-        """Return what the store keeps of each of these symbols, to resume with."""
-        states, gaps = self._book.symbols, self._book.gaps
-        proven_until = np.empty(len(symbols), np.int64)
-        proven_times(states, gaps, symbols, proven_until)
-        lacking = self._repair.lacking()
-        marks = []
-        kept = zip(symbols.tolist(), states[KEPT][symbols].tolist(), proven_until.tolist(), strict=True)
-        for symbol, (price, quantity, active, seam_time, last_id, gap_count), proven in kept:
-            mark = SymbolMark(
-                self._roster.names[symbol],
-                price,
-                quantity,
-                self._roster.streams[symbol],
-                bool(active),
-                self._roster.grids[symbol],
-                seam_time,
-                last_id,
-                missing_ids(states[symbol], gaps[symbol]) if gap_count else [],
-                lacking.get(symbol, []),
-                max(seam_time, proven),
-                self._audit.mark_of(symbol),
-                self._repair.unexplained(symbol),
-            )
-            marks.append(mark)
-        return marks
-
     def announced(self, event: AddSymbol) -> Announced | None:
         """Return a symbol's klines as they were announced.
 
         None if 64 bits are too few for their prices, or for what is known of the symbol.
         """
-        symbol = self._roster.index.get(event.symbol, -1)
+        symbol = self._symbols.index.get(event.symbol, -1)
         price_factor = quantity_factor = 1
         if symbol >= 0:
-            if not self._roster.grow(symbol, event.price_decimals, event.quantity_decimals):
+            if not self._symbols.grow(symbol, event.price_decimals, event.quantity_decimals):
                 return None
             state = self._book.symbols[symbol]
             price_factor = 10 ** (int(state["price_decimals"]) - event.price_decimals)
@@ -145,7 +116,7 @@ class Beginnings:
         `absent`: what was known of it. What was proven stays; from there on, nothing may count twice.
         """
         state = self._book.symbols[symbol]
-        self._roster.set_decimals(
+        self._symbols.set_decimals(
             symbol,
             max(event.price_decimals, int(state["price_decimals"])),
             max(event.quantity_decimals, int(state["quantity_decimals"])),
@@ -162,7 +133,7 @@ class Beginnings:
             proven = min(event.klines_until - MINUTE_MS, absent.proven_time, *open_from)
             self._repair.remember(symbol, absent.unexplained, adopted=True)
         if proven > 0:
-            begins[:] = [open_time_of(name, proven, self._roster.grids[symbol]) for name in INTERVAL_NAMES]
+            begins[:] = [open_time_of(name, proven, self._symbols.grids[symbol]) for name in INTERVAL_NAMES]
         off = int(announce_rows(self._book, symbol, *announced, begins))
         for interval, begin in enumerate(begins.tolist()):
             rows = announced.of(interval) if begin > 0 else announced.klines[:0]

@@ -57,7 +57,7 @@ def _hour() -> dict[str, Any]:
         return observed | {
             "symbols that lack trades": len(lacking),
             "missing ids at last": figures["missing_ids"],
-            "begun anew": figures["begun_anew"],
+            "reseeded": figures["reseeded"],
             "rows overwritten unsaved": figures["unsaved_overwritten"],
         }
 

@@ -14,28 +14,28 @@ from shared.merging import merge
 @compiled
 def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-def]
     """Take a symbol's rows out of the book, from an open time on."""
-    for place in range(book.rows.shape[2]):
-        row = book.rows[symbol, interval, place]
+    for slot in range(book.rows.shape[2]):
+        row = book.rows[symbol, interval, slot]
         if row.open_time >= from_time:
             row.open_time = 0
 
 
 @compiled
 def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
-    """Put whole rows into their places: KLINE[n], in the book's decimals. Return how many lie outside the window."""
+    """Put whole rows into their slots: KLINE[n], in the book's decimals. Return how many lie outside the window."""
     outside = 0
     for n in range(len(klines)):
-        place = _put_row(book, symbol, interval, klines[n])
-        if place < 0:
+        slot = _put_row(book, symbol, interval, klines[n])
+        if slot < 0:
             outside += 1
         elif changed:
-            touch(book, symbol, interval, place)
+            touch(book, symbol, interval, slot)
     return outside
 
 
 @compiled
 def announce_rows(book, symbol, intervals, klines, begins):  # type: ignore[no-untyped-def]
-    """Put the exchange's own closed klines into their places; return how many lie outside the window or off the grid.
+    """Put the exchange's own closed klines into their slots; return how many lie outside the window or off the grid.
 
     intervals: int32[n], of each of KLINE[n]; begins: int64[intervals], an open time of each interval: what the book has
     from there on is forgotten, and what it has from before stays.
@@ -48,24 +48,24 @@ def announce_rows(book, symbol, intervals, klines, begins):  # type: ignore[no-u
         is_older = kline.open_time < begins[interval]
         if is_older and _is_held(book, symbol, interval, kline.open_time):
             continue
-        place = _put_row(book, symbol, interval, kline)
-        if place < 0:
+        slot = _put_row(book, symbol, interval, kline)
+        if slot < 0:
             outside += 1
         elif not is_older:
-            touch(book, symbol, interval, place)
+            touch(book, symbol, interval, slot)
     return outside
 
 
 @compiled
 def _is_held(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
-    place = bucket_of(calendar.length, calendar.anchor, open_time) % book.rows.shape[2]
-    return book.rows[symbol, interval, place].open_time == open_time
+    slot = bucket_of(calendar.length, calendar.anchor, open_time) % book.rows.shape[2]
+    return book.rows[symbol, interval, slot].open_time == open_time
 
 
 @compiled
 def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-def]
-    """Put what the store has of a symbol into its places, and bring it to the time of the calendars.
+    """Put what the store has of a symbol into its slots, and bring it to the time of the calendars.
 
     intervals: int32[n], of each of KLINE[n]. Those that lie outside the window are left out.
     """
@@ -76,7 +76,7 @@ def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-de
 
 @compiled
 def _put_row(book, symbol, interval, kline):  # type: ignore[no-untyped-def]
-    """Put a row into its place and return that; -1 if it lies outside the window or off the calendar."""
+    """Put a row into its slot and return that; -1 if it lies outside the window or off the calendar."""
     window = book.rows.shape[2]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     bucket = bucket_of(calendar.length, calendar.anchor, kline.open_time)
@@ -175,13 +175,13 @@ def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
         for missing in range(bucket, calendar.bucket + 1):
             start = bucket_start(calendar.length, calendar.anchor, missing)
             flags = CLOSED if missing < calendar.bucket else 0
-            place = missing % window
+            slot = missing % window
             if missing == bucket:
                 row.flags |= flags
-                book.rows[symbol, interval, place] = row
+                book.rows[symbol, interval, slot] = row
                 if row.flags & SATURATED:
                     book.symbols[symbol].saturated = 1
                 price = row.close
-                touch(book, symbol, interval, place)
+                touch(book, symbol, interval, slot)
             else:
                 open_row(book, symbol, interval, missing, start, price, flags)

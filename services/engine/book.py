@@ -1,7 +1,7 @@
 """The book: every kline in memory, laid out once, and the moves that keep it whole.
 
-`rows` is KLINE[symbol][interval][window]; a kline's place in its window is its bucket modulo the window. A row whose
-`open_time` is not the one that its place should hold is not there. The rules:
+`rows` is KLINE[symbol][interval][window]; a kline's slot in its window is its bucket modulo the window. A row whose
+`open_time` is not the one that its slot should hold is not there. The rules:
 
 1. All symbols share one clock. `calendars` says which kline of each interval is the newest, for each of the three 3d
    grids; `next_minute` moves them on, closes what has ended and opens a flat kline for every symbol that trades.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, note, soil
+from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, add, mark_dirty
 from services.engine.gaps import GAP, GAPS_MAX
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
@@ -59,7 +59,7 @@ CALENDAR = np.dtype(
         ("bucket", "<i8"),  # the newest kline's, ...
         ("open_time", "<i8"),
         ("end_time", "<i8"),  # ... exclusive
-        ("place", "<i8"),
+        ("slot", "<i8"),
     ]
 )
 
@@ -74,7 +74,7 @@ COUNTERS = np.dtype(
         ("before_seam", "<i8"),  # not applied: already in the exchange's own klines
         ("refused", "<i8"),  # not applied: impossible numbers
         ("unknown_symbol", "<i8"),
-        ("no_room_for_gap", "<i8"),  # not applied, and fetched later
+        ("gap_list_full", "<i8"),  # not applied, and fetched later
         ("beyond_window", "<i8"),  # not applied: its row has left memory
         ("unsaved_overwritten", "<i8"),  # rows that left memory before they were saved
     ]
@@ -95,8 +95,8 @@ class Book(NamedTuple):
     calendars: Rows
     """CALENDAR[GRIDS, intervals]"""
     rows: Rows
-    """KLINE[symbols, intervals, window]. In memory all symbols' rows of one place lie side by side, and so do those in
-    use. A row's number (`number_of`) counts them as they lie there, and so do marks."""
+    """KLINE[symbols, intervals, window]. In memory all symbols' rows of one slot lie side by side, and so do those in
+    use. A row's id (`row_id_of`) counts them as they lie there, and so do marks."""
     gathered: Rows
     """KLINE[symbols]"""
     unsettled: Changes
@@ -166,7 +166,7 @@ def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
             calendar.bucket = bucket
             calendar.open_time = bucket_start(calendar.length, calendar.anchor, bucket)
             calendar.end_time = bucket_start(calendar.length, calendar.anchor, bucket + 1)
-            calendar.place = bucket % window
+            calendar.slot = bucket % window
 
 
 @compiled
@@ -180,12 +180,12 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
             calendar = book.calendars[grid, interval]
             if calendar.end_time > time_ms:
                 continue
-            ended = book.rows[symbol, interval, calendar.place]
+            ended = book.rows[symbol, interval, calendar.slot]
             if ended.open_time != calendar.open_time:
                 continue
             if not ended.flags & CLOSED:
                 ended.flags |= CLOSED
-                touch(book, symbol, interval, calendar.place)
+                touch(book, symbol, interval, calendar.slot)
             if book.symbols[symbol].active:
                 open_row(book, symbol, interval, calendar.bucket + 1, calendar.end_time, ended.close, 0)
     set_calendars(book, time_ms)
@@ -193,55 +193,55 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
 
 @compiled
 def would_lose(book, symbol_count):  # type: ignore[no-untyped-def]
-    """Say whether the next minute takes the place of a row that is not saved yet, or that lacks what is asked for."""
+    """Say whether the next minute takes the slot of a row that is not saved yet, or that lacks what is asked for."""
     window = book.rows.shape[2]
     time_ms = book.calendars[0, 0].end_time
     memory_begin_ms = time_ms - (window - 1) * book.calendars[0, 0].length
     for symbol in range(symbol_count):
         grid = book.symbols[symbol].grid
-        for place in range(book.symbols[symbol].gap_count):
-            gap = book.gaps[symbol, place]
+        for index in range(book.symbols[symbol].gap_count):
+            gap = book.gaps[symbol, index]
             if not gap.unexplained and gap.from_time < memory_begin_ms:
                 return True
         for interval in range(book.rows.shape[1]):
             calendar = book.calendars[grid, interval]
-            number = number_of(book, symbol, interval, (calendar.bucket + 1) % window)
-            if calendar.end_time <= time_ms and book.unsaved.states[number]:
+            row_id = row_id_of(book, symbol, interval, (calendar.bucket + 1) % window)
+            if calendar.end_time <= time_ms and book.unsaved.states[row_id]:
                 return True
     return False
 
 
 @compiled
-def number_of(book, symbol, interval, place):  # type: ignore[no-untyped-def]
-    """Return a row's number."""
-    return (interval * book.rows.shape[2] + place) * book.rows.shape[0] + symbol
+def row_id_of(book, symbol, interval, slot):  # type: ignore[no-untyped-def]
+    """Return a row's id."""
+    return (interval * book.rows.shape[2] + slot) * book.rows.shape[0] + symbol
 
 
 @compiled
-def numbered(book, number):  # type: ignore[no-untyped-def]
-    """Return the symbol, the interval and the place of the row that has this number."""
-    symbol, at = number % book.rows.shape[0], number // book.rows.shape[0]
+def locate(book, row_id):  # type: ignore[no-untyped-def]
+    """Return the symbol, the interval and the slot of the row that has this id."""
+    symbol, at = row_id % book.rows.shape[0], row_id // book.rows.shape[0]
     return symbol, at // book.rows.shape[2], at % book.rows.shape[2]
 
 
 @compiled
-def touch(book, symbol, interval, place):  # type: ignore[no-untyped-def]
+def touch(book, symbol, interval, slot):  # type: ignore[no-untyped-def]
     """Mark a row as changed."""
-    number = number_of(book, symbol, interval, place)
-    soil(book.unsaved, number)
+    row_id = row_id_of(book, symbol, interval, slot)
+    mark_dirty(book.unsaved, row_id)
     if book.watched[symbol, interval]:
-        note(book.changed, number)
+        add(book.changed, row_id)
 
 
 @compiled
 def open_row(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
     """Open a flat row and return it."""
-    place = bucket % book.rows.shape[2]
-    row = book.rows[symbol, interval, place]
-    if row.open_time != 0 and book.unsaved.states[number_of(book, symbol, interval, place)]:
+    slot = bucket % book.rows.shape[2]
+    row = book.rows[symbol, interval, slot]
+    if row.open_time != 0 and book.unsaved.states[row_id_of(book, symbol, interval, slot)]:
         _lose(book, symbol, interval, row.open_time)
     blank(row, open_time, price, flags)
-    touch(book, symbol, interval, place)
+    touch(book, symbol, interval, slot)
     return row
 
 
@@ -280,8 +280,8 @@ def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
-    """Return the place of the row that `time_ms` falls into, opening it if it is not there; -1 beyond the window.
+def slot_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
+    """Return the slot of the row that `time_ms` falls into, opening it if it is not there; -1 beyond the window.
 
     A symbol that trades has a row for every kline from its first to the newest, so what lies between is opened too.
     """
@@ -303,9 +303,9 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
         price = before.close
     else:
         # Before a symbol's first kline there is no close to carry; a void id there still needs a price to show.
-        for behind in range(bucket + 1, last + 1):
-            row = book.rows[symbol, interval, behind % window]
-            if row.open_time == bucket_start(calendar.length, calendar.anchor, behind):
+        for later in range(bucket + 1, last + 1):
+            row = book.rows[symbol, interval, later % window]
+            if row.open_time == bucket_start(calendar.length, calendar.anchor, later):
                 price = row.open
                 break
     for missing in range(bucket, last + 1):
@@ -318,7 +318,7 @@ def place_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 
 @compiled
 def memory_begin(book, symbol, interval):  # type: ignore[no-untyped-def]
-    """Return the open time of the oldest row that there is a place for."""
+    """Return the open time of the oldest row that there is a slot for."""
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     return bucket_start(calendar.length, calendar.anchor, calendar.bucket - book.rows.shape[2] + 1)
 
@@ -330,10 +330,10 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     bucket = bucket_of(calendar.length, calendar.anchor, time_ms)
     price = book.rows[symbol, interval, bucket % window].close
-    for behind in range(bucket + 1, calendar.bucket + 1):
-        place = behind % window
-        row = book.rows[symbol, interval, place]
-        if row.open_time != bucket_start(calendar.length, calendar.anchor, behind) or row.trade_count > 0:
+    for later in range(bucket + 1, calendar.bucket + 1):
+        slot = later % window
+        row = book.rows[symbol, interval, slot]
+        if row.open_time != bucket_start(calendar.length, calendar.anchor, later) or row.trade_count > 0:
             break
         if row.close == price:
             break
@@ -343,7 +343,7 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
         row.close = price
         if row.flags & CLOSED:
             correct(book, symbol, interval, row)
-        touch(book, symbol, interval, place)
+        touch(book, symbol, interval, slot)
 
 
 @compiled
@@ -366,12 +366,12 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
     grid = book.symbols[symbol].grid
     for interval in range(book.rows.shape[1]):
         calendar = book.calendars[grid, interval]
-        place = calendar.place
-        open_time = book.rows[symbol, interval, place].open_time
+        slot = calendar.slot
+        open_time = book.rows[symbol, interval, slot].open_time
         is_newest = time_ms >= calendar.open_time and open_time == calendar.open_time
         if not is_newest:
-            place = place_of(book, symbol, interval, time_ms)
-        row = book.rows[symbol, interval, place]
+            slot = slot_of(book, symbol, interval, time_ms)
+        row = book.rows[symbol, interval, slot]
         merge(row, kline)
         if not is_newest:
             if row.flags & CLOSED:
@@ -379,7 +379,7 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
                 if interval == 0:
                     book.counters[0].late += 1
             carry(book, symbol, interval, time_ms)
-        touch(book, symbol, interval, place)
+        touch(book, symbol, interval, slot)
     # What is saturated makes its month so; a week that is and goes over its end is noted when it could be final.
     if row.flags & SATURATED:
         book.symbols[symbol].saturated = 1
@@ -391,9 +391,9 @@ def settle(book, only_watched):  # type: ignore[no-untyped-def]
     unsettled = book.unsettled
     left = 0
     for n in range(unsettled.total[0]):
-        symbol = unsettled.numbers[n]
+        symbol = unsettled.items[n]
         if only_watched and not book.watched[symbol].any():
-            unsettled.numbers[left] = symbol
+            unsettled.items[left] = symbol
             left += 1
             continue
         unsettled.marked[symbol] = 0

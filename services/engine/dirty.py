@@ -24,8 +24,8 @@ class Changes(NamedTuple):
     """The arrays of a `ChangeList`."""
 
     marked: NDArray[np.uint8]
-    """By number."""
-    numbers: NDArray[np.int64]
+    """By item: whether it is noted."""
+    items: NDArray[np.int64]
     """Those that are marked, in the order of marking; the first `total` count."""
     total: NDArray[np.int64]
     """int64[1]"""
@@ -45,22 +45,22 @@ class Dirty(NamedTuple):
 
 
 @compiled
-def note(changes, number):  # type: ignore[no-untyped-def]
+def add(changes, item):  # type: ignore[no-untyped-def]
     """Mark something; marking it twice is marking it once."""
-    if not changes.marked[number]:
-        changes.marked[number] = MARKED
-        changes.numbers[changes.total[0]] = number
+    if not changes.marked[item]:
+        changes.marked[item] = MARKED
+        changes.items[changes.total[0]] = item
         changes.total[0] += 1
 
 
 @compiled
-def note_all(changes, numbers):  # type: ignore[no-untyped-def]
-    for number in numbers:
-        note(changes, number)
+def add_all(changes, items):  # type: ignore[no-untyped-def]
+    for item in items:
+        add(changes, item)
 
 
 @compiled
-def soil(dirty, row):  # type: ignore[no-untyped-def]
+def mark_dirty(dirty, row):  # type: ignore[no-untyped-def]
     """Mark a row; marking it twice is marking it once."""
     state = dirty.states[row]
     if not state & MARKED:
@@ -73,35 +73,35 @@ def soil(dirty, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def soil_all(dirty, rows):  # type: ignore[no-untyped-def]
+def mark_all_dirty(dirty, rows):  # type: ignore[no-untyped-def]
     for row in rows:
-        soil(dirty, row)
+        mark_dirty(dirty, row)
 
 
 class ChangeList:
     def __init__(self, size: int) -> None:
-        """Track the numbers 0 .. size - 1."""
+        """Track the items 0 .. size - 1."""
         self.changes = Changes(np.zeros(size, np.uint8), np.zeros(size, np.int64), np.zeros(1, np.int64))
-        self._forget = fixed(forget, self.changes)
+        self._clear = fixed(clear, self.changes)
 
     def __len__(self) -> int:
         return int(self.changes.total[0])
 
-    def mark(self, numbers: NDArray[np.int64]) -> None:
-        """Mark numbers, some of which may be marked already."""
-        note_all(self.changes, numbers)
+    def mark(self, items: NDArray[np.int64]) -> None:
+        """Mark items, some of which may be marked already."""
+        add_all(self.changes, items)
 
-    def take_all(self) -> NDArray[np.int64]:
+    def drain(self) -> NDArray[np.int64]:
         """Return what is marked, ascending, and forget it."""
-        taken = np.sort(self.changes.numbers[: self.changes.total[0]])
-        self._forget(self.changes)
+        taken = np.sort(self.changes.items[: self.changes.total[0]])
+        self._clear(self.changes)
         return taken
 
 
 @compiled
-def forget(changes):  # type: ignore[no-untyped-def]
-    for number in changes.numbers[: changes.total[0]]:
-        changes.marked[number] = 0
+def clear(changes):  # type: ignore[no-untyped-def]
+    for item in changes.items[: changes.total[0]]:
+        changes.marked[item] = 0
     changes.total[0] = 0
 
 
@@ -115,17 +115,17 @@ class DirtyRows:
             np.zeros(1, np.int64),
         )
         nothing = np.zeros(0, np.int64)
-        self._soil_all = fixed(soil_all, self.dirty, nothing)
+        self._mark_all = fixed(mark_all_dirty, self.dirty, nothing)
         self._release_all = fixed(release_all, self.dirty, nothing)
-        self._turn = 0
-        """The group that a part begins with: behind the part before."""
+        self._next_group = 0
+        """The group that the next part begins with."""
 
     def __len__(self) -> int:
         return int(self.dirty.total[0])
 
     def mark(self, rows: NDArray[np.int64]) -> None:
         """Mark rows, some of which may be marked already."""
-        self._soil_all(self.dirty, rows)
+        self._mark_all(self.dirty, rows)
 
     def take(self, limit: int, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return about `limit` marked rows, ascending, and leave them unmarked and under way, and the rest marked.
@@ -134,7 +134,7 @@ class DirtyRows:
         those that are kept: bool[groups].
         """
         taken: NDArray[np.int64]
-        taken, self._turn = take_groups(self.dirty, self._turn, limit, kept)
+        taken, self._next_group = take_groups(self.dirty, self._next_group, limit, kept)
         return taken
 
     def groups(self) -> NDArray[np.bool_]:
@@ -147,17 +147,17 @@ class DirtyRows:
 
 
 @allocating
-def take_groups(dirty, turn, limit, kept):  # type: ignore[no-untyped-def]
-    """Take the marked rows of whole groups, from group `turn` on; return them, and the group to go on with."""
+def take_groups(dirty, first_group, limit, kept):  # type: ignore[no-untyped-def]
+    """Take the marked rows of whole groups, from the first group on; return them, and the group to go on with."""
     groups = len(dirty.by_group)
     chosen = np.empty(groups, np.int64)
     chosen_count = row_count = 0
-    next_turn = turn
+    next_group = first_group
     for n in range(groups):
-        group = (turn + n) % groups
+        group = (first_group + n) % groups
         marked = 0 if kept[group] else dirty.by_group[group]
         if row_count > 0 and row_count + marked > limit:
-            next_turn = group
+            next_group = group
             break
         if marked > 0:
             chosen[chosen_count] = group
@@ -176,7 +176,7 @@ def take_groups(dirty, turn, limit, kept):  # type: ignore[no-untyped-def]
                     taken[at] = row
                     at += 1
     dirty.total[0] -= row_count
-    return taken, next_turn
+    return taken, next_group
 
 
 @compiled

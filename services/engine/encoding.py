@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from services.engine.book import Book, numbered
+from services.engine.book import Book, locate
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
@@ -57,7 +57,7 @@ def texts_of(texts: list[str]) -> Texts:
     return Texts(np.frombuffer(bytearray(b"".join(parts)), np.uint8), np.cumsum([0, *map(len, parts)]))
 
 
-class Desk(NamedTuple):
+class SnapshotBuffer(NamedTuple):
     """What snapshots are written with, and where."""
 
     block: Bytes
@@ -94,9 +94,9 @@ class Encoder:
         self._tickers = 0
         nothing = np.zeros(0, np.int64)
         ends, sequences = np.empty(ROWS_MAX, np.int64), np.zeros(book.watched.size, np.int64)
-        self.desk = Desk(np.empty(0, np.uint8), ends, texts_of([]), sequences)
+        self.buffer = SnapshotBuffer(np.empty(0, np.uint8), ends, texts_of([]), sequences)
         self.know([])
-        self._write = fixed(write_snapshots, self.desk, book, nothing, session, 0)
+        self._write = fixed(write_snapshots, self.buffer, book, nothing, session, 0)
 
     def know(self, symbols: list[str]) -> None:
         """Learn the names of all symbols, by the book's index."""
@@ -104,45 +104,45 @@ class Encoder:
         longest = int(np.diff(names.ends).max(initial=0))
         keys = sum(map(len, SNAPSHOT))
         block = np.empty(ROWS_MAX * (3 + keys + len(SNAPSHOT) * VALUE_MAX + longest), np.uint8)
-        self.desk = self.desk._replace(block=block, names=names)
+        self.buffer = self.buffer._replace(block=block, names=names)
 
-    def snapshots(self, numbers: Integers, exchange_time: int) -> Iterator[bytes]:
-        """Yield the rows of these numbers as bodies of messages, in order."""
-        for begin in range(0, len(numbers), ROWS_MAX):
-            some = numbers[begin : begin + ROWS_MAX]
-            end = self._write(self.desk, self._book, some, self._session, exchange_time)
+    def snapshots(self, row_ids: Integers, exchange_time: int) -> Iterator[bytes]:
+        """Yield the rows of these ids as bodies of messages, in order."""
+        for begin in range(0, len(row_ids), ROWS_MAX):
+            some = row_ids[begin : begin + ROWS_MAX]
+            end = self._write(self.buffer, self._book, some, self._session, exchange_time)
             yield from self.written(len(some), end)
 
     def written(self, count: int, end: int) -> Iterator[bytes]:
-        """Yield what lies on the desk: so many bodies, and where the last one ends."""
-        block = self.desk.block[:end].tobytes()
-        for start, stop in pairwise([0, *self.desk.ends[:count].tolist()]):
+        """Yield what is in the buffer: so many bodies, and where the last one ends."""
+        block = self.buffer.block[:end].tobytes()
+        for start, stop in pairwise([0, *self.buffer.ends[:count].tolist()]):
             yield block[start:stop]
 
     def tickers(self, days: Rows, exchange_time: int) -> bytes:
         """Return the `Tickers` of DAY[symbols], without those that have no last price."""
         self._tickers += 1
         known = np.flatnonzero(days["last"])
-        room = 3 + sum(map(len, TICKERS)) + (len(known) + 1) * len(TICKERS) * VALUE_MAX + len(self.desk.names.packed)
-        block = np.empty(room, np.uint8)
+        size = 3 + sum(map(len, TICKERS)) + (len(known) + 1) * len(TICKERS) * VALUE_MAX + len(self.buffer.names.packed)
+        block = np.empty(size, np.uint8)
         end = write_tickers(
-            block, self._book.symbols, days, known, self.desk.names, self._tickers, self._session, exchange_time
+            block, self._book.symbols, days, known, self.buffer.names, self._tickers, self._session, exchange_time
         )
         return block[:end].tobytes()
 
 
 @compiled
-def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignore[no-untyped-def]
+def write_snapshots(buffer, book, row_ids, session, exchange_time):  # type: ignore[no-untyped-def]
     """Write a `Snapshot` of each row, and number it on; return where the last one ends.
 
-    numbers: int64[n], of rows that are there; at most `ROWS_MAX`.
+    row_ids: int64[n], of rows that are there; at most `ROWS_MAX`.
     """
-    block, names, sequences = desk.block, desk.names, desk.sequences
+    block, names, sequences = buffer.block, buffer.names, buffer.sequences
     at = 0
-    for n in range(len(numbers)):
-        symbol, interval, place = numbered(book, numbers[n])
+    for n in range(len(row_ids)):
+        symbol, interval, slot = locate(book, row_ids[n])
         topic = symbol * book.rows.shape[1] + interval
-        state, row = book.symbols[symbol], book.rows[symbol, interval, place]
+        state, row = book.symbols[symbol], book.rows[symbol, interval, slot]
         price, quantity = decimals_of(state)
         calendar = book.calendars[state.grid, interval]
         bucket = bucket_of(calendar.length, calendar.anchor, row.open_time)
@@ -178,7 +178,7 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
         at = put_bool(block, at, SNAPSHOT.saturated, row.flags & SATURATED != 0)
         at = put_text(block, at, SNAPSHOT.source, SOURCES, source_of(row))
         at = put_integer(block, at, SNAPSHOT.revision, np.int64(row.revision))
-        desk.ends[n] = at
+        buffer.ends[n] = at
     return at
 
 
@@ -186,7 +186,7 @@ def write_snapshots(desk, book, numbers, session, exchange_time):  # type: ignor
 def write_tickers(block, symbols, days, known, names, sequence, session, exchange_time):  # type: ignore[no-untyped-def]
     """Write the `Tickers` of some symbols into uint8[] and return where they end.
 
-    symbols: SYMBOL[n]; days: DAY[n]; known: int64[], the places of those symbols in both.
+    symbols: SYMBOL[n]; days: DAY[n]; known: int64[], the indices of those symbols in both.
     """
     at = put_size(block, 0, NO_NAME, len(TICKERS), MAP)
     at = put_integer(block, at, TICKERS.sequence, sequence)
@@ -223,7 +223,7 @@ def put_column(into, at, name, symbols, known, values, are_prices):  # type: ign
 
 @compiled
 def decimals_of(state):  # type: ignore[no-untyped-def]
-    """Return the decimals of a symbol's prices and quantities, for which there is room."""
+    """Return the decimals of a symbol's prices and quantities, as far as an int64 has them."""
     if max(state.price_decimals, state.quantity_decimals) > DECIMALS_MAX:
         raise ValueError("a symbol has more decimals than fit an int64")
     return state.price_decimals, state.quantity_decimals
@@ -235,8 +235,8 @@ def has_gap(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
     state = book.symbols[symbol]
     if state.contradicted and state.newest_time < end_time:
         return True
-    for place in range(state.gap_count):
-        gap = book.gaps[symbol, place]
+    for index in range(state.gap_count):
+        gap = book.gaps[symbol, index]
         if not gap.unexplained and gap.from_time < end_time and gap.to_time >= open_time:
             return True
     return False
@@ -250,7 +250,7 @@ def source_of(row):  # type: ignore[no-untyped-def]
     return 2 if row.id_count else 1
 
 
-# Each of these writes something at a place, behind its name, and returns the place behind it.
+# Each of these writes something at a position, after its name, and returns the position after it.
 
 
 @compiled
@@ -266,9 +266,9 @@ def put_size(into, at, name, size, kind):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_text(into, at, name, texts, number):  # type: ignore[no-untyped-def]
+def put_text(into, at, name, texts, index):  # type: ignore[no-untyped-def]
     at = put(into, at, name, 0, len(name))
-    return put(into, at, texts.packed, texts.ends[number], texts.ends[number + 1])
+    return put(into, at, texts.packed, texts.ends[index], texts.ends[index + 1])
 
 
 @compiled
@@ -320,16 +320,16 @@ def put_quote(into, at, name, value, high, decimals):  # type: ignore[no-untyped
         at += 2
     if value < 0:
         into[at] = ord("-")
-    place = np.uint64(at + length)
+    position = np.uint64(at + length)
     for n in range(digits):
         if n == decimals and n > 0:
-            place -= ONE
-            into[place] = ord(".")
+            position -= ONE
+            into[position] = ord(".")
         if n == below and n > 0:
             rest = above
-        place -= ONE
+        position -= ONE
         tens = rest // TEN
-        into[place] = ord("0") + (rest - tens * TEN)
+        into[position] = ord("0") + (rest - tens * TEN)
         rest = tens
     return at + length
 
@@ -346,9 +346,9 @@ def put(into, at, packed, start, end):  # type: ignore[no-untyped-def]
 @compiled
 def put_bytes(into, at, value, size):  # type: ignore[no-untyped-def]
     """Write the last bytes of a whole number, the highest first."""
-    place = np.uint64(at + size)
+    position = np.uint64(at + size)
     for _ in range(size):
-        place -= ONE
-        into[place] = value & 0xFF
+        position -= ONE
+        into[position] = value & 0xFF
         value >>= 8
     return at + size

@@ -32,7 +32,7 @@ from services.engine.book import (
     would_lose,
 )
 from services.engine.gaps import missing_ids
-from services.engine.health import Pulse, figures
+from services.engine.health import Liveness, figures
 from services.engine.kernel import apply_trades
 from services.engine.marks import Marks
 from services.engine.passing import Passing
@@ -110,11 +110,11 @@ class KlineEngine:
         """How often the store turned out to be set back, emptied or another, and all was saved again."""
         self.lag_ms = 0
         """How old the feed's newest trades were when they came, by the exchange's clock: the load that is too much."""
-        self.pulse = Pulse()
+        self.liveness = Liveness()
         self.listed: list[str] | None = None
         """What trades, says ingest, known to the engine or not; None: it has not said."""
         self.started = False
-        self.begun_anew = 0
+        self.reseeded = 0
         """Symbols whose gaps were filled with the exchange's own klines."""
         self.dropped: dict[str, int] = {}
         """What was not taken, by reason; the kernel's own counters are in `book.counters`."""
@@ -177,8 +177,8 @@ class KlineEngine:
                 self._commands += self.audit.due(self.minute_end)
         due = self.repair.due(now_ns, self.minute_end, self.saving.refused)
         self._commands += due.commands
-        if due.hopeless:
-            self._begin_anew(due.hopeless, now_ns)
+        if due.unrepairable:
+            self._reseed(due.unrepairable, now_ns)
         return rows_changed
 
     def take_commands(self) -> list[Command]:
@@ -219,7 +219,7 @@ class KlineEngine:
                 self.clock.at_least(batch.event_time, now_ns)
             now = self.clock.now(now_ns)
             self.lag_ms = max(0, now - batch.event_time)
-            self.pulse.traded(min(batch.event_time, now + FUTURE_MAX_MS), self.lag_ms, now_ns)
+            self.liveness.traded(min(batch.event_time, now + FUTURE_MAX_MS), self.lag_ms, now_ns)
         if self._held and batch.event_time:
             self._held.append(batch)
             return
@@ -230,12 +230,12 @@ class KlineEngine:
         """Apply a batch and return what of it must wait, if anything."""
         table, rows = self.table.table_of(batch), trade_rows(batch.rows)
         symbols, price_factors, quantity_factors, finer = table
-        for place, divisors in finer.items():
-            if (rows["symbol"] == place).any():
+        for instrument, divisors in finer.items():
+            if (rows["symbol"] == instrument).any():
                 rows, symbols = rows.copy(), symbols.copy()
-                if not coarser(rows, place, *divisors):
+                if not coarser(rows, instrument, *divisors):
                     self._drop("trades whose decimals do not fit")
-                    symbols[place] = -1
+                    symbols[instrument] = -1
         time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
         done = 0
         while True:
@@ -258,7 +258,7 @@ class KlineEngine:
 
     def _note_gapped(self, now_ns: int) -> None:
         """Ask for what has turned out to be missing; symbols whose ids begin anew do so themselves."""
-        gapped = self._gapped.take_all()
+        gapped = self._gapped.drain()
         self.repair.note(gapped, now_ns)
         for symbol in gapped[self.book.symbols["contradicted"][gapped] > 0].tolist():
             if self.clock.speed:
@@ -300,7 +300,7 @@ class KlineEngine:
         else:
             self.clock.at_least(state.exchange_time, now_ns)
         known, self.feed = self.feed, state
-        self.pulse.fed(state.session, now_ns)
+        self.liveness.fed(state.session, now_ns)
         if not self.started:
             self._try_to_start(now_ns)
             return
@@ -349,7 +349,7 @@ class KlineEngine:
             self.repair.note_silence(self.feed.since if self.feed else 0, now_ns)
 
     def _resume(self, mark: SymbolMark, rows: Rows, now_ns: int) -> None:
-        symbol = self._place(mark.symbol, mark.stream, mark.grid_3d)
+        symbol = self._add_symbol(mark.symbol, mark.stream, mark.grid_3d)
         if symbol >= 0:
             self._seeding.resume(symbol, mark, rows, now_ns)
 
@@ -357,20 +357,20 @@ class KlineEngine:
         """Tell ingest all we know: it subscribes that, and announces every other symbol that trades."""
         self._introduce_at = now_ns + INTRODUCE_AGAIN_MS * 1_000_000
         active = self.book.symbols["active"]
-        known = [symbol for symbol in range(len(self.symbols)) if active[symbol] and symbol not in self.repair.hopeless]
-        streams = [self.table.streams[symbol] for symbol in known]
+        live = set(np.flatnonzero(active[: len(self.symbols)]).tolist()) - self.repair.unrepairable
+        streams = [self.table.streams[symbol] for symbol in sorted(live)]
         self._commands.append(Subscribe(streams, complete=True, engine=self.session))
         self.repair.ask_again()
 
-    def _begin_anew(self, symbols: list[int], now_ns: int) -> None:
+    def _reseed(self, symbols: list[int], now_ns: int) -> None:
         """Have symbols announced again: what they lack from their first gap on comes as the exchange's own klines."""
         self._absent |= {mark.symbol: mark for mark in self._marks.of(np.array(symbols))}
-        self.begun_anew += len(symbols)
+        self.reseeded += len(symbols)
         self._introduce(now_ns)
 
-    def _place(self, name: str, stream: str, grid_3d: int) -> int:
+    def _add_symbol(self, name: str, stream: str, grid_3d: int) -> int:
         """Return the index of a symbol that begins from nothing; -1 if the book is full."""
-        symbol = self.table.place(name, stream, grid_3d)
+        symbol = self.table.add(name, stream, grid_3d)
         if symbol < 0:
             self._drop("symbols beyond max_symbols")
         return symbol
@@ -392,7 +392,7 @@ class KlineEngine:
         if known >= 0 and self.book.symbols[known]["active"] and absent is None:
             self._commands.append(Subscribe([event.stream]))
             return
-        symbol = self._place(event.symbol, event.stream, grid_3d_of(event, announced))
+        symbol = self._add_symbol(event.symbol, event.stream, grid_3d_of(event, announced))
         if symbol < 0:
             return
         if self.clock.speed == 0:
@@ -444,18 +444,18 @@ class KlineEngine:
         """Compare a symbol's minutes with the exchange's own."""
         if self.repair.unexplained(symbol):
             anew_from = self.repair.settle(symbol, *self.audit.equal(symbol, rows))
-            if anew_from is not None and symbol not in self.repair.hopeless:
-                self.repair.hopeless.add(symbol)
-                self._begin_anew([symbol], now_ns)
+            if anew_from is not None and symbol not in self.repair.unrepairable:
+                self.repair.unrepairable.add(symbol)
+                self._reseed([symbol], now_ns)
                 return
         mismatches, unproven = self.audit.take(symbol, rows)
         self.book.symbols[symbol]["mark_changed"] = 1
         if unproven:
-            self.repair.doubt(symbol, now_ns)
+            self.repair.suspect(symbol, now_ns)
         if mismatches and self.audit.adopts and self.symbols[symbol] not in self._absent:
             (mark,) = self._marks.of(np.array([symbol]))
             self._absent[mark.symbol] = replace(mark, proven_time=min(mark.proven_time, mismatches[0].open_time))
-            self.repair.hopeless.add(symbol)
+            self.repair.unrepairable.add(symbol)
             self._introduce(now_ns)
 
     # Saving.
@@ -474,12 +474,12 @@ class KlineEngine:
 
     def _persisted(self, event: Persisted, now_ns: int) -> None:
         if self.saving.acknowledge(event, now_ns):
-            self.pulse.saved(now_ns)
+            self.liveness.saved(now_ns)
         else:
             self._drop("acknowledgements of nothing")
 
     def _store_changed(self, state: StoreState) -> None:
-        self.pulse.met("persist", state.session)
+        self.liveness.seen("persist", state.session)
         if self.started and not state.point.continues(self.saving.point, self.session):
             self.store_changes += 1
             self._rewriting.all_of(state, self._passing.begins())

@@ -35,14 +35,14 @@ GAP = np.dtype(
         ("first_id", "<i8"),
         ("last_id", "<i8"),
         ("from_time", "<i8"),  # T of the trade before it, at the earliest
-        ("to_time", "<i8"),  # T of the trade behind it, at the latest
+        ("to_time", "<i8"),  # T of the trade after it, at the latest
         ("left_out", "<i8"),  # how many answers that were about all of it have named none of it
         ("answered_at", "<i8"),  # when the last of them came, monotonic ms
         ("unexplained", "<i8"),  # 1: they were enough
     ]
 )
 
-NEW, DUPLICATE, NO_ROOM, NEW_GAP, FOUND = 0, 1, 2, 3, 4
+NEW, DUPLICATE, FULL, NEW_GAP, FOUND = 0, 1, 2, 3, 4
 
 
 @compiled
@@ -57,52 +57,52 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
         return NEW
     if trade_id > symbol.last_id:
         if symbol.gap_count == len(gaps):
-            return NO_ROOM
+            return FULL
         _open(symbol, gaps, trade_id - 1, max(symbol.newest_time, time))
         symbol.last_id = trade_id
         _note_time(symbol, symbol.newest_time, time)
         return NEW_GAP
-    for place in range(symbol.gap_count):
-        first, last = gaps[place].first_id, gaps[place].last_id
+    for index in range(symbol.gap_count):
+        first, last = gaps[index].first_id, gaps[index].last_id
         if trade_id < first:
             return DUPLICATE
         if trade_id > last:
             continue
-        outcome = FOUND if gaps[place].unexplained else NEW
-        from_time = gaps[place].from_time
+        outcome = FOUND if gaps[index].unexplained else NEW
+        from_time = gaps[index].from_time
         if first < trade_id < last:
             if symbol.gap_count == len(gaps):
-                return NO_ROOM
-            split(symbol, gaps, place, trade_id - 1, trade_id + 1)
-            gaps[place].to_time = max(from_time, min(gaps[place].to_time, time))
-            gaps[place + 1].from_time = max(gaps[place + 1].from_time, time)
+                return FULL
+            split(symbol, gaps, index, trade_id - 1, trade_id + 1)
+            gaps[index].to_time = max(from_time, min(gaps[index].to_time, time))
+            gaps[index + 1].from_time = max(gaps[index + 1].from_time, time)
         elif first == last:
-            remove(symbol, gaps, place)
+            remove(symbol, gaps, index)
         elif trade_id == first:
-            gaps[place].first_id = trade_id + 1
-            gaps[place].from_time = max(gaps[place].from_time, time)
+            gaps[index].first_id = trade_id + 1
+            gaps[index].from_time = max(gaps[index].from_time, time)
         else:
-            gaps[place].last_id = trade_id - 1
-            gaps[place].to_time = max(from_time, min(gaps[place].to_time, time))
+            gaps[index].last_id = trade_id - 1
+            gaps[index].to_time = max(from_time, min(gaps[index].to_time, time))
         _note_time(symbol, from_time, time)
         return outcome
     return DUPLICATE
 
 
 @compiled
-def is_behind_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
+def is_after_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
     """Say whether an id that was not applied follows on trades from the seam on."""
     if trade_id > symbol.last_id:
         return symbol.newest_time >= symbol.seam_time
-    for place in range(symbol.gap_count):
-        if gaps[place].first_id <= trade_id <= gaps[place].last_id:
-            return gaps[place].from_time >= symbol.seam_time or gaps[place].unexplained != 0
+    for index in range(symbol.gap_count):
+        if gaps[index].first_id <= trade_id <= gaps[index].last_id:
+            return gaps[index].from_time >= symbol.seam_time or gaps[index].unexplained != 0
     return False
 
 
 @compiled
 def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped-def]
-    """Note an id as unexplained whose trade says a time before the seam (`is_behind_seam`); False if there is no room.
+    """Note an id as unexplained whose trade says a time before the seam (`is_after_seam`); False if the list is full.
 
     That minute is the exchange's own, which may be from before there was such a trade; or the time is wrong,
     and the trade belongs where its neighbours are. to_time: no trade is later that there is.
@@ -115,22 +115,22 @@ def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped
             symbol.last_id = trade_id - 1
         _open(symbol, gaps, trade_id, to_time)
         symbol.last_id = trade_id
-        place = symbol.gap_count - 1
+        index = symbol.gap_count - 1
     else:
-        place = 0
-        while gaps[place].last_id < trade_id:
-            place += 1
-        first, last = gaps[place].first_id, gaps[place].last_id
-        if gaps[place].unexplained and gaps[place].from_time <= time:
+        index = 0
+        while gaps[index].last_id < trade_id:
+            index += 1
+        first, last = gaps[index].first_id, gaps[index].last_id
+        if gaps[index].unexplained and gaps[index].from_time <= time:
             return True
         if symbol.gap_count + (first < trade_id) + (trade_id < last) > len(gaps):
             return False
         if first < trade_id:
-            split(symbol, gaps, place, trade_id - 1, trade_id)
-            place += 1
+            split(symbol, gaps, index, trade_id - 1, trade_id)
+            index += 1
         if trade_id < last:
-            split(symbol, gaps, place, trade_id, trade_id + 1)
-    gap = gaps[place]
+            split(symbol, gaps, index, trade_id, trade_id + 1)
+    gap = gaps[index]
     gap.from_time = min(gap.from_time, time)
     gap.unexplained = 1
     return True
@@ -147,13 +147,13 @@ def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
 
 @compiled
 def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
-    """Begin behind an id: it and those before it are older than a symbol's seam, and those behind it are not."""
-    for place in range(symbol.gap_count - 1, -1, -1):
-        if gaps[place].last_id <= last_id:
-            remove(symbol, gaps, place)
-        elif gaps[place].first_id <= last_id + 1:
-            gaps[place].first_id = last_id + 1
-            gaps[place].from_time = max(gaps[place].from_time, symbol.seam_time)
+    """Begin after an id: it and those below it are older than a symbol's seam, and those above it are not."""
+    for index in range(symbol.gap_count - 1, -1, -1):
+        if gaps[index].last_id <= last_id:
+            remove(symbol, gaps, index)
+        elif gaps[index].first_id <= last_id + 1:
+            gaps[index].first_id = last_id + 1
+            gaps[index].from_time = max(gaps[index].from_time, symbol.seam_time)
     if symbol.last_id <= last_id:
         symbol.last_id = last_id
         symbol.newest_time = max(symbol.newest_time, symbol.seam_time)
@@ -163,24 +163,24 @@ def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
 def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untyped-def]
     """Note that an answer about a range of ids, both ends inclusive, has named none of those that are still missing.
 
-    A gap of which the range is only a part becomes two, as long as there is room: the next answer may tell.
+    A gap of which the range is only a part becomes two, unless the list is full: the next answer may tell.
     """
     if first_id > last_id:
         return
-    for place in range(symbol.gap_count - 1, -1, -1):
-        gap = gaps[place]
+    for index in range(symbol.gap_count - 1, -1, -1):
+        gap = gaps[index]
         if gap.unexplained or gap.last_id < first_id or gap.first_id > last_id:
             continue
         if gap.last_id > last_id:
             if symbol.gap_count == len(gaps):
                 continue
-            split(symbol, gaps, place, last_id, last_id + 1)
-        at = place
+            split(symbol, gaps, index, last_id, last_id + 1)
+        at = index
         if gap.first_id < first_id:
             if symbol.gap_count == len(gaps):
                 continue
-            split(symbol, gaps, place, first_id - 1, first_id)
-            at = place + 1
+            split(symbol, gaps, index, first_id - 1, first_id)
+            at = index + 1
         gap = gaps[at]
         if gap.left_out == 0 or at_ms - gap.answered_at >= LEFT_OUT_MS[min(gap.left_out, len(LEFT_OUT_MS)) - 1]:
             gap.left_out += 1
@@ -190,9 +190,9 @@ def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untype
 @compiled
 def proven_time(symbol, gaps):  # type: ignore[no-untyped-def]
     """Return the time before which every trade of a symbol has been applied, but for what is unexplained."""
-    for place in range(symbol.gap_count):
-        if not gaps[place].unexplained:
-            return gaps[place].from_time - symbol.fall_ms
+    for index in range(symbol.gap_count):
+        if not gaps[index].unexplained:
+            return gaps[index].from_time - symbol.fall_ms
     return symbol.newest_time - symbol.fall_ms
 
 
@@ -212,7 +212,7 @@ def missing_ids(symbol: np.void, gaps: NDArray[np.void]) -> list[tuple[int, int]
 
 @compiled
 def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
-    """Note that the ids from the frontier to `last_id` are missing. There must be room."""
+    """Note that the ids from the frontier to `last_id` are missing. The list must not be full."""
     gap = gaps[symbol.gap_count]
     gap.first_id = symbol.last_id + 1
     gap.last_id = last_id
@@ -225,17 +225,17 @@ def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def split(symbol, gaps, place, last_below, first_above):  # type: ignore[no-untyped-def]
-    """Make two gaps of one. There must be room."""
-    for above in range(symbol.gap_count, place, -1):
+def split(symbol, gaps, index, last_below, first_above):  # type: ignore[no-untyped-def]
+    """Make two gaps of one. The list must not be full."""
+    for above in range(symbol.gap_count, index, -1):
         gaps[above] = gaps[above - 1]
-    gaps[place].last_id = last_below
-    gaps[place + 1].first_id = first_above
+    gaps[index].last_id = last_below
+    gaps[index + 1].first_id = first_above
     symbol.gap_count += 1
 
 
 @compiled
-def remove(symbol, gaps, place):  # type: ignore[no-untyped-def]
-    for below in range(place, symbol.gap_count - 1):
+def remove(symbol, gaps, index):  # type: ignore[no-untyped-def]
+    for below in range(index, symbol.gap_count - 1):
         gaps[below] = gaps[below + 1]
     symbol.gap_count -= 1

@@ -25,7 +25,7 @@ WORST_S = 60
 """The worst lag is that of so long."""
 
 
-class Pulse:
+class Liveness:
     """When the engine heard what last. Times are monotonic ns."""
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class Pulse:
     def fed(self, session: int, now_ns: int) -> None:
         """The feed has said how it is."""
         self._fed_at = now_ns
-        self.met("ingest", session)
+        self.seen("ingest", session)
 
     def saved(self, now_ns: int) -> None:
         """The store has everything, or has taken a batch."""
         self._saved_at = now_ns
 
-    def met(self, room: str, session: int) -> None:
+    def seen(self, room: str, session: int) -> None:
         """A room has spoken under this session."""
         if self._sessions.setdefault(room, session) != session:
             self._sessions[room] = session
@@ -100,18 +100,18 @@ class Pulse:
 
 def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
     """Return the engine's own figures."""
-    states, pulse, feed = engine.book.symbols[: len(engine.symbols)], engine.pulse, engine.feed
+    states, liveness, feed = engine.book.symbols[: len(engine.symbols)], engine.liveness, engine.feed
     with_gaps = {symbol: engine.gaps(symbol) for symbol in np.flatnonzero(states["gap_count"]).tolist()}
     gaps = {symbol: ranges for symbol, ranges in with_gaps.items() if ranges}
     unexplained = [engine.repair.unexplained(symbol) for symbol in range(len(engine.symbols))]
     if not engine.started or not engine.saving.unsaved_rows:
-        pulse.saved(now_ns)
+        liveness.saved(now_ns)
     return {
         "started": engine.started,
         "exchange_time": engine.clock.now(now_ns),
-        "trade_time": pulse.trade_time,
-        "silences": list(pulse.silences),
-        **pulse.ages(now_ns),
+        "trade_time": liveness.trade_time,
+        "silences": list(liveness.silences),
+        **liveness.ages(now_ns),
         "connected": feed is not None and feed.connected,
         "connected_since": feed.since if feed is not None else 0,
         "announced": feed.announced if feed is not None else 0,
@@ -122,21 +122,21 @@ def figures(engine: "KlineEngine", now_ns: int) -> dict[str, Any]:
         "symbols": int(states["active"].sum()),
         "symbols_with_gaps": len(gaps),
         "missing_ids": sum(last - first + 1 for ranges in gaps.values() for first, last in ranges),
-        "gap_age_s": round(pulse.gap_age({symbol: ranges[0] for symbol, ranges in gaps.items()}, now_ns), 3),
+        "gap_age_s": round(liveness.gap_age({symbol: ranges[0] for symbol, ranges in gaps.items()}, now_ns), 3),
         "symbols_unexplained": sum(any(ids.outcome == "open" for ids in of) for of in unexplained),
         "unexplained_ids": sum(
             ids.last_id - ids.first_id + 1 for of in unexplained for ids in of if ids.outcome == "open"
         ),
         "lag_ms": engine.lag_ms,
-        "lag_worst_ms": pulse.lag_worst_ms(now_ns),
-        "restarts": {room: pulse.restarts[room] for room in ("ingest", "persist")},
+        "lag_worst_ms": liveness.lag_worst_ms(now_ns),
+        "restarts": {room: liveness.restarts[room] for room in ("ingest", "persist")},
         "rows_unsaved": len(engine.unsaved),
         "saving": engine.saving.under_way,
         "store_changes": engine.store_changes,
         "symbols_not_saved": [engine.symbols[symbol][:NAME_MAX] for symbol in engine.saving.refused][:NAMED_MAX],
         "symbols_saturated": [engine.symbols[symbol] for symbol in np.flatnonzero(states["saturated"])][:NAMED_MAX],
         "batches": engine.saving.batch,
-        "begun_anew": engine.begun_anew,
+        "reseeded": engine.reseeded,
         "audit": engine.audit.totals(),
         **{name: int(engine.book.counters[0][name]) for name in COUNTERS.names or ()},
         "dropped": dict(engine.dropped),

@@ -8,13 +8,13 @@ when somebody looks. Trades of older minutes, which are few, go into the rows di
 """
 
 from services.engine.book import add_to_rows, settle
-from services.engine.dirty import note
+from services.engine.dirty import add
 from services.engine.gaps import (
     DUPLICATE,
     FOUND,
+    FULL,
     NEW_GAP,
-    NO_ROOM,
-    is_behind_seam,
+    is_after_seam,
     leave_out,
     set_aside,
     skip_to,
@@ -66,16 +66,16 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
         if not _possible(trade, price_factor, quantity_factor, time_max):
             counters.refused += 1
             continue
-        counts = trade.time >= state.seam_time
-        if counts and trade.time >= minute_end:
+        after_seam = trade.time >= state.seam_time
+        if after_seam and trade.time >= minute_end:
             done = n
             break
-        if counts and minute_end - trade.time > window_ms:
+        if after_seam and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
             continue
-        if not counts:
+        if not after_seam:
             # Older than all that counts, it says. Where its neighbours are not known yet, an answer tells (`older_to`).
-            if is_behind_seam(state, book.gaps[symbol], trade.id):
+            if is_after_seam(state, book.gaps[symbol], trade.id):
                 _set_aside(book, symbol, trade, minute_end)
             else:
                 counters.before_seam += 1
@@ -90,20 +90,20 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
                 # Nothing that came before was so new: this is another trade, under an id that was used.
                 _contradict(book, symbol, minute_end)
             continue
-        if outcome == NO_ROOM:
-            counters.no_room_for_gap += 1
+        if outcome == FULL:
+            counters.gap_list_full += 1
             continue
         state.mark_changed = 1
         if outcome == NEW_GAP:
             gap = book.gaps[symbol, state.gap_count - 1]
             touch_between(book, symbol, gap.from_time, gap.to_time)
-            note(book.gapped, symbol)
+            add(book.gapped, symbol)
         kline_of(trade, kline)
         if price_factor != 1 or quantity_factor != 1:
             rescale(book.scratch, price_factor, quantity_factor)
         if trade.time >= minute_begin:
             merge(book.gathered[symbol], kline)
-            note(book.unsettled, symbol)
+            add(book.unsettled, symbol)
         else:
             add_to_rows(book, symbol, trade.time, kline)
         applied += 1
@@ -126,9 +126,9 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
     state, gaps = book.symbols[symbol], book.gaps[symbol]
     if older_to >= 0:
         from_time, to_time = state.newest_time, -1
-        for place in range(state.gap_count):
-            if gaps[place].unexplained and gaps[place].last_id <= older_to:
-                from_time, to_time = min(from_time, gaps[place].from_time), max(to_time, gaps[place].to_time)
+        for index in range(state.gap_count):
+            if gaps[index].unexplained and gaps[index].last_id <= older_to:
+                from_time, to_time = min(from_time, gaps[index].from_time), max(to_time, gaps[index].to_time)
         skip_to(state, gaps, older_to)
         if to_time >= 0:
             settle(book, False)
@@ -137,8 +137,8 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
     leave_out(state, gaps, first_id, last_id, at_ms)
     state.mark_changed = 1
     found = False
-    for place in range(state.gap_count):
-        gap = gaps[place]
+    for index in range(state.gap_count):
+        gap = gaps[index]
         if gap.left_out >= left_out_max and not gap.unexplained:
             gap.unexplained = 1
             found = True
@@ -151,13 +151,13 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
 
 @compiled
 def _set_aside(book, symbol, trade, minute_end):  # type: ignore[no-untyped-def]
-    """Note a trade that says a time before the seam, and comes behind it."""
+    """Note a trade that says a time before the seam, and follows on trades after it."""
     if set_aside(book.symbols[symbol], book.gaps[symbol], trade.id, trade.time, minute_end - 1):
         settle(book, False)
         flag_unexplained(book, symbol, trade.time, minute_end, False)
-        note(book.gapped, symbol)
+        add(book.gapped, symbol)
     else:
-        book.counters[0].no_room_for_gap += 1
+        book.counters[0].gap_list_full += 1
 
 
 @compiled
@@ -167,13 +167,13 @@ def _contradict(book, symbol, minute_end):  # type: ignore[no-untyped-def]
     book.counters[0].contradictions += 1
     state.contradicted = minute_end
     touch_between(book, symbol, state.newest_time, minute_end)
-    note(book.gapped, symbol)
+    add(book.gapped, symbol)
 
 
 @compiled
 def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
     newest = book.calendars[0, 0]
-    return book.rows[symbol, 0, newest.place].open_time == newest.open_time
+    return book.rows[symbol, 0, newest.slot].open_time == newest.open_time
 
 
 @compiled

@@ -22,9 +22,9 @@ def mark_final(book, symbol):  # type: ignore[no-untyped-def]
     for interval in range(book.rows.shape[1]):
         calendar = book.calendars[state.grid, interval]
         bucket = min(bucket_of(calendar.length, calendar.anchor, proven), calendar.bucket)
-        for behind in range(bucket - 1, calendar.bucket - window, -1):
-            row = book.rows[symbol, interval, behind % window]
-            if row.open_time != bucket_start(calendar.length, calendar.anchor, behind):
+        for earlier in range(bucket - 1, calendar.bucket - window, -1):
+            row = book.rows[symbol, interval, earlier % window]
+            if row.open_time != bucket_start(calendar.length, calendar.anchor, earlier):
                 break
             if row.flags & FINAL:
                 if state.withdrawn:
@@ -35,7 +35,7 @@ def mark_final(book, symbol):  # type: ignore[no-untyped-def]
             if row.flags & (UNEXPLAINED | SATURATED):
                 continue
             row.flags |= FINAL
-            touch(book, symbol, interval, behind % window)
+            touch(book, symbol, interval, earlier % window)
     minute = book.calendars[0, 0].length
     state.final_at = (proven // minute + 1) * minute
     state.withdrawn = 0
@@ -78,8 +78,8 @@ def flag_unexplained(book, symbol, from_time, to_time, audited):  # type: ignore
 
 @compiled
 def _is_unexplained(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
-    for place in range(book.symbols[symbol].gap_count):
-        gap = book.gaps[symbol, place]
+    for index in range(book.symbols[symbol].gap_count):
+        gap = book.gaps[symbol, index]
         if gap.unexplained and gap.from_time < end_time and gap.to_time >= open_time:
             return True
     return False

@@ -5,7 +5,7 @@ Decides what is asked when, and when to give up on trades. Knows no messages tha
 1. A missing id is asked for at once, and again while it stays missing: soon where nobody has answered, later and later
    where an answer has left it out. After `LEFT_OUT_MAX` of those it is *unexplained*, and asked for no more.
 2. A symbol whose missing ids are too many, or too old for their rows to be in memory, or that nobody answers for, is
-   *hopeless*: it begins anew at a later seam, from the exchange's own klines.
+   *unrepairable*: it begins anew at a later seam, from the exchange's own klines.
 3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked
    about, until somebody answers.
 4. Klines that the store lacks and memory no longer has are asked of the exchange, a few at a time.
@@ -62,7 +62,7 @@ KLINES_AGAIN_MS = 5_000
 
 class Due(NamedTuple):
     commands: list[Command]
-    hopeless: list[int]
+    unrepairable: list[int]
     """Symbols that are to begin anew."""
 
 
@@ -79,13 +79,13 @@ class Repair:
         """Symbols with missing ids, and when (monotonic ns) to ask for them."""
         self._soonest = 0
         """None of them is due before: a start has hundreds of them, and most turns none that is due."""
-        self._unsure: dict[int, int] = {}
+        self._suspected: dict[int, int] = {}
         """Symbols whose newest trades were asked for, and nobody has said what they are; their last ids then."""
         self._left_out_since: dict[int, int] = {}
         """Symbols that answers have left ids out of, and since when (monotonic ns) they have lacked some."""
         self._unchanged: dict[int, tuple[int, int]] = {}
         """How many ids a symbol was missing when last asked for, and since when they were so many."""
-        self.hopeless: set[int] = set()
+        self.unrepairable: set[int] = set()
         """Symbols that wait for their beginning."""
         self._contradicted: dict[int, int] = {}
         """Symbols whose ids have begun anew, and when (monotonic ns) they may."""
@@ -113,7 +113,7 @@ class Repair:
         """Somebody has answered for these symbols; `covered`: up to which id, for those of which there were any."""
         for symbol in symbols.tolist():
             if covered.get(symbol, ID_MAX) >= self._book.symbols[symbol]["last_id"]:
-                self._unsure.pop(symbol, None)
+                self._suspected.pop(symbol, None)
             if symbol in self._ask_at:
                 self._plan(symbol, min(self._ask_at[symbol], now_ns + self._again_ms(symbol, now_ns) * 1_000_000))
 
@@ -125,7 +125,7 @@ class Repair:
         if self._is_slow(symbol, now_ns):
             return SLOW_MS
         gaps = self._missing_gaps(symbol)
-        if symbol in self._unsure or not len(gaps):
+        if symbol in self._suspected or not len(gaps):
             return ASK_AGAIN_MS
         return max(ASK_AGAIN_MS, int(_due_ms(gaps).min()) - now_ns // 1_000_000)
 
@@ -226,7 +226,7 @@ class Repair:
             first, last = gap.from_time // MINUTE_MS * MINUTE_MS, gap.to_time // MINUTE_MS * MINUTE_MS
             if minute_end >= last + MINUTE_MS + SETTLED_MS and len(asks) < ASKS_MAX:
                 asks.append(FetchKlines(self._symbols[symbol], "1m", first, last, audit=True))
-        if not gaps or symbol in self.hopeless:
+        if not gaps or symbol in self.unrepairable:
             del self._settle_at[symbol]
         return asks
 
@@ -235,8 +235,8 @@ class Repair:
         self._unchanged.pop(symbol, None)
         self._left_out_since.pop(symbol, None)
         self._settle_at.pop(symbol, None)
-        self.hopeless.discard(symbol)
-        self._unsure[symbol] = -1
+        self.unrepairable.discard(symbol)
+        self._suspected[symbol] = -1
         self._plan(symbol, now_ns + self._config.gap_retry_ms * 1_000_000)
 
     def note_silence(self, since: int, now_ns: int) -> None:
@@ -246,14 +246,14 @@ class Repair:
         self._heard_since = since
         self._unheard_at = now_ns + self._config.silence_ask_ms * 1_000_000
 
-    def doubt(self, symbol: int, now_ns: int) -> None:
+    def suspect(self, symbol: int, now_ns: int) -> None:
         """Somebody knows of trades of a symbol that we have not seen, and that no gap shows."""
-        self._unsure[symbol] = int(self._book.symbols[symbol]["last_id"])
+        self._suspected[symbol] = int(self._book.symbols[symbol]["last_id"])
         self._plan(symbol, self._ask_at.get(symbol, now_ns))
 
     def contradict(self, symbol: int, at_ns: int) -> None:
         """A symbol's ids have begun anew: nothing more is asked of it, and it begins anew at this time."""
-        self.hopeless.add(symbol)
+        self.unrepairable.add(symbol)
         self._contradicted.setdefault(symbol, at_ns)
 
     def ask_again(self) -> None:
@@ -313,26 +313,26 @@ class Repair:
         refused: symbols that the store does not take: klines for it are asked for when it does.
         """
         commands: list[Command] = []
-        hopeless = [symbol for symbol, at in self._contradicted.items() if at <= now_ns]
-        for symbol in hopeless:
+        unrepairable = [symbol for symbol, at in self._contradicted.items() if at <= now_ns]
+        for symbol in unrepairable:
             del self._contradicted[symbol]
         if self._unheard and now_ns >= self._unheard_at:
-            self._doubt_silence(now_ns)
+            self._suspect_silent(now_ns)
         if now_ns >= self._soonest:
             for symbol, ask_at in list(self._ask_at.items()):
                 if ask_at > now_ns:
                     continue
-                if self._book.symbols[symbol]["last_id"] > self._unsure.get(symbol, ID_MAX):
+                if self._book.symbols[symbol]["last_id"] > self._suspected.get(symbol, ID_MAX):
                     # Whatever was traded last shows by the ids that have come since.
-                    del self._unsure[symbol]
-                whole = not self._missing(symbol) and symbol not in self._unsure
-                if symbol in self.hopeless or whole:
+                    del self._suspected[symbol]
+                whole = not self._missing(symbol) and symbol not in self._suspected
+                if symbol in self.unrepairable or whole:
                     del self._ask_at[symbol]
                     self._unchanged.pop(symbol, None)
                     self._left_out_since.pop(symbol, None)
-                elif self._is_hopeless(symbol, now_ns, minute_end):
-                    hopeless.append(symbol)
-                    self.hopeless.add(symbol)
+                elif self._is_unrepairable(symbol, now_ns, minute_end):
+                    unrepairable.append(symbol)
+                    self.unrepairable.add(symbol)
                 else:
                     retry_ms = max(self._config.gap_retry_ms, self._again_ms(symbol, now_ns))
                     self._ask_at[symbol] = now_ns + retry_ms * 1_000_000
@@ -341,15 +341,15 @@ class Repair:
         for symbol in [symbol for symbol, at in self._settle_at.items() if at <= now_ns]:
             commands += self._ask_to_settle(symbol, now_ns, minute_end)
             if symbol in self._settle_at and self._is_too_old(symbol, minute_end):
-                hopeless.append(symbol)
-                self.hopeless.add(symbol)
+                unrepairable.append(symbol)
+                self.unrepairable.add(symbol)
         if self._klines and now_ns >= self._klines_at:
             self._klines_at = now_ns + KLINES_AGAIN_MS * 1_000_000
             for key in [key for key in self._klines if key[0] not in refused][:KLINE_ASKS_MAX]:
                 # To the end: whoever is not answered must not keep the others waiting.
                 ranges = self._klines[key] = self._klines.pop(key)
                 commands.append(FetchKlines(self._symbols[key[0]], INTERVAL_NAMES[key[1]], *ranges[0]))
-        return Due(commands, hopeless)
+        return Due(commands, unrepairable)
 
     def _plan(self, symbol: int, at_ns: int) -> None:
         self._ask_at[symbol] = at_ns
@@ -361,7 +361,7 @@ class Repair:
         gaps = missing[_due_ms(missing) <= now_ns // 1_000_000][-most:]
         columns = (gaps[name].tolist() for name in ("first_id", "last_id", "to_time"))
         ranges = list(zip(*columns, strict=True))
-        if symbol in self._unsure or not len(missing):
+        if symbol in self._suspected or not len(missing):
             ranges.append((int(state["last_id"]) + 1, -1, 0))
         return [
             FetchTrades(self._symbols[symbol], first_id, last_id, 0 if first_id else int(state["seam_time"]), to_time)
@@ -371,15 +371,15 @@ class Repair:
     def _missing(self, symbol: int) -> list[tuple[int, int]]:
         return missing_ids(self._book.symbols[symbol], self._book.gaps[symbol])
 
-    def _doubt_silence(self, now_ns: int) -> None:
+    def _suspect_silent(self, now_ns: int) -> None:
         for symbol, last_id in self._unheard.items():
             state = self._book.symbols[symbol]
             # A trade from before, out of somebody's memory, says nothing of those behind it.
             if state["active"] and (state["last_id"] == last_id or state["newest_time"] < self._heard_since):
-                self.doubt(symbol, now_ns)
+                self.suspect(symbol, now_ns)
         self._unheard = {}
 
-    def _is_hopeless(self, symbol: int, now_ns: int, minute_end: int) -> bool:
+    def _is_unrepairable(self, symbol: int, now_ns: int, minute_end: int) -> bool:
         if self._replays or not self._book.symbols[symbol]["active"]:
             return False
         if self._is_too_old(symbol, minute_end):

@@ -53,9 +53,9 @@ class Rewriting:
     def _again(self, symbol: int, time_ms: int) -> None:
         """Save a symbol again, of which the store may lack all klines from a time on; 0: it has nothing."""
         rows = self._book.rows[symbol]
-        intervals, places = np.nonzero(rows["open_time"])
-        # As the book numbers them (number_of).
-        self._unsaved.mark((intervals * rows.shape[1] + places) * len(self._book.rows) + symbol)
+        intervals, slots = np.nonzero(rows["open_time"])
+        # Their ids (row_id_of).
+        self._unsaved.mark((intervals * rows.shape[1] + slots) * len(self._book.rows) + symbol)
         self._book.symbols[symbol]["mark_changed"] = 1
         for interval, name in enumerate(INTERVAL_NAMES) if time_ms else ():
             first = open_time_of(name, time_ms, self._symbols.grids[symbol])

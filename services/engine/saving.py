@@ -2,13 +2,13 @@
 
 Decides when a batch is due and what is in it: a consistent cut of rows and of their symbols' marks. There is one batch
 at a time; until it is acknowledged its rows count as under way, and when it is lost they are unsaved again. Knows no
-trades, and only a row's place of its contents.
+trades, and of a row's contents only that it is there.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import Book, numbered
+from services.engine.book import Book, locate
 from services.engine.dirty import DirtyRows
 from services.engine.marks import Marks
 from services.engine.passing import Passing
@@ -176,7 +176,7 @@ def place_rows(book, row_ids, indices, placed):  # type: ignore[no-untyped-def]
     """
     count = 0
     for row_id in row_ids:
-        symbol, interval, slot = numbered(book, row_id)
+        symbol, interval, slot = locate(book, row_id)
         row = book.rows[symbol, interval, slot]
         if row.open_time > 0:
             placed[count].symbol = indices[symbol]

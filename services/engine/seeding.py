@@ -52,7 +52,7 @@ class Seeding:
         state["seam_time"], state["last_id"] = mark.seam_time, mark.last_id
         intervals, klines = rows["interval"].copy(), rows["kline"].copy()
         minutes = klines[(intervals == 0) & (klines["id_count"] > 0)]
-        # Right behind the seam it is proven without a trade from there on.
+        # Right after the seam it is proven without a trade from there on.
         proven = mark.proven_time if mark.proven_time > mark.seam_time else mark.seam_time - 1
         state["newest_time"] = minutes["open_time"].max(initial=proven)
         state["seen_time"] = state["newest_time"] + MINUTE_MS
@@ -73,10 +73,10 @@ class Seeding:
         minutes = minutes[minutes["open_time"] >= mark.seam_time]  # What is older may have ids of another chain.
         gaps = np.zeros(len(mark.gaps), GAP)
         for gap, (first_id, last_id) in zip(gaps, mark.gaps, strict=True):
-            before, behind = minutes["first_id"] < first_id, minutes["last_id"] > last_id
+            before, after = minutes["first_id"] < first_id, minutes["last_id"] > last_id
             gap["first_id"], gap["last_id"] = first_id, last_id
             gap["from_time"] = minutes["open_time"][before].max(initial=proven)
-            gap["to_time"] = minutes["open_time"][behind].min(initial=minute_end) + MINUTE_MS
+            gap["to_time"] = minutes["open_time"][after].min(initial=minute_end) + MINUTE_MS
         unexplained = [
             (ids.first_id, ids.last_id, ids.from_time, ids.to_time, 0, 0, 1)
             for ids in mark.unexplained
@@ -168,9 +168,9 @@ def _holes(intervals: NDArray[np.int32], open_times: NDArray[np.int64]) -> list[
     holes = []
     # Months have no length, so that each of them is looked at.
     irregular = (np.diff(intervals) == 0) & (np.diff(open_times) != LENGTHS[intervals[1:]])
-    for place in np.flatnonzero(irregular).tolist():
-        interval, before, behind = int(intervals[place]), int(open_times[place]), int(open_times[place + 1])
+    for index in np.flatnonzero(irregular).tolist():
+        interval, before, after = int(intervals[index]), int(open_times[index]), int(open_times[index + 1])
         missing = next_open_time(INTERVAL_NAMES[interval], before)
-        if behind != missing:
-            holes.append((interval, missing, behind - 1))
+        if after != missing:
+            holes.append((interval, missing, after - 1))
     return holes

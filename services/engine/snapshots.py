@@ -1,6 +1,6 @@
 """What subscribers get: who wants which topic, and what of it.
 
-Decides which rows are published and when, and gives each topic its number. How they look outside of klagg is
+Decides which rows are published and when, and gives each topic its sequence number. How they look outside of klagg is
 encoding.py's. Knows no socket and no trade. A topic is wanted if any subscribed prefix begins it: ZeroMQ subscriptions
 are prefixes.
 """
@@ -12,8 +12,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import number_of, numbered, settle
-from services.engine.dirty import forget
+from services.engine.book import locate, row_id_of, settle
+from services.engine.dirty import clear
 from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
 from services.engine.health import waiting
@@ -37,7 +37,7 @@ QUIET_S = 1.0
 """It is not whole either when the market has been silent for so long."""
 TIME_MAX = 1 << 43
 """Behind every open time, ms: in the year 2248."""
-BEHIND_ALL = b"\xff"
+PAST_ALL = b"\xff"
 """No topic has this byte, which is in no UTF-8."""
 PREFIXES_BYTES_MAX = 512 << 10
 """Of all different subscriptions: twice every topic of a large market. ZeroMQ has up to 107 bytes a byte in its index,
@@ -65,16 +65,16 @@ class Snapshots:
         self._owed = np.zeros(engine.book.watched.size, np.bool_)
         """By topic: whether somebody waits for its current rows."""
         self._owed_next = 0
-        """The topic whose turn it is."""
+        """The index of the topic whose turn it is."""
         self._topics: list[bytes] = []
         """By symbol * intervals + interval."""
         self._sorted: list[tuple[bytes, int]] = []
-        """The topics in alphabetical order, and their places."""
-        self._sorted_places = np.zeros(0, np.int64)
+        """The topics in alphabetical order, and their indices."""
+        self._sorted_topics = np.zeros(0, np.int64)
         self._encoder = Encoder(engine.book, session)
         self._settle = fixed(settle, engine.book, True)
         self._in_order = fixed(in_order, engine.book, np.zeros(0, np.int64))
-        self._take_changed = fixed(take_changed, engine.book, engine.changed.changes, self._encoder.desk, session, 0)
+        self._take_changed = fixed(take_changed, engine.book, engine.changed.changes, self._encoder.buffer, session, 0)
         self._publish_at = 0
         self._figures_at = 0
         self._health_at = 0
@@ -92,7 +92,7 @@ class Snapshots:
         return self._owes or bool(self._heard)
 
     def subscription(self, message: bytes) -> bool:
-        """Take a message of the XPUB socket; return False if there is no room for what it subscribes."""
+        """Take a message of the XPUB socket; return False if there is no capacity for what it subscribes."""
         prefix = message[1:]
         if message[:1] == b"\x01":
             if prefix not in self._prefixes:
@@ -122,14 +122,14 @@ class Snapshots:
         rows = 0
         while self._owes and rows < OWED_ROWS_MAX:
             waiting = np.flatnonzero(self._owed)
-            behind = waiting[np.searchsorted(waiting, self._owed_next) :]
-            some = (behind if len(behind) else waiting)[:OWED_TOPICS]
+            rest = waiting[np.searchsorted(waiting, self._owed_next) :]
+            some = (rest if len(rest) else waiting)[:OWED_TOPICS]
             self._owed[some] = False
             self._owed_next = int(some[-1]) + 1
             self._owes = len(some) < len(waiting)
-            numbers = unsaved_and_newest(self._engine.book, some)
-            rows += len(numbers)
-            yield from self._messages(numbers, now_ns)
+            row_ids = unsaved_and_newest(self._engine.book, some)
+            rows += len(row_ids)
+            yield from self._messages(row_ids, now_ns)
 
     def _listen(self) -> None:
         """Count who subscribes which topic, and note what is owed; each prefix once, however often it was heard of."""
@@ -194,47 +194,47 @@ class Snapshots:
         added = self._engine.symbols[first // len(INTERVALS) :]
         self._encoder.know(self._engine.symbols)
         self._topics += [kline_topic(symbol, name).encode() for symbol in added for name in INTERVAL_NAMES]
-        for place in range(first, len(self._topics)):
-            insort(self._sorted, (self._topics[place], place))
-            self._holders[place] = sum(1 for prefix in _beginnings_of(self._topics[place]) if prefix in self._counted)
-        places = np.arange(first, len(self._topics))
-        wanted = places[self._holders[places] > 0]
+        for index, topic in enumerate(self._topics[first:], first):
+            insort(self._sorted, (topic, index))
+            self._holders[index] = sum(1 for prefix in _prefixes_of(topic) if prefix in self._counted)
+        topics = np.arange(first, len(self._topics))
+        wanted = topics[self._holders[topics] > 0]
         if len(wanted):
             # Rows that were marked before this were not marked as changed: those of now will do.
             self._engine.book.watched.reshape(-1)[wanted] = 1
             self._owe(wanted)
 
     def _matching(self, prefix: bytes) -> NDArray[np.int64]:
-        """Return the places of the topics that begin so."""
-        if len(self._sorted_places) < len(self._sorted):
-            self._sorted_places = np.array([place for _, place in self._sorted], np.int64)
+        """Return the indices of the topics that begin so."""
+        if len(self._sorted_topics) < len(self._sorted):
+            self._sorted_topics = np.array([topic for _, topic in self._sorted], np.int64)
         begin = bisect_left(self._sorted, (prefix, -1))
-        return self._sorted_places[begin : bisect_left(self._sorted, (prefix + BEHIND_ALL, -1))]
+        return self._sorted_topics[begin : bisect_left(self._sorted, (prefix + PAST_ALL, -1))]
 
     def _wanted(self, topic: bytes) -> bool:
-        return any(prefix in self._prefixes for prefix in _beginnings_of(topic))
+        return any(prefix in self._prefixes for prefix in _prefixes_of(topic))
 
     def _changed(self, now_ns: int) -> Iterator[Message]:
         """Yield what has changed, numbered on."""
         now = self._engine.clock.now(now_ns)
-        numbers, places, end = self._take_changed(
-            self._engine.book, self._engine.changed.changes, self._encoder.desk, self._session, now
+        row_ids, topics, end = self._take_changed(
+            self._engine.book, self._engine.changed.changes, self._encoder.buffer, self._session, now
         )
-        if not len(numbers):
+        if not len(row_ids):
             return
         self._publish_at = now_ns + self._interval_ns
-        first = self._encoder.written(min(len(numbers), ROWS_MAX), end)
-        yield from self._addressed(places, chain(first, self._encoder.snapshots(numbers[ROWS_MAX:], now)))
+        first = self._encoder.written(min(len(row_ids), ROWS_MAX), end)
+        yield from self._addressed(topics, chain(first, self._encoder.snapshots(row_ids[ROWS_MAX:], now)))
 
-    def _messages(self, numbers: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
+    def _messages(self, row_ids: NDArray[np.int64], now_ns: int) -> Iterator[Message]:
         """Yield rows as messages, numbered on."""
-        numbers, places = self._in_order(self._engine.book, numbers)
-        yield from self._addressed(places, self._encoder.snapshots(numbers, self._engine.clock.now(now_ns)))
+        row_ids, topics = self._in_order(self._engine.book, row_ids)
+        yield from self._addressed(topics, self._encoder.snapshots(row_ids, self._engine.clock.now(now_ns)))
 
-    def _addressed(self, places: NDArray[np.int64], bodies: Iterable[bytes]) -> Iterator[Message]:
-        self.published += len(places)
-        for place, body in zip(places.tolist(), bodies, strict=True):
-            yield self._topics[place], body
+    def _addressed(self, topics: NDArray[np.int64], bodies: Iterable[bytes]) -> Iterator[Message]:
+        self.published += len(topics)
+        for topic, body in zip(topics.tolist(), bodies, strict=True):
+            yield self._topics[topic], body
 
     def _tickers(self, now_ns: int) -> bytes:
         book, now = self._engine.book, self._engine.clock.now(now_ns)
@@ -244,44 +244,44 @@ class Snapshots:
         return self._encoder.tickers(days, now)
 
 
-def _beginnings_of(topic: bytes) -> Iterator[bytes]:
+def _prefixes_of(topic: bytes) -> Iterator[bytes]:
     return (topic[:length] for length in range(len(topic) + 1))
 
 
 @allocating
 def unsaved_and_newest(book, topics):  # type: ignore[no-untyped-def]
-    """Return the numbers of the rows that a new subscriber of these topics needs.
+    """Return the ids of the rows that a new subscriber of these topics needs.
 
     topics: int64[n], symbol * intervals + interval.
     """
     intervals, window = book.rows.shape[1], book.rows.shape[2]
-    numbers = np.empty(len(topics) + book.unsaved.by_member.sum(), np.int64)
+    row_ids = np.empty(len(topics) + book.unsaved.by_member.sum(), np.int64)
     count = 0
     for topic in topics:
         symbol, interval = topic // intervals, topic % intervals
-        newest = book.calendars[book.symbols[symbol].grid, interval].place
-        for place in range(window):
-            number = number_of(book, symbol, interval, place)
-            unsaved = book.unsaved.by_member[interval * window + place] > 0 and book.unsaved.states[number] != 0
-            if unsaved or place == newest:
-                numbers[count] = number
+        newest = book.calendars[book.symbols[symbol].grid, interval].slot
+        for slot in range(window):
+            row_id = row_id_of(book, symbol, interval, slot)
+            unsaved = book.unsaved.by_member[interval * window + slot] > 0 and book.unsaved.states[row_id] != 0
+            if unsaved or slot == newest:
+                row_ids[count] = row_id
                 count += 1
-    return numbers[:count]
+    return row_ids[:count]
 
 
 @allocating
-def in_order(book, numbers):  # type: ignore[no-untyped-def]
+def in_order(book, row_ids):  # type: ignore[no-untyped-def]
     """Return those of the rows that are there, topic by topic, ascending by time, and the topic of each.
 
-    numbers: int64[n].
+    row_ids: int64[n].
     """
-    kept, topics, keys = np.empty_like(numbers), np.empty_like(numbers), np.empty_like(numbers)
+    kept, topics, keys = np.empty_like(row_ids), np.empty_like(row_ids), np.empty_like(row_ids)
     count = 0
-    for number in numbers:
-        symbol, interval, place = numbered(book, number)
-        open_time = book.rows[symbol, interval, place].open_time
+    for row_id in row_ids:
+        symbol, interval, slot = locate(book, row_id)
+        open_time = book.rows[symbol, interval, slot].open_time
         if open_time > 0:
-            kept[count] = number
+            kept[count] = row_id
             topics[count] = symbol * book.rows.shape[1] + interval
             keys[count] = topics[count] * TIME_MAX + open_time
             count += 1
@@ -290,17 +290,17 @@ def in_order(book, numbers):  # type: ignore[no-untyped-def]
 
 
 @allocating
-def take_changed(book, changed, desk, session, exchange_time):  # type: ignore[no-untyped-def]
-    """Settle what is watched, take what has changed, and write as much of it as the desk has room for.
+def take_changed(book, changed, buffer, session, exchange_time):  # type: ignore[no-untyped-def]
+    """Settle what is watched, take what has changed, and write as much of it as the buffer holds.
 
     Return all those rows and their topics, as `in_order` does, and where what was written ends. It is one call, because
     after a rest each costs more than its work.
     """
     settle(book, True)
-    numbers, topics = in_order(book, changed.numbers[: changed.total[0]])
-    forget(changed)
-    end = write_snapshots(desk, book, numbers[:ROWS_MAX], session, exchange_time)
-    return numbers, topics, end
+    row_ids, topics = in_order(book, changed.items[: changed.total[0]])
+    clear(changed)
+    end = write_snapshots(buffer, book, row_ids[:ROWS_MAX], session, exchange_time)
+    return row_ids, topics, end
 
 
 @compiled

@@ -1,6 +1,6 @@
-"""Who there is, and in which units: names and places of symbols, and how a batch speaks of them.
+"""The symbol table: names, indices and units of symbols, and what the instruments of a batch are in it.
 
-A symbol keeps its place in the book for ever. Its decimals grow when the exchange's do, and never shrink. Batches of
+A symbol keeps its index in the book for ever. Its decimals grow when the exchange's do, and never shrink. Batches of
 the feed bring the same packed table of instruments with them again and again: what it means here is worked out once,
 until somebody joins or grows. Knows no ids, no time and no message but the table.
 """
@@ -29,13 +29,13 @@ class Table(NamedTuple):
     """What a batch's instruments are in the book."""
 
     symbols: NDArray[np.int64]
-    """The place of each, -1 if it has none."""
+    """The index of each, -1 if it has none."""
     price_factors: NDArray[np.int64]
     quantity_factors: NDArray[np.int64]
     """From the batch's units to the book's."""
     finer: dict[int, tuple[int, int]]
-    """Instruments with decimals that their symbol has no room for, and what their prices and quantities must be
-    divided by."""
+    """Instruments with decimals that their symbol's numbers are too large for, and by what their prices and quantities
+    must be divided."""
 
 
 class SymbolTable:
@@ -52,7 +52,7 @@ class SymbolTable:
         self._newest: Table
         self._tables: dict[bytes, Table] = {}
 
-    def place(self, name: str, stream: str, grid_3d: int) -> int:
+    def add(self, name: str, stream: str, grid_3d: int) -> int:
         """Return the index of a symbol that trades from here on, with nothing known of it; -1 if the book is full."""
         symbol = self.index.get(name, len(self.names))
         if symbol == len(self._book.symbols):
@@ -117,12 +117,12 @@ class SymbolTable:
         is_finer = (prices > states["price_decimals"][symbols]) | (quantities > states["quantity_decimals"][symbols])
         # All grow first: a table may speak of a symbol in the decimals that it had before, too.
         unfit = [
-            place
-            for place in np.flatnonzero(is_finer & (symbols >= 0)).tolist()
-            if not self.grow(int(symbols[place]), int(prices[place]), int(quantities[place]))
+            index
+            for index in np.flatnonzero(is_finer & (symbols >= 0)).tolist()
+            if not self.grow(int(symbols[index]), int(prices[index]), int(quantities[index]))
         ]
         price, quantity = states["price_decimals"][symbols] - prices, states["quantity_decimals"][symbols] - quantities
-        finer = {place: (10 ** max(0, -int(price[place])), 10 ** max(0, -int(quantity[place]))) for place in unfit}
+        finer = {index: (10 ** max(0, -int(price[index])), 10 ** max(0, -int(quantity[index]))) for index in unfit}
         return Table(symbols, 10 ** np.maximum(price, 0), 10 ** np.maximum(quantity, 0), finer)
 
     def _forget_tables(self) -> None:
@@ -143,9 +143,9 @@ def fits(rows: Rows, price: int, quantity: int) -> bool:
     )
 
 
-def coarser(rows: Rows, place: int, price_divisor: int, quantity_divisor: int) -> bool:
-    """Take the decimals that a symbol has no room for off its trades in a batch; False if they are more than zeros."""
-    own = rows["symbol"] == place
+def coarser(rows: Rows, instrument: int, price_divisor: int, quantity_divisor: int) -> bool:
+    """Divide the prices and quantities of an instrument's trades, TRADE[n]; False if not without a remainder."""
+    own = rows["symbol"] == instrument
     prices, quantities = rows["price"][own], rows["quantity"][own]
     if (prices % price_divisor).any() or (quantities % quantity_divisor).any():
         return False

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.dirty import MARKED, UNDER_WAY, ChangeList, DirtyRows, note, soil
+from services.engine.dirty import MARKED, UNDER_WAY, ChangeList, DirtyRows, add, mark_dirty
 
 GROUPS, GROUP = 10, 5
 NONE = np.zeros(GROUPS, bool)
@@ -16,12 +16,12 @@ numbers = st.lists(st.integers(0, GROUPS * GROUP - 1), max_size=60)
 def test_marking_twice_is_marking_once_and_taking_takes_all(one_by_one: list[int], at_once: list[int]) -> None:
     changes = ChangeList(GROUPS * GROUP)
     for number in one_by_one:
-        note(changes.changes, number)
+        add(changes.changes, number)
     changes.mark(np.array(at_once, np.int64))
     assert len(changes) == len({*one_by_one, *at_once})
-    assert changes.take_all().tolist() == sorted({*one_by_one, *at_once})
+    assert changes.drain().tolist() == sorted({*one_by_one, *at_once})
     assert len(changes) == 0
-    assert changes.take_all().tolist() == []
+    assert changes.drain().tolist() == []
     assert not changes.changes.marked.any()
 
 
@@ -32,7 +32,7 @@ def test_parts_are_of_whole_groups_and_bring_everything_once(
 ) -> None:
     rows = DirtyRows(GROUPS, GROUP)
     for number in one_by_one:
-        soil(rows.dirty, number)
+        mark_dirty(rows.dirty, number)
     rows.mark(np.array(at_once, np.int64))
     left = {*one_by_one, *at_once}
     while left:
@@ -84,10 +84,10 @@ def test_groups_that_are_kept_are_not_taken_and_hold_up_no_others() -> None:
 
 def test_a_row_that_changes_under_way_is_marked_again() -> None:
     rows = DirtyRows(1, 5)
-    soil(rows.dirty, 3)
+    mark_dirty(rows.dirty, 3)
     taken = rows.take(5, NONE)
     assert rows.dirty.states[3] == UNDER_WAY
-    soil(rows.dirty, 3)
+    mark_dirty(rows.dirty, 3)
     assert rows.dirty.states[3] == UNDER_WAY | MARKED
     rows.release(taken)
     assert rows.dirty.states[3] == MARKED

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.book import Book, lay_out, number_of
+from services.engine.book import Book, lay_out, row_id_of
 from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import text_of
@@ -76,7 +76,7 @@ def put(symbol: int, price: int, quantity: int, row: dict[str, Any]) -> int:
         kline[name] = 0 if name in QUOTE_VOLUMES else row.get(name, 0)
     for name in QUOTE_VOLUMES:
         kline[f"{name}_high"], kline[name] = divmod(row[name], 10**18)
-    return int(number_of(book, symbol, interval, place))
+    return int(row_id_of(book, symbol, interval, place))
 
 
 def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numbers: int) -> Snapshot:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.book import SYMBOL
-from services.engine.gaps import DUPLICATE, GAP, GAPS_MAX, NEW, NEW_GAP, NO_ROOM, leave_out, skip_to, take_id
+from services.engine.gaps import DUPLICATE, FULL, GAP, GAPS_MAX, NEW, NEW_GAP, leave_out, skip_to, take_id
 
 
 class Ids:
@@ -111,7 +111,7 @@ def test_without_room_nothing_is_forgotten(steps: list[int | tuple[int, int]]) -
             assert (outcome == DUPLICATE) == (step in seen)
             if outcome in (NEW, NEW_GAP):
                 seen.add(step)
-            elif outcome == NO_ROOM:
+            elif outcome == FULL:
                 assert len(ids.missing) == 2
         else:
             ids.leave_out(*step)

@@ -40,7 +40,7 @@ class Simulation:
             max_symbols=3, window=WINDOW, resume_max_ms=resume_max * MINUTE, silence_ask_ms=3_000
         )
         self.audit = AuditConfig(every_minutes=source.choice([1, 7, 60]))
-        self.begun_anew = self.lost = self.engines = 0
+        self.reseeded = self.lost = self.engines = 0
         self.store_known = 0
         self.start_engine()
         self.start_feed()
@@ -181,7 +181,7 @@ class Simulation:
         self.start_feed()
 
     def note_figures(self) -> None:
-        self.begun_anew += self.engine.begun_anew
+        self.reseeded += self.engine.reseeded
         self.lost += int(self.engine.book.counters[0]["unsaved_overwritten"])
 
     def run(self) -> list[str]:
@@ -261,7 +261,7 @@ class Played(NamedTuple):
     seed: int
     wrong: list[str]
     engines: int
-    begun_anew: int
+    reseeded: int
     lost: int
     """Rows that left memory unsaved."""
 
@@ -270,4 +270,4 @@ def run(seed: int) -> Played:
     """Play a seed to its end."""
     simulation = Simulation(seed)
     wrong = simulation.run()
-    return Played(seed, wrong, simulation.engines, simulation.begun_anew, simulation.lost)
+    return Played(seed, wrong, simulation.engines, simulation.reseeded, simulation.lost)

@@ -50,7 +50,7 @@ format: .venv/installed-test
 
 # make sim SEED=7, make sim SEEDS=100 BEGIN=5000
 sim: .venv/installed-test
-	$(BIN)/python -m tests.simulated $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000) --begin $(or $(BEGIN),0))
+	$(BIN)/python -m tests.seeds $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000) --begin $(or $(BEGIN),0))
 
 # make chaos SECONDS=60 SEED=7
 chaos: .venv/installed-test

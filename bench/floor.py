@@ -23,7 +23,7 @@ import uvloop
 import zmq
 from numpy.typing import NDArray
 
-from bench.processes import cpu_seconds, memory_mib
+from harness.figures import cpu_seconds, memory_mib
 
 FRAMES = 500
 SIZE = 250

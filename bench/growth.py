@@ -5,9 +5,9 @@ from statistics import median
 from typing import Any
 
 from bench import floor
-from bench.spread import spread
 from bench.whole import BUSY_MS, ROOMS, SINGLE_TRADES, Whole, shares, whole
-from tests.pipeline.truth import ask
+from harness.figures import spread
+from harness.truth import ask
 
 SYMBOLS = (100, 500, 1_000)
 RATE = 12_000

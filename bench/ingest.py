@@ -23,7 +23,7 @@ import numpy as np
 import uvloop
 import zmq
 
-from bench.spread import spread
+from harness.figures import spread
 from services.ingest import exact, frames, framing, recent
 from services.ingest.frames import FrameReader
 from services.ingest.framing import Frames, frames_of

@@ -8,17 +8,16 @@ are about: minutes differ, and what was applied is told. Each start has its own 
 """
 
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from bench import floor
-from bench.spread import spread
 from bench.whole import BUSY_MS, SINGLE_TRADES, Whole, shares, whole
+from harness.figures import Seen, latencies, percentiles, spread
+from harness.truth import ask
 from shared.wire import kline_topic
-from tests.pipeline.truth import ask
 
 RATES = (1_000, 5_000, 20_000, 50_000)
 RANKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
@@ -31,14 +30,6 @@ SECONDS = 10.0
 """Measured of each start: starts differ more than minutes do, by who happens to run beside whom."""
 BURST_TAIL_S = 2.0
 """What a burst leaves behind still counts as its own."""
-
-
-class Seen(NamedTuple):
-    """A snapshot that arrived."""
-
-    symbol: str
-    last_id: int
-    at_ns: int
 
 
 def run(rate: int, runs: int, everything: bool = False, burst: bool = False) -> dict[str, Any]:
@@ -122,28 +113,6 @@ def once(rate: int, seconds: float, everything: bool, burst: bool) -> dict[str, 
             "snapshots/s": round(messages / (elapsed + 1.0)),
             "cores": shares(cpu, spent, elapsed),
         }
-
-
-def latencies(written: list[list[Any]], seen: list[Seen]) -> list[tuple[str, tuple[int, float]]]:
-    """Return (symbol, (when it was written, ms until a snapshot had it)) of each note that a snapshot answers."""
-    answers: list[tuple[str, tuple[int, float]]] = []
-    for stream in {name for name, _, _ in written}:
-        symbol = stream.partition("@")[0].upper()
-        own = [each for each in seen if each.symbol == symbol]
-        # A repaired older row may follow a newer one; what counts is how far snapshots have come.
-        reached = np.maximum.accumulate(np.array([each.last_id for each in own], np.int64))
-        for name, last_id, at_ns in written:
-            place = int(np.searchsorted(reached, last_id)) if name == stream else len(own)
-            if place < len(own):
-                answers.append((symbol, (at_ns, (own[place].at_ns - at_ns) / 1e6)))
-    return answers
-
-
-def percentiles(ms: NDArray[np.float64]) -> dict[str, float]:
-    if not len(ms):
-        return {"blocks": 0}
-    shown = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
-    return {"blocks": len(ms)} | {name: round(float(np.percentile(ms, share)), 2) for name, share in shown.items()}
 
 
 def _sample(system: Whole) -> list[str]:

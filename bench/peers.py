@@ -14,65 +14,14 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from harness.rates import Columns, Fold, batches_of, columns_of, fold_polars, lengths_of, rate_of, rate_of_klagg
+from shared.interval import DAY_MS
 
-from bench.kernel import batches_of, cost_of
-from shared.interval import DAY_MS, INTERVALS
-from shared.wire import Trades, instruments_of, trade_rows
-
-Columns = dict[str, NDArray[np.int64]]
-Fold = Callable[[list[Columns], list[int]], int]
-"""Makes klines of all batches for intervals of so many ms; returns how many trades it has taken."""
-
-RUNS = 5
 SLOW_TRADES = 20_000
 """For contenders that take trades one by one."""
-
-
-def columns_of(batch: Trades) -> Columns:
-    """Return a batch as columns of int64, with what every contender needs already multiplied."""
-    rows = trade_rows(batch.rows)
-    names = np.array([int(instrument.symbol[1:]) for instrument in instruments_of(batch)], np.int64)
-    buys = rows["quantity"] * (rows["buyer_is_maker"] == 0)
-    return {
-        "symbol": names[rows["symbol"]],
-        "time": rows["time"].copy(),
-        "price": rows["price"].copy(),
-        "quantity": rows["quantity"].copy(),
-        "quote": rows["price"] * rows["quantity"],
-        "taker": buys,
-        "taker_quote": buys * rows["price"],
-    }
-
-
-def fold_polars(batches: list[Columns], lengths: list[int]) -> int:
-    import polars
-
-    column = polars.col
-    fields = [
-        column("price").first().alias("open"),
-        column("price").max().alias("high"),
-        column("price").min().alias("low"),
-        column("price").last().alias("close"),
-        column("quantity").sum(),
-        column("quote").sum(),
-        polars.len().alias("count"),
-        column("taker").sum(),
-        column("taker_quote").sum(),
-    ]
-    taken = 0
-    for batch in batches:
-        frame = polars.DataFrame(batch)
-        for length in lengths:
-            rows = frame.group_by("symbol", column("time") // length).agg(fields)
-        taken += int(rows["count"].sum())
-    return taken
 
 
 def fold_duckdb(batches: list[Columns], lengths: list[int]) -> int:
@@ -271,47 +220,10 @@ QUOTED = {
 """What is told of a contender that cannot be measured in full."""
 
 
-class Rate(NamedTuple):
-    """Trades/s: the median of the runs and their extremes. The first run warms up and does not count."""
-
-    median: float
-    least: float
-    most: float
-
-    def __str__(self) -> str:
-        return f"{self.median / 1e3:,.0f} ({self.least / 1e3:,.0f} to {self.most / 1e3:,.0f})"
-
-
-def _rate(runs: list[float]) -> Rate:
-    return Rate(round(median(runs[1:])), round(min(runs[1:])), round(max(runs[1:])))
-
-
-def rate_of(fold: Fold, batches: list[Columns], lengths: list[int]) -> Rate:
-    """Measure a contender. Raises RuntimeError if it loses trades."""
-    rates = []
-    for _ in range(RUNS + 1):
-        begin = time.perf_counter_ns()
-        taken = fold(batches, lengths)
-        elapsed = getattr(fold, "elapsed", 0) or time.perf_counter_ns() - begin
-        if taken != sum(len(batch["time"]) for batch in batches):
-            raise RuntimeError(f"{fold.__name__} took {taken} trades")
-        rates.append(taken / elapsed * 1e9)
-    return _rate(rates)
-
-
-def rate_of_klagg(symbols: int, batches: list[Trades], watched: bool) -> Rate:
-    """Measure the engine; `watched`: with all rows made after each batch, its worst case."""
-    return _rate([1e9 / cost_of(symbols, batches, watched) for _ in range(RUNS + 1)])
-
-
 def _quote(name: str, told: dict[str, Any]) -> None:
     if name in QUOTED:
         told[f"{name}, quoted"] = QUOTED[name]
         print(f"{'':16}{QUOTED[name]}")
-
-
-def lengths_of(count: int) -> list[int]:
-    return [interval.length_ms or 30 * DAY_MS for interval in INTERVALS[:count]]
 
 
 def main() -> None:

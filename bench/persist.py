@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from bench.processes import cpu_seconds
-from bench.spread import spread
+from harness.figures import cpu_seconds, spread
+from harness.processes import running, wait_for, write_config
 from services.persist import store
 from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, STATES, VOLUMES, close_times, warm_up
 from shared.calendar import open_time_of
@@ -27,7 +27,6 @@ from shared.interval import DAY_MS, INTERVAL_NAMES, INTERVALS
 from shared.kline import CLOSED, FINAL, PLACED_KLINE
 from shared.postgres import database_url
 from shared.wire import AuditMark, DirtyBatch, SymbolMark, placed_rows
-from tests.support import running, wait_for, write_config
 
 RUNS = 5
 SIZES = (1_000, 7_500, 50_000)

@@ -10,10 +10,10 @@ import time
 from typing import Any
 
 from bench import floor
-from bench.spread import spread
 from bench.whole import Whole, whole
-from tests.pipeline.truth import ask
-from tests.support import wait_for
+from harness.figures import spread
+from harness.processes import wait_for
+from harness.truth import ask
 
 OURS = ("postgres", "persist", "engine", "ingest")
 RATE = 8_000.0

@@ -16,10 +16,10 @@ from statistics import median
 from typing import Any
 
 from bench import floor
-from bench.spread import spread
 from bench.whole import BUSY_MS, ROOMS, SAVING_NEVER, SINGLE_TRADES, Whole, shares, whole
-from tests.pipeline.truth import ask, settle
-from tests.support import wait_for
+from harness.figures import spread
+from harness.processes import wait_for
+from harness.truth import ask, settle
 
 FULL = 240_000
 """Aggregates/s at pace 1, about: what the first level begins with; each of the others, with what the one before had."""

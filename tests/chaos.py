@@ -28,11 +28,11 @@ import msgpack
 import psycopg
 import zmq
 
+from harness.processes import Room, wait_for, write_config
+from harness.truth import ask, audited, differences, settle, unproven
 from shared.config import Config, load
 from shared.wire import HEALTH_TOPIC, kline_topic
 from tests import harm
-from tests.pipeline.truth import ask, audited, differences, settle, unproven
-from tests.support import Room, wait_for, write_config
 
 ROOMS = ("postgres", "persist", "engine", "ingest", "viz")
 """The simulator is the exchange: it stays."""

@@ -10,11 +10,11 @@ import signal
 import time
 from pathlib import Path
 
-from bench.processes import memory_mib
+from harness.figures import memory_mib
+from harness.processes import wait_for
+from harness.truth import differences, settle, unproven
 from tests.chaos import BUSY, SETTLE_MAX_S, Health, House, Plan, last_id_traded, play, prepare, wait_until_live
 from tests.harm import saved_id
-from tests.pipeline.truth import differences, settle, unproven
-from tests.support import wait_for
 
 GROWTH_MAX_MB = 32.0
 """Pages that were set aside at the start are used up one by one."""

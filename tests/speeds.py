@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import RECORDINGS
+from harness.processes import RECORDINGS
 
 SPEEDS = [100, 1_000, 10_000]
 CASES = [

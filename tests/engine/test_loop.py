@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zmq
 
+from harness.processes import Room, wait_for, write_config
 from services.engine.loop import LOAD_AGAIN_S
 from shared.config import Config, load
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
@@ -34,7 +35,6 @@ from shared.wire import (
     placed_rows,
 )
 from tests.engine.played import Trade, batch
-from tests.support import Room, wait_for, write_config
 
 NOW = 1_790_000_000_000 // MINUTE_MS * MINUTE_MS + 20_000
 BEGIN = NOW - 20_000

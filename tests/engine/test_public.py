@@ -12,13 +12,13 @@ import msgpack
 import pytest
 import zmq
 
+from harness.processes import free_port, wait_for
 from services.engine import public
 from services.engine.public import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, Public
 from shared.sockets import connect
 from shared.wire import AddSymbol
 from tests.engine.played import batch
 from tests.engine.test_loop import BEGIN, NOW, Neighbours, engine, trade
-from tests.support import free_port, wait_for
 
 SYMBOLS = 100
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)

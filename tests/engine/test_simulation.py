@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulated.simulation import run
+from tests.seeds.simulation import run
 
 FAILED_ONCE = {
     31: "a symbol that began anew took rows for whole that were closed and not proven",

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 
+from harness.processes import ROOT
 from services.engine.snapshots import Snapshots
 from services.engine.warm import warm_up
 from tests.engine.played import MINUTE, START, PlayedEngine, batch, history, market
-from tests.support import ROOT
 
 
 def compiled() -> set[tuple[str, str]]:

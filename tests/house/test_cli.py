@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import ROOT, free_port, write_config
 from shared.config import load
 from shared.sockets import lock_room
-from tests.support import ROOT, free_port, write_config
 
 
 def klagg(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

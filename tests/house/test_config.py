@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.processes import ROOT
 from shared.config import Config, ConfigError, load
-from tests.support import ROOT
 
 DOCUMENT = (ROOT / "klagg.toml").read_text(encoding="utf-8")
 SETTING = re.compile(r"^#(?=\w+ = )", re.MULTILINE)

@@ -1,4 +1,6 @@
-"""Who may import whom: rooms meet in shared/ only, and the simulator's truth shares nothing with what it judges."""
+"""Who may import whom: rooms meet in shared/ only, the simulator's truth shares nothing with what it judges, and tests
+and bench meet in harness/ only.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -6,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import ROOT
 from shared.compiled import SOURCES
-from tests.support import ROOT
 
 ROOMS = sorted(folder.name for folder in (ROOT / "services").iterdir() if (folder / "__main__.py").exists())
 STARTERS = {"services/cli.py", "services/replay.py"}
 """The command line is no room: it starts them, and may use what they offer."""
+AROUND = {"tests", "bench", "examples", "harness"}
+"""What stands around the product, which imports none of it."""
+APART = {"tests": {"bench", "examples"}, "bench": {"tests", "examples"}, "harness": {"tests", "bench", "examples"}}
 JUDGED = {"shared.kline", "shared.merging", "shared.interval", "shared.calendar", "shared.decimals"}
 """What computes klines. The simulator computes its own, or its mistakes would agree with ours."""
 
@@ -37,7 +42,7 @@ def offences(source: str, path: str) -> list[str]:
     wrong = []
     for name in sorted(set(imported(source, path))):
         parts = name.split(".")
-        if parts[0] in ("tests", "bench", "examples"):
+        if parts[0] in APART.get(top, AROUND):
             wrong.append(f"{path} imports {name}")
         elif top == "shared" and parts[0] == "services":
             wrong.append(f"{path}: shared imports {name}")
@@ -51,11 +56,27 @@ def offences(source: str, path: str) -> list[str]:
 
 
 def files() -> list[str]:
-    return [str(path.relative_to(ROOT)) for top in ("shared", "services") for path in (ROOT / top).rglob("*.py")]
+    """Return the product's own files."""
+    return files_in("shared", "services")
+
+
+def files_in(*tops: str) -> list[str]:
+    return [str(path.relative_to(ROOT)) for top in tops for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def wrong_in(*tops: str) -> list[str]:
+    return [
+        offence for path in files_in(*tops) for offence in offences((ROOT / path).read_text(encoding="utf-8"), path)
+    ]
 
 
 def test_rooms_meet_in_shared_only() -> None:
-    wrong = [offence for path in files() for offence in offences((ROOT / path).read_text(encoding="utf-8"), path)]
+    wrong = wrong_in("shared", "services")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_tests_and_bench_meet_in_harness_only() -> None:
+    wrong = wrong_in(*APART)
     assert not wrong, "\n".join(wrong)
 
 
@@ -78,7 +99,12 @@ def test_every_room_is_known() -> None:
         ("services/viz/a.py", "from ..engine import book"),
         ("services/viz/deep/a.py", "def f():\n    from services.ingest import rest"),
         ("shared/a.py", "from services.engine import loop"),
-        ("shared/a.py", "from tests import support"),
+        ("shared/a.py", "from tests import chaos"),
+        ("services/viz/a.py", "from harness.truth import ask"),
+        ("tests/viz/a.py", "from bench import floor"),
+        ("bench/a.py", "from tests.viz.played import made_up"),
+        ("harness/a.py", "from tests import chaos"),
+        ("harness/a.py", "import bench.floor"),
         ("services/simulator/a.py", "from shared.kline import merge"),
         ("services/simulator/a.py", "from shared import interval"),
         ("services/odd.py", ""),
@@ -96,6 +122,9 @@ def test_a_forbidden_import_is_seen(path: str, source: str) -> None:
         ("services/viz/a.py", "from shared.kline import KLINE"),
         ("services/cli.py", "from services.persist.export import export_csv"),
         ("services/simulator/a.py", "from shared.config import Config"),
+        ("tests/viz/a.py", "from harness.processes import free_port"),
+        ("bench/a.py", "from harness.truth import ask"),
+        ("harness/a.py", "from services.persist.verify import verify"),
     ],
 )
 def test_an_allowed_import_is_let_pass(path: str, source: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from harness.processes import ROOT
 
 LINES_MAX = 450
 LONGER = {

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import zmq
 from aiohttp import WSMsgType, web
 
+from harness.processes import Room, free_port, wait_for, write_config
 from shared.calendar import next_open_time, open_time_of
 from shared.config import load
 from shared.sockets import bind, ipc, send
@@ -32,7 +33,6 @@ from shared.wire import (
     instruments_of,
     trade_rows,
 )
-from tests.support import Room, free_port, wait_for, write_config
 
 Event = TypeVar("Event")
 

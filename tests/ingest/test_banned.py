@@ -5,11 +5,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+from harness.processes import Room, wait_for, write_config
 from services.ingest import ban
 from shared.config import load
 from shared.wire import AddSymbol, FeedState, FetchTrades, RemoveSymbol, Subscribe, Trades, instruments_of
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame, playing
-from tests.support import Room, wait_for, write_config
 
 STREAM = "btcusdt@aggTrade"
 BAN_S = 4.0

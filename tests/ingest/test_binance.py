@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.processes import RECORDINGS
 from services.ingest.binance import (
     Malformed,
     banned_until,
@@ -25,7 +26,6 @@ from services.ingest.venue import venue_of
 from shared.config import Config, Exchange, Simulator
 from shared.kline import CLOSED, EXCHANGE, FINAL, figure
 from tests.ingest.played import listing
-from tests.support import RECORDINGS
 
 MINUTE = 60_000
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from harness.processes import RECORDINGS
 from services.ingest.binance import Reply
 from services.ingest.frames import FrameReader, Read
 from services.ingest.framing import frames_of
 from services.ingest.symbols import Decimals
 from shared.wire import Trades, instruments_of, trade_rows
 from tests.ingest.played import START, Fill, agg_frame, ticker_frame, trade_frame
-from tests.support import RECORDINGS
 
 STREAMS = [
     "spot-8symbols-aggTrade-stream-20210405T1833.jsonl.gz",

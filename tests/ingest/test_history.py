@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from harness.processes import wait_for
 from services.ingest.complaints import Complaints
 from services.ingest.governor import Governor
 from services.ingest.history import History
@@ -30,7 +31,6 @@ from tests.ingest.played import (
     playing,
     trade_frame,
 )
-from tests.support import wait_for
 
 
 def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_path: Path) -> None:

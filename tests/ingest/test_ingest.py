@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.processes import Room, wait_for
 from shared.calendar import next_open_time
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL
@@ -33,7 +34,6 @@ from tests.ingest.played import (
     playing,
     ticker_frame,
 )
-from tests.support import Room, wait_for
 
 
 def test_whoever_answers_the_first_word_at_once_is_heard(exchange: Exchange, tmp_path: Path) -> None:

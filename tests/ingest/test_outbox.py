@@ -2,10 +2,10 @@
 
 import zmq
 
+from harness.processes import free_port, wait_for
 from services.ingest.outbox import Outbox
 from shared.kline import TRADE
 from shared.wire import AppEvent, FeedState, Instrument, RemoveSymbol, Trades, decode_event, pack_instruments
-from tests.support import free_port, wait_for
 
 BATCH = Trades(pack_instruments([Instrument("BTCUSDT", 2, 3)]), bytes(3 * TRADE.itemsize), 1)
 

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import uvloop
 
+from harness.processes import Room, free_port, wait_for, write_config
 from services.ingest.governor import Governor
 from services.ingest.proxy import proxy_of
 from services.ingest.rest import Priority, Rest, RestError
@@ -22,7 +23,6 @@ from shared.process import Unavailable
 from shared.wire import AddSymbol, Subscribe
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame
 from tests.ingest.test_connection import Client
-from tests.support import Room, free_port, wait_for, write_config
 
 NAME = "exchange.test"
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

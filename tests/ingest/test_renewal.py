@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import wait_for
 from services.ingest import ban
 from shared.wire import FeedState, FetchTrades
 from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticker_frame
-from tests.support import wait_for
 
 STREAM = "btcusdt@aggTrade"
 

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from harness.processes import ROOT
 from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
 from services.ingest.history import urgency
 from services.ingest.rest import Priority, Rest, RestError
@@ -20,7 +21,6 @@ from services.ingest.venue import Venue, venue_of
 from shared.config import Config, Simulator
 from shared.wire import FetchTrades
 from tests.ingest.played import START, Exchange, Fill
-from tests.support import ROOT
 
 TOO_MANY = {"code": -1003, "msg": "Too many requests"}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.processes import RECORDINGS
 from services.ingest.binance import read_klines
 from services.ingest.frames import FrameReader
 from services.ingest.framing import frames_of
@@ -23,7 +24,6 @@ from services.simulator.writing import AggWriter, kline_page
 from shared.decimals import decimals_of
 from shared.wire import instruments_of, trade_rows
 from tests.ingest.played import START
-from tests.support import RECORDINGS
 
 KINDS_OF_STREAM = ("aggTrade", "trade")
 SYMBOLS = ("BTCUSDT", "币安人生USDT", "A" * NAME_MAX, "B" * (NAME_MAX + 1), "", "ETHUSDT")

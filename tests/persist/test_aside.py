@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
+from harness.processes import wait_for
 from services.persist.aside import AGAIN_S, Aside, part_of
 from shared.wire import DirtyBatch, Persisted, StoreState, placed_rows
 from tests.persist.test_persist import SESSION, Place
 from tests.persist.test_store import batch, mark, rows
-from tests.support import wait_for
 
 LONG = "".join(random.Random(1).choices(string.ascii_uppercase, k=5_000))
 """An index would compress letters that are all the same, and take them."""

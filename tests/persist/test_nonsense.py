@@ -6,6 +6,7 @@ from typing import Any
 import zmq
 from msgspec.structs import replace
 
+from harness.processes import wait_for
 from shared.wire import (
     DirtyBatch,
     Finished,
@@ -20,7 +21,6 @@ from shared.wire import (
 from tests.nonsense import Nonsense
 from tests.persist.test_persist import SESSION, WANTED, place
 from tests.persist.test_store import NOW, batch, mark, rows
-from tests.support import wait_for
 
 MESSAGES = 400
 OURS = StorePoint("", SESSION, 0)

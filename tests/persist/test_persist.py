@@ -12,6 +12,7 @@ import psycopg
 import zmq
 from msgspec.structs import replace
 
+from harness.processes import Room, free_port, wait_for, write_config
 from shared.config import load
 from shared.postgres import database_url
 from shared.sockets import bind, ipc
@@ -27,7 +28,6 @@ from shared.wire import (
     encode,
 )
 from tests.persist.test_store import NOW, batch, mark, rows
-from tests.support import Room, free_port, wait_for, write_config
 
 SESSION = 5
 NOTHING = StorePoint()

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from harness.database import database
+from harness.processes import write_config
 from services.persist import store
 from shared.config import load
 from shared.interval import INTERVAL_NAMES
 from shared.kline import KLINE
 from shared.postgres import database_url
 from shared.wire import FetchKlines, Klines, Persisted, placed_rows
-from tests.database import database
 from tests.engine.played import FIELDS, MINUTE, SESSION, START, PlayedEngine, batch, expected, history, market, opens_at
-from tests.support import write_config
 
 NAMES = ("BTCUSDT", "ETHUSDT")
 TABLES = ("klines", "symbols", "engine_state")

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.database import database
+from harness.processes import write_config
 from services.persist import store, tables
 from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv, left_out
@@ -20,8 +22,6 @@ from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, PLACED_KLINE, QUOTE_MAX, QUOTES, SATURATED, UNEXPLAINED
 from shared.process import Unavailable
 from shared.wire import AuditMark, DirtyBatch, Mismatch, SymbolMark, placed_rows
-from tests.database import database
-from tests.support import write_config
 
 NOW = 1_790_000_000_000
 VALUES = DECIMALS + COUNTS

@@ -12,14 +12,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from harness.database import database
+from harness.processes import ROOT, wait_for, write_config
 from services.persist import store, tables
 from shared.config import load
 from shared.postgres import embedded_url
 from shared.wire import Load, Persisted, Restored, StoreState
-from tests.database import database
 from tests.persist.test_persist import SESSION, WANTED, Place, _of
 from tests.persist.test_store import batch, loaded, mark, rows
-from tests.support import ROOT, wait_for, write_config
 
 HOSTILE = {
     "client_encoding": "'LATIN1'",

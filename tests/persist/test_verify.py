@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.database import database
+from harness.processes import write_config
 from services.persist import store
 from services.persist.checks import CHECKS
 from services.persist.verify import verify
 from shared.config import load
 from shared.postgres import database_url
-from tests.database import database
 from tests.engine.played import MINUTE, START, PlayedEngine, batch, market
-from tests.support import write_config
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+from harness.database import database
+from harness.processes import write_config
 from services.persist import store
 from services.persist.verify import Result, hold
 from shared.calendar import next_open_time, open_time_of
 from shared.config import load
 from shared.interval import INTERVAL_INDEX
 from shared.postgres import database_url
-from tests.database import database
 from tests.persist.histories import make
 from tests.persist.mutations import FALSE, ROWS, TRUE, Mutation
-from tests.support import write_config
 
 pytestmark = pytest.mark.timeout(600)
 """Some 350 times the whole proof: half a minute on a machine of one's own."""

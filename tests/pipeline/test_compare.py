@@ -9,11 +9,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from harness.processes import running, wait_for, write_config
+from harness.truth import settle, unproven
 from shared.config import Config, load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
-from tests.pipeline.truth import settle, unproven
-from tests.support import running, wait_for, write_config
 
 pytestmark = pytest.mark.pipeline
 

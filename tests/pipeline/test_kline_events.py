@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness.processes import RECORDINGS
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from services.ingest.frames import FrameReader
@@ -21,7 +22,6 @@ from services.ingest.symbols import Decimals
 from shared.config import Engine as EngineConfig
 from shared.interval import MINUTE_MS
 from shared.wire import AddSymbol, FeedState, Restored, decode_event, encode
-from tests.support import RECORDINGS
 
 FILE = RECORDINGS / "usdm-4symbols-aggTrade-and-kline-stream-20210722T2225.jsonl.gz"
 SUMS = {

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import ROOT, wait_for, write_config
 from shared.client import Snapshots
 from shared.config import load
 from shared.process import MODEST_NICE
 from shared.wire import Snapshot
-from tests.support import ROOT, wait_for, write_config
 
 pytestmark = pytest.mark.pipeline
 

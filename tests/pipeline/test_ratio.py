@@ -2,8 +2,7 @@
 
 import pytest
 
-from bench.kernel import batches_of
-from bench.peers import columns_of, fold_polars, lengths_of, rate_of, rate_of_klagg
+from harness.rates import batches_of, columns_of, fold_polars, lengths_of, rate_of, rate_of_klagg
 
 pytestmark = pytest.mark.pipeline
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import RECORDINGS, ROOT, wait_for
+from harness.processes import RECORDINGS, ROOT, wait_for
 
 pytestmark = [
     pytest.mark.pipeline,

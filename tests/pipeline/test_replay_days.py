@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import RECORDINGS
 from tests.pipeline.test_replay import MINUTE_MS, Row, ended, read_rows
-from tests.support import RECORDINGS
 
 pytestmark = [
     pytest.mark.pipeline,

@@ -15,13 +15,13 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 
+from harness.processes import RECORDINGS, free_port, running, wait_for, write_config
+from harness.truth import unproven
 from shared.client import Snapshots
 from shared.config import Config, load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
 from shared.wire import HEALTH_TOPIC
-from tests.pipeline.truth import unproven
-from tests.support import RECORDINGS, free_port, running, wait_for, write_config
 
 SCRIPT = RECORDINGS.parent / "cases" / "fake_exchange.py"
 SHIFTED = """

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from harness.processes import Room, free_port, wait_for, write_config
+from harness.truth import ask
 from shared.client import Snapshots
 from shared.config import Config, load
 from shared.wire import Snapshot, kline_topic
-from tests.pipeline.truth import ask
-from tests.support import Room, free_port, wait_for, write_config
 from tests.viz.test_page import ARGUMENTS, CHROMIUM
 
 pytestmark = [

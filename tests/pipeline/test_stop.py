@@ -8,12 +8,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from harness.processes import Room, running, wait_for, write_config
+from harness.truth import ask, differences
 from shared.client import Snapshots
 from shared.config import Config, load
 from shared.postgres import database_url
 from shared.wire import Snapshot, kline_topic
-from tests.pipeline.truth import ask, differences
-from tests.support import Room, running, wait_for, write_config
 
 pytestmark = pytest.mark.pipeline
 

@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from harness.processes import ROOT, Room, free_port, wait_for, write_config
+from harness.truth import ask, differences, settle, unproven
 from shared.config import load
 from shared.postgres import database_url
-from tests.pipeline.truth import ask, differences, settle, unproven
-from tests.support import ROOT, Room, free_port, wait_for, write_config
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
 

@@ -8,13 +8,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from harness.processes import Room, running, wait_for, write_config
+from harness.truth import ask, differences, settle, unproven
 from shared.client import Snapshots
 from shared.config import Config, load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
 from shared.wire import HEALTH_TOPIC, Snapshot
-from tests.pipeline.truth import ask, differences, settle, unproven
-from tests.support import Room, running, wait_for, write_config
 
 pytestmark = pytest.mark.pipeline
 

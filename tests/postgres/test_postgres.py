@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from harness.processes import ROOT, Room, free_port, running, wait_for, write_config
 from shared.config import Config, load
 from shared.postgres import database_url, password_file, socket_folder, tcp_url
-from tests.support import ROOT, Room, free_port, running, wait_for, write_config
 
 
 def config_of(folder: Path, **database: object) -> tuple[Path, Config]:

@@ -4,13 +4,13 @@ import logging
 
 import zmq
 
+from harness.processes import free_port
 from services.ingest.venue import venue_of
 from shared.addresses import at
 from shared.client import attach, connectable
 from shared.config import Config, Simulator
 from shared.process import Formatter
 from shared.sockets import bind
-from tests.support import free_port
 
 
 def test_snapshots_are_heard_at_an_ipv6_address() -> None:

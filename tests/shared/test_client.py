@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.processes import ROOT, free_port, wait_for
 from shared.client import AsyncSnapshots, Continuity, Snapshots, connectable, matches
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
-from tests.support import ROOT, free_port, wait_for
 from tests.viz.played import PlayedEngine, made_up
 
 

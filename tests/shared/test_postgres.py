@@ -7,12 +7,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from harness.processes import free_port
 from services import cli
 from services.persist.tables import look
 from services.viz.api import DatabaseAway, HistoryQuestion, Reader
 from shared.config import ConfigError, load
 from shared.postgres import MASK, OPTIONS, words_of
-from tests.support import free_port
 
 SECRET = "s3cr3t-Zebra"
 PORT = free_port()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.processes import ROOT, write_config
 from shared.config import Config, load
 from shared.postgres import database_url, socket_folder
 from shared.private import NotPrivate, closed_folder, private_folder
 from shared.sockets import ENTERED, IPC_PATH_MAX, PortTaken, ipc, lock_room
-from tests.support import ROOT, write_config
 
 SOMEBODY = 12_345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from harness.processes import wait_for
 from services.simulator.faults import AT_ONCE, LASTING, ONCE, Fault, Faults, read_fault
 from services.simulator.frames import TICKER_STREAM, Chunk
 from tests.simulator.served import NOON, Served, collect, made, served, subscribe
-from tests.support import wait_for
 
 STREAM = "btcusdt@aggTrade"
 

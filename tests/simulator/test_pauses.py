@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.processes import wait_for
 from tests.simulator.served import collect, served
-from tests.support import wait_for
 
 NOON = 1_790_164_800_000
 DAY_MS = 86_400_000

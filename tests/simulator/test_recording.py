@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.processes import RECORDINGS
 from services.simulator.recording import Recording, RecordingError
 from services.simulator.rows import Rows
 from services.simulator.stream import Stream
-from tests.support import RECORDINGS
 
 HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
 LINES = (

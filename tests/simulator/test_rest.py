@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from harness.processes import Room, wait_for, write_config
 from services.simulator.rest import BAN_MS, FORBEARANCE, Weights
 from tests.simulator.served import NOON, Served, served
-from tests.support import Room, wait_for, write_config
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from harness.processes import wait_for
 from shared.wire import Snapshot, kline_topic
-from tests.support import wait_for
 from tests.viz.conftest import Place, save
 from tests.viz.played import PlayedEngine, made_up
 

@@ -13,9 +13,9 @@ import msgspec
 import psycopg
 from websockets.sync.client import ClientConnection, connect
 
+from harness.processes import Room, wait_for
 from services.viz.rows import row_of
 from shared.wire import Snapshot, kline_topic
-from tests.support import Room, wait_for
 from tests.viz.conftest import Place, save
 from tests.viz.played import made_up
 

@@ -1,9 +1,8 @@
-"""What the measurement of latency makes of what was written and what was seen."""
+"""What becomes of what was measured: latencies, percentiles, spreads."""
 
 import numpy as np
 
-from bench.latency import Seen, latencies, percentiles
-from bench.spread import spread
+from harness.figures import Seen, latencies, percentiles, spread
 
 MS = 1_000_000
 

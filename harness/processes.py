@@ -1,4 +1,4 @@
-"""What tests of several rooms share: free ports, a configuration in a temporary folder, rooms as real processes."""
+"""The system as real processes: rooms, a configuration with free ports in a folder of its own, waiting."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def write_config(folder: Path, **sections: dict[str, Any]) -> Path:
-    """Write a klagg.toml whose data and ports are the test's own; `sections` add to it and win."""
+    """Write a klagg.toml whose data and ports are the caller's own; `sections` add to it and win."""
     values: dict[str, dict[str, Any]] = {
         "exchange": {},
         "engine": {"snapshots": f"tcp://127.0.0.1:{free_port()}"},

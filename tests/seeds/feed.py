@@ -22,7 +22,7 @@ from shared.wire import (
     Unsubscribe,
 )
 from tests.engine.played import MINUTE, MS, Trade, batch, opens_at
-from tests.simulated.world import ANNOUNCED, Exchange, World
+from tests.seeds.world import ANNOUNCED, Exchange, World
 
 MEMORY_ROWS = 60
 """Trades that ingest remembers: a quarter of an hour of a busy symbol."""

@@ -1,7 +1,7 @@
 """The whole pipeline on virtual time, without a socket: the real engine, and an exchange, a feed and a store that fail.
 
-    python -m tests.simulated --seeds 10000
-    python -m tests.simulated --seed 7
+    python -m tests.seeds --seeds 10000
+    python -m tests.seeds --seed 7
 
 A seed decides the market and every fault: trades that are lost, late, doubled and out of order, questions that are not
 answered, an exchange that does not go back far enough, a feed, a store and an engine that die at any moment, a database

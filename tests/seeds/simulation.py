@@ -18,9 +18,9 @@ from shared.wire import (
     Load,
 )
 from tests.engine.played import FIELDS, MINUTE, MS, START, Trade, expected, next_open, number
-from tests.simulated.feed import Feed
-from tests.simulated.store import Store
-from tests.simulated.world import CALM_MS, WINDOW, Exchange, World
+from tests.seeds.feed import Feed
+from tests.seeds.store import Store
+from tests.seeds.world import CALM_MS, WINDOW, Exchange, World
 
 SAVED_MS = 20_000
 """What came last is saved."""

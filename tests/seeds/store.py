@@ -18,7 +18,7 @@ from shared.wire import (
     placed_rows,
 )
 from tests.engine.played import FIELDS, MINUTE, START, next_open, number
-from tests.simulated.world import World
+from tests.seeds.world import World
 
 
 class Store:

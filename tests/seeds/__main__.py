@@ -6,7 +6,7 @@ import sys
 import time
 from multiprocessing import get_context
 
-from tests.simulated.simulation import Played, run
+from tests.seeds.simulation import Played, run
 
 TELL_S = 10.0
 TOLD_MAX = 3
@@ -14,7 +14,7 @@ TOLD_MAX = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulated", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.seeds", description=__doc__)
     parser.add_argument("--seed", type=int, help="play this one alone and say all that is wrong")
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--begin", type=int, default=0)

@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 
 import psycopg
 
+from harness.processes import wait_for
 from services.persist.verify import verify
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.postgres import database_url
-from tests.support import wait_for
 
 FIELDS = [
     "open",

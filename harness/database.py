@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.processes import running, wait_for
 from services.persist import store
 from shared.config import load
 from shared.postgres import database_url
-from tests.support import running, wait_for
 
 
 @contextmanager

@@ -16,7 +16,7 @@ How it lives:
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
 
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 from msgspec.structs import replace
@@ -32,8 +32,8 @@ from services.engine.book import (
     would_lose,
 )
 from services.engine.gaps import missing_ids
-from services.engine.health import Liveness, figures
 from services.engine.kernel import apply_trades
+from services.engine.liveness import Liveness
 from services.engine.marks import Marks
 from services.engine.passing import Passing
 from services.engine.repair import Repair
@@ -491,7 +491,3 @@ class KlineEngine:
 
     def _drop(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    def health(self, now_ns: int) -> dict[str, Any]:
-        """Return the engine's own figures."""
-        return figures(self, now_ns)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services.engine.engine import KlineEngine
+from services.engine.health import figures
 
 FIGURES_NS = 60_000_000_000
 FIGURES = ("symbols", "applied", "duplicates", "late", "missing_ids", "rows_unsaved", "batches")
@@ -59,8 +60,8 @@ class LogLines:
 
     def figures(self, now_ns: int) -> Line:
         """Return the figures that say most."""
-        figures = self._engine.health(now_ns)
-        return Line(logging.INFO, "since start: " + ", ".join(f"{name} {figures[name]}" for name in FIGURES))
+        told = figures(self._engine, now_ns)
+        return Line(logging.INFO, "since start: " + ", ".join(f"{name} {told[name]}" for name in FIGURES))
 
     def _of_lag(self) -> Line:
         self._is_late = not self._is_late

@@ -16,7 +16,7 @@ from services.engine.book import locate, row_id_of, settle
 from services.engine.dirty import clear
 from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
 from services.engine.engine import KlineEngine
-from services.engine.health import waiting
+from services.engine.health import figures, waiting
 from services.engine.window import DAY_INTERVAL
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
@@ -163,11 +163,11 @@ class Snapshots:
             self._pass_wishes_on()
             if self._wanted(HEALTH_TOPIC.encode()):
                 own = {"session": self._session, "published": self.published, "subscriptions": len(self._prefixes)}
-                figures = self._engine.health(now_ns) | own | {"odd_subscriptions": self.odd} | self.figures
-                quiet = figures["trade_age_s"] is None or figures["trade_age_s"] > QUIET_S
-                if not figures["started"] or figures["missing_ids"] or quiet:
+                told = figures(self._engine, now_ns) | own | {"odd_subscriptions": self.odd} | self.figures
+                quiet = told["trade_age_s"] is None or told["trade_age_s"] > QUIET_S
+                if not told["started"] or told["missing_ids"] or quiet:
                     self._health_at = now_ns + HEALTH_SOON_NS
-                yield HEALTH_TOPIC.encode(), encode(figures)
+                yield HEALTH_TOPIC.encode(), encode(told)
 
     def wait_ms(self, now_ns: int) -> int:
         """Return how long until `due` has something to say, at the latest."""

@@ -1,6 +1,6 @@
 """Start the simulator as a process."""
 
-from services.simulator.loop import main
+from services.simulator.main import main
 from shared.process import run
 
 run("simulator", main)

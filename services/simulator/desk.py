@@ -13,7 +13,6 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -21,13 +20,11 @@ from services.simulator.faults import AT_ONCE, LASTING, ONCE, Fault, read_fault
 from services.simulator.frames import Chunk
 from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
+from services.simulator.loop import Simulator
 from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
 from shared.names import NAME_MAX
 from shared.visitors import Names
-
-if TYPE_CHECKING:
-    from services.simulator.loop import Simulator
 
 SHUTDOWN_STREAM = "!serverShutdown"
 GOING_AWAY = 1001
@@ -42,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Desk:
-    def __init__(self, simulator: "Simulator", host: str) -> None:
+    def __init__(self, simulator: Simulator, host: str) -> None:
         """`host`: where the simulator listens."""
         self._simulator = simulator
         self._names = Names("simulator", host)

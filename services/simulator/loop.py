@@ -8,16 +8,13 @@ a replay begins anew.
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvloop
 from aiohttp import WSMsgType, web
 
-from services.simulator.desk import Desk
 from services.simulator.exchange import (
     LIFE_S,
     PING_S,
@@ -35,12 +32,8 @@ from services.simulator.replay import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
 from services.simulator.tap import Tap
 from services.simulator.venue import Leaving
-from services.simulator.writing import warm_up
-from shared.addresses import at
 from shared.config import Config
 from shared.process import Unavailable
-from shared.sockets import PortTaken
-from shared.visitors import Unreadable, take_only_text
 
 TICK_S = 0.01
 STEP_MAX_MS = 250
@@ -63,47 +56,6 @@ REPLAY_QUEUE_MAX = 4 * 2**20
 """The same for a replay, which waits for its readers instead."""
 
 log = logging.getLogger(__name__)
-
-
-def main(config: Config) -> int:
-    if config.exchange.name != "simulator":
-        log.info("not needed: the exchange is %s", config.exchange.name)
-        return 0
-    return uvloop.run(_run(config))
-
-
-async def _run(config: Config) -> int:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    warm_up()
-    Unreadable.watch()
-    simulator = Simulator(config)
-    runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
-    await runner.setup()
-    assert runner.server is not None
-    take_only_text(runner.server)
-    settings = config.simulator
-    try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise PortTaken(f"cannot listen on {at(settings.host, settings.port)}: {error}") from error
-    log.info("listening on %s: %s", at(settings.host, settings.port), simulator.describe())
-    work = loop.create_task(simulator.run())
-    stop = loop.create_task(ended.wait())
-    try:
-        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-    finally:
-        stop.cancel()
-        work.cancel()
-        simulator.break_connections()
-        await runner.cleanup()
-    log.info("ended; %d trades left the exchange", simulator.market.trades)
-    return 0
 
 
 class Clock:
@@ -184,7 +136,6 @@ class Simulator:
         self.rest = Rest(
             self.market, Weights(settings.weight_limit), lambda ids: self.faults.omits(ids, time.monotonic())
         )
-        self._host = settings.host
         self._pause_max_ms = settings.pause_max_s * 1000
         self.connections: set[Connection] = set()
         self._wanted: set[str] = set()
@@ -202,13 +153,12 @@ class Simulator:
         kind = "a recording" if isinstance(self.market, ReplayedMarket) else "a generated market"
         return f"{kind} of {len(self.market.instruments())} symbols at speed {self.clock.speed:g}"
 
-    def application(self) -> web.Application:
-        desk = Desk(self, self._host)
-        application = web.Application(middlewares=[desk.guard])
-        application.router.add_get(PREFIX + "{path:.+}", self._serve_rest)
-        desk.add_routes(application.router)
-        application.router.add_get("/{path:.*}", self._serve_socket)
-        return application
+    def add_rest(self, router: web.UrlDispatcher) -> None:
+        router.add_get(PREFIX + "{path:.+}", self._serve_rest)
+
+    def add_websockets(self, router: web.UrlDispatcher) -> None:
+        """Serve websockets at every path that nothing else has."""
+        router.add_get("/{path:.*}", self._serve_socket)
 
     def break_connections(self) -> None:
         for connection in list(self.connections):

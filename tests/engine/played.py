@@ -10,6 +10,7 @@ import numpy as np
 
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
+from services.engine.health import figures
 from services.engine.window import rows_to_load
 from shared.config import Audit as AuditConfig
 from shared.config import Engine as EngineConfig
@@ -199,6 +200,9 @@ class PlayedEngine:
             for key, row in self.rows(symbol).items()
             if row["id_count"]
         }
+
+    def health(self, now_ns: int | None = None) -> dict[str, Any]:
+        return figures(self.engine, self.now_ns if now_ns is None else now_ns)
 
     def save(self, acknowledge: bool = True) -> DirtyBatch | None:
         """Take what is unsaved into the store."""

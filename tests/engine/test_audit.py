@@ -170,7 +170,7 @@ def test_every_minute_is_compared_once_and_every_few_minutes() -> None:
     assert compared == set(range(START, max(compared) + 1, MINUTE))
     assert max(compared) >= START + 10 * MINUTE
     assert counts(played) == {MATCHED: len(compared)}
-    assert played.engine.health(played.now_ns)["audit"] == {
+    assert played.health()["audit"] == {
         MATCHED: len(compared),
         BURNT: 0,
         STRADDLED: 0,

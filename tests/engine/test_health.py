@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.engine.health import SILENCES_MAX, Pulse
+from services.engine.liveness import SILENCES_MAX, Liveness
 from shared.wire import FeedState, StoreState
 from tests.engine.played import SESSION, START, PlayedEngine, Trade, batch
 
@@ -17,13 +17,13 @@ def traded(played: PlayedEngine, trade_id: int, time: int) -> None:
 def test_ages_grow_until_something_is_heard() -> None:
     played = PlayedEngine()
     played.add()
-    assert played.engine.health(played.now_ns)["trade_age_s"] is None
+    assert played.health()["trade_age_s"] is None
     traded(played, 0, START + 1_000)
     played.until(START + 3_500)
-    health = played.engine.health(played.now_ns)
+    health = played.health()
     assert (health["trade_age_s"], health["feed_age_s"], health["trade_time"]) == (2.5, 2.5, START + 1_000)
     played.apply(played.feed())
-    health = played.engine.health(played.now_ns)
+    health = played.health()
     assert (health["trade_age_s"], health["feed_age_s"]) == (2.5, 0.0)
 
 
@@ -33,7 +33,7 @@ def test_what_rest_answers_is_no_word_of_the_market() -> None:
     traded(played, 0, START + 1_000)
     played.until(START + 5_000)
     played.apply(batch([Trade(1, START + 1_500, 100, 7)]))
-    assert played.engine.health(played.now_ns)["trade_age_s"] == 4.0
+    assert played.health()["trade_age_s"] == 4.0
 
 
 def test_nothing_saved_is_told_as_long_as_something_waits() -> None:
@@ -43,15 +43,15 @@ def test_nothing_saved_is_told_as_long_as_something_waits() -> None:
     played.save()
     played.until(START + 100_000)
     played.save()
-    assert played.engine.health(played.now_ns)["saved_age_s"] == 0.0
+    assert played.health()["saved_age_s"] == 0.0
     traded(played, 1, START + 101_000)
     assert played.save(acknowledge=False) is not None
     played.until(START + 130_000)
-    assert played.engine.health(played.now_ns)["saved_age_s"] == 30.0
+    assert played.health()["saved_age_s"] == 30.0
     # A store that has come again takes it.
     played.apply(StoreState(5))
     played.save()
-    assert played.engine.health(played.now_ns)["saved_age_s"] == 0.0
+    assert played.health()["saved_age_s"] == 0.0
 
 
 def test_a_gap_that_is_filled_bit_by_bit_is_as_old_as_its_rest() -> None:
@@ -59,15 +59,15 @@ def test_a_gap_that_is_filled_bit_by_bit_is_as_old_as_its_rest() -> None:
     played.add()
     traded(played, 0, START)
     traded(played, 100, START + 1_000)
-    assert played.engine.health(played.now_ns)["gap_age_s"] == 0.0
+    assert played.health()["gap_age_s"] == 0.0
     played.until(START + 6_000)
     played.apply(batch([Trade(1, START + 10, 100, 7), Trade(99, START + 990, 100, 7)]))
-    assert played.engine.health(played.now_ns)["gap_age_s"] == 5.0
+    assert played.health()["gap_age_s"] == 5.0
     played.apply(batch([Trade(number, START + 500, 100, 7) for number in range(2, 99)]))
-    health = played.engine.health(played.now_ns)
+    health = played.health()
     assert (health["missing_ids"], health["gap_age_s"]) == (0, 0.0)
     traded(played, 200, START + 20_000)
-    assert played.engine.health(played.now_ns)["gap_age_s"] == 0.0
+    assert played.health()["gap_age_s"] == 0.0
 
 
 def test_silences_of_the_market_are_remembered_and_bounded() -> None:
@@ -75,30 +75,30 @@ def test_silences_of_the_market_are_remembered_and_bounded() -> None:
     played.add()
     traded(played, 0, START + 1_000)
     traded(played, 1, START + 2_900)
-    assert played.engine.health(played.now_ns)["silences"] == []
+    assert played.health()["silences"] == []
     traded(played, 2, START + 9_000)
-    assert played.engine.health(played.now_ns)["silences"] == [(START + 2_900, START + 9_000)]
+    assert played.health()["silences"] == [(START + 2_900, START + 9_000)]
     for number in range(20):
         traded(played, 3 + number, START + 20_000 + number * 5_000)
-    silences = played.engine.health(played.now_ns)["silences"]
+    silences = played.health()["silences"]
     assert len(silences) == SILENCES_MAX
     assert silences[-1] == (START + 110_000, START + 115_000)
 
 
 def test_rooms_that_come_again_are_counted() -> None:
     played = PlayedEngine()
-    assert played.engine.health(0)["restarts"] == {"ingest": 0, "persist": 0}
+    assert played.health(0)["restarts"] == {"ingest": 0, "persist": 0}
     for session in (1, 1, 2, 3):
         played.apply(FeedState(session, True, START, START, 0, engine=SESSION))
     for session in (10, 10, 11):
         played.apply(StoreState(session))
-    assert played.engine.health(0)["restarts"] == {"ingest": 2, "persist": 1}
+    assert played.health(0)["restarts"] == {"ingest": 2, "persist": 1}
 
 
 @pytest.mark.parametrize(("at_s", "worst"), [(0, 900), (30, 900), (59, 900), (60, 400), (89, 400), (90, 0)])
 def test_the_worst_lag_is_that_of_the_last_minute(at_s: int, worst: int) -> None:
-    pulse = Pulse()
+    liveness = Liveness()
     for second, lag in ((0, 100), (0, 900), (0, 200), (30, 400)):
         if second <= at_s:
-            pulse.traded(START, lag, second * SECOND)
-    assert pulse.lag_worst_ms(at_s * SECOND) == worst
+            liveness.traded(START, lag, second * SECOND)
+    assert liveness.lag_worst_ms(at_s * SECOND) == worst

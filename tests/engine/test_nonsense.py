@@ -71,7 +71,7 @@ class Lived:
         saved = self.played.save() if engine.saving.due(now_ns) else None
         if saved is not None:
             assert decode_store_request(encode(saved)) == saved
-        encode(engine.health(now_ns))
+        encode(self.played.health())
         engine.wait_ms(now_ns)
 
     def rows(self) -> dict[tuple[str, int], Any]:

@@ -83,7 +83,7 @@ def test_a_symbol_with_too_many_missing_ids_begins_anew_and_keeps_what_was_prove
     assert played.engine.gaps(0) == []
     assert all((played.rows()[key] == row).all() for key, row in proven.items())
     assert played.rows()["1m", gap.start]["flags"] & EXCHANGE
-    assert played.engine.health(0)["reseeded"] == 1
+    assert played.health(0)["reseeded"] == 1
 
 
 def test_a_gap_whose_klines_leave_memory_is_filled_with_the_exchanges_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_rows_that_leave_memory_unsaved_are_fetched_when_the_store_is_back() -> 
     played.save()
     live(played, [trade for trade in trades if trade.time >= START])
     end = played.time // MINUTE * MINUTE
-    assert played.engine.health(0)["unsaved_overwritten"] == 80
+    assert played.health(0)["unsaved_overwritten"] == 80
     assert commands(played, FetchKlines) == []
     played.save()
     asked = commands(played, FetchKlines)

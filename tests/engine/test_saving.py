@@ -181,7 +181,7 @@ def refused_at_first(played: PlayedEngine) -> DirtyBatch:
 def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_taken_again() -> None:
     played = PlayedEngine()
     first = refused_at_first(played)
-    assert played.engine.health(0)["symbols_not_saved"] == ["BUSDT"]
+    assert played.health(0)["symbols_not_saved"] == ["BUSDT"]
     # It is not sent again at once, and keeps nobody waiting.
     assert played.engine.take_batch(played.now_ns, last=True) is None
     played.apply(batch([Trade(1, START + 1, 100, 7)], symbol="AUSDT"))
@@ -194,7 +194,7 @@ def test_a_symbol_that_the_store_refuses_is_named_and_saved_whole_when_it_is_tak
     assert third is not None
     assert [mark.symbol for mark in third.marks] == ["AUSDT", "BUSDT"]
     assert np.count_nonzero(placed_rows(third.rows)["symbol"] == 1) == len(played.rows("BUSDT"))
-    assert played.engine.health(0)["symbols_not_saved"] == []
+    assert played.health(0)["symbols_not_saved"] == []
     assert played.save() is None
 
 

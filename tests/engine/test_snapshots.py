@@ -191,12 +191,12 @@ def test_health_tells_how_far_trades_are_behind_the_exchange() -> None:
     played.add()
     played.until(START + 5_000)
     played.apply(batch([Trade(0, START + 1_000, 100, 7)], event_time=START + 1_200))
-    assert played.engine.health(played.now_ns)["lag_ms"] == 3_800
+    assert played.health()["lag_ms"] == 3_800
     # An answer says nothing about now; and a clock may be measured late.
     played.apply(batch([Trade(1, START + 100, 100, 7)]))
-    assert played.engine.health(played.now_ns)["lag_ms"] == 3_800
+    assert played.health()["lag_ms"] == 3_800
     played.apply(batch([Trade(2, START + 4_900, 100, 7)], event_time=START + 5_010))
-    assert played.engine.health(played.now_ns)["lag_ms"] == 0
+    assert played.health()["lag_ms"] == 0
 
 
 def test_the_source_of_a_row_is_told() -> None:
@@ -259,7 +259,7 @@ def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
     assert preferred(3_000) == ["XRPUSDT"]
     played.add("XRPUSDT")
     assert preferred(4_000) == []
-    assert played.engine.health(played.now_ns)["waiting"] == ["ETHUSDT"]
+    assert played.health()["waiting"] == ["ETHUSDT"]
 
 
 def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> None:

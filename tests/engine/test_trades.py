@@ -170,7 +170,7 @@ def test_more_quote_volume_than_64_bits_is_exact_in_every_interval() -> None:
     rows = played.values()
     assert rows == expected([*trades, Trade(30, START + 599_999, 1, 1)])
     assert max(row["quote_volume"] for row in rows.values()) > 2 * 10**20
-    assert played.engine.health(0)["symbols_saturated"] == []
+    assert played.health(0)["symbols_saturated"] == []
 
 
 def test_what_is_full_says_so_and_its_minutes_go_on() -> None:
@@ -191,10 +191,10 @@ def test_what_is_full_says_so_and_its_minutes_go_on() -> None:
         assert bool(rows[key]["flags"] & SATURATED) == (key in full), key
         assert not rows[key]["flags"] & FINAL or key not in full, key
     assert all(rows["1m", trade.time]["flags"] & FINAL for trade in trades)
-    assert played.engine.health(0)["symbols_saturated"] == ["BTCUSDT"]
+    assert played.health(0)["symbols_saturated"] == ["BTCUSDT"]
     played.save()
     again = PlayedEngine(played.time, played.restored())
-    assert again.engine.health(0)["symbols_saturated"] == ["BTCUSDT"]
+    assert again.health(0)["symbols_saturated"] == ["BTCUSDT"]
     assert {key: row.tobytes() for key, row in again.rows().items()} == {
         key: row.tobytes() for key, row in rows.items()
     }

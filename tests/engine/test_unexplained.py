@@ -87,7 +87,7 @@ def test_an_id_that_all_answers_leave_out_is_unexplained_and_what_follows_is_pro
     assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], [HOLE])
     assert [flags(played, minute) for minute in (0, 1)] == [CLOSED | FINAL, CLOSED | UNEXPLAINED]
     assert flags(played, 0, "3m") & UNEXPLAINED
-    figures = played.engine.health(played.now_ns)
+    figures = played.health()
     assert (figures["missing_ids"], figures["unexplained_ids"], figures["symbols_unexplained"]) == (0, 1, 1)
     rows = [decode_snapshot(body) for topic, body in snapshots.due(played.now_ns) if b"kline" in topic]
     told = {(row.open_time - START) // MINUTE: (row.gap, row.unexplained, row.final) for row in rows}

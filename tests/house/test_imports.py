@@ -80,6 +80,44 @@ def test_tests_and_bench_meet_in_harness_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def circles(uses: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or by way of others."""
+    reached: dict[str, set[str]] = {}
+    for module in uses:
+        seen: set[str] = set()
+        ahead = [module]
+        while ahead:
+            ahead += (further := uses.get(ahead.pop(), set()) - seen)
+            seen |= further
+        reached[module] = seen
+    groups = {
+        frozenset(other for other in reached[module] if module in reached.get(other, set()))
+        for module in uses
+        if module in reached[module]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def uses_in(*tops: str) -> dict[str, set[str]]:
+    """Return which of these folders' modules each of them imports, for its types alone included."""
+    modules = {path: path.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in files_in(*tops)}
+    return {
+        module: set(imported((ROOT / path).read_text("utf-8"), path)) & set(modules.values()) - {module}
+        for path, module in modules.items()
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    uses = uses_in("shared", "services")
+    assert "services.engine.kernel" in uses["services.engine.engine"]
+    assert not circles(uses)
+
+
+def test_a_circle_is_seen() -> None:
+    uses = {"a": {"b", "d"}, "b": {"c"}, "c": {"a"}, "d": {"e"}, "e": set(), "f": {"a", "f"}}
+    assert circles(uses) == [["a", "b", "c"], ["f"]]
+
+
 def test_whatever_is_compiled_is_compiled_anew_when_it_changes() -> None:
     compiled = [path for path in files() if "shared.compiled" in imported((ROOT / path).read_text("utf-8"), path)]
     assert len(compiled) > 10

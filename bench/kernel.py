@@ -14,7 +14,7 @@ from harness.rates import NOW, TRADES, batches_of, cost_of
 from services.engine.book import lay_out, set_calendars, settle
 from services.engine.kernel import apply_trades
 from shared.compiled import fixed
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import MINUTE_MS
 from shared.kline import TRADE
 from shared.wire import Trades, trade_rows

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import DAY_MS, INTERVALS, MINUTE_MS
 from shared.kline import TRADE
 from shared.wire import AddSymbol, FeedState, Instrument, Restored, Trades, instruments_of, pack_instruments, trade_rows
@@ -50,7 +50,7 @@ def batches_of(symbols: int, batch: int) -> list[Trades]:
 
 def began(symbols: int) -> KlineEngine:
     """Return an engine that knows so many symbols and no trade."""
-    engine = KlineEngine(EngineConfig(max_symbols=symbols))
+    engine = KlineEngine(EngineConfig(symbols_max=symbols))
     engine.apply(FeedState(1, True, 0, NOW + MINUTE_MS // 2, 0), 0)
     engine.apply(Restored(0, [], b"", True, 0), 0)
     for symbol in range(symbols):

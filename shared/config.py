@@ -1,8 +1,8 @@
 """The configuration: `klagg.toml`, with the environment on top.
 
 Every value has a default, so an empty file is a valid one. `KLAGG_CONFIG` names another file; `KLAGG_<SECTION>_<KEY>`
-overrides one value (`KLAGG_VIZ_PORT=9000`); `KLAGG_EXCHANGE`, `KLAGG_STREAM` and `KLAGG_DATABASE_URL` are the three
-that people set by hand. Relative paths count from the configuration file's folder.
+overrides one value (`KLAGG_VIZ_PORT=9000`); `KLAGG_EXCHANGE` and `KLAGG_STREAM` are short for the exchange's name and
+stream. Relative paths count from the configuration file's folder.
 """
 
 import os
@@ -11,13 +11,13 @@ import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from shared.addresses import is_loopback, listener
 
-EXCHANGES = ("simulator", "binance-usdm", "binance-spot")
 _HOST = r"(\[[0-9A-Fa-f:.%]+\]|[\w.%-]*)(:\d*)?"
 _DATABASE_URL = re.compile(
     r"postgres(ql)?://(([\w.~!$*+-]|%[0-9A-Fa-f]{2})*(:([^@/%\s]|%[0-9A-Fa-f]{2})*)?@)?"
@@ -26,6 +26,8 @@ _DATABASE_URL = re.compile(
 """Stricter than libpq, which takes parts of a mistyped password for hosts and ports, and tells them to the log."""
 _WORD = r"\w+\s*=\s*('([^'\\]|\\.)*'|[^'\s]\S*)"
 _DATABASE_WORDS = re.compile(rf"\s*{_WORD}(\s+{_WORD})*\s*")
+_OUTSIDE = re.compile(r"Expected `\w+` [<>]= ")
+"""How msgspec begins to say that a number is not within a field's bounds."""
 
 
 class ConfigError(ValueError):
@@ -36,44 +38,44 @@ class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=
     pass
 
 
-class Exchange(_Section, frozen=True, kw_only=True):
+class ExchangeConfig(_Section, frozen=True, kw_only=True):
     name: Literal["simulator", "binance-usdm", "binance-spot"] = "simulator"
     stream: Literal["aggTrade", "trade"] = "aggTrade"
     symbols: list[str] = []
     """Only these; empty: all that trade."""
-    symbols_max: int = 1000
+    symbols_max: Annotated[int, Meta(ge=1, le=1020)] = 1000
     """Streams on one connection, 1,024 at the exchange, less those of klagg's own."""
     api_key: str = ""
     """Only for history of the `trade` stream (historicalTrades)."""
-    backfill_rows: int = 99
+    backfill_rows: Annotated[int, Meta(ge=59, le=99)] = 99
     """Closed klines an interval to begin with; up to 99 cost weight 1 a request. An hour that is open at a start is
     merged of its minutes, so that fewer than 59 would make it, and every longer kline, wrong."""
-    weight_share: float = 0.9
+    weight_share: Annotated[float, Meta(ge=0.05, le=1.0)] = 0.9
     """How much of the exchange's REST weight limit klagg may use; the rest is left to others on the same address."""
     first_days: dict[str, date] = {}
     """Days on which symbols were traded first, as the exchange counts their 3d klines, where it has none of them."""
     clock_speed: float = 1.0
     """1: the exchange's time runs. 0: it stands still between events, for replays."""
-    silence_ms: int = 15_000
+    silence_ms: Annotated[int, Meta(ge=500, le=600_000)] = 15_000
     """A connection on which nothing arrives for this long is taken for dead."""
-    connection_max_ms: int = 84_600_000
+    connection_max_ms: Annotated[int, Meta(ge=1_000, le=86_400_000)] = 84_600_000
     """A connection that is older is replaced without a gap: the exchange ends it after 24 hours."""
-    symbols_refresh_ms: int = 300_000
+    symbols_refresh_ms: Annotated[int, Meta(ge=1_000, le=86_400_000)] = 300_000
     """How often exchangeInfo is read again for listings and delistings that the ticker did not show."""
 
 
-class Engine(_Section, frozen=True, kw_only=True):
-    max_symbols: int = 1000
-    window: int = 128
+class EngineConfig(_Section, frozen=True, kw_only=True):
+    symbols_max: Annotated[int, Meta(ge=1, le=20_000)] = 1000
+    window: Annotated[int, Meta(ge=100, le=10_000)] = 128
     """Klines held in memory a symbol and interval; at least 100, so that the parents can be rebuilt from children."""
-    publish_interval_ms: int = 0
-    save_interval_ms: int = 5_000
-    save_rows: int = 1_000
-    gap_retry_ms: int = 15_000
+    publish_interval_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    save_interval_ms: Annotated[int, Meta(ge=10, le=600_000)] = 5_000
+    save_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_000
+    gap_retry_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 15_000
     """A gap that is still open after this long is asked for again."""
-    silence_ask_ms: int = 30_000
+    silence_ask_ms: Annotated[int, Meta(ge=100, le=3_600_000)] = 30_000
     """A symbol without a trade for so long since the feed came up is asked about: its last may have been missed."""
-    resume_max_ms: int = 3_600_000
+    resume_max_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 3_600_000
     """After a longer absence a symbol's klines come from the exchange's own, not trade by trade."""
     snapshots: str = "tcp://127.0.0.1:5556"
     """Where the XPUB socket of the klines listens."""
@@ -81,59 +83,59 @@ class Engine(_Section, frozen=True, kw_only=True):
     """Other machines may reach it: it asks nobody for a password, and whoever reaches it reads all there is."""
 
 
-class Audit(_Section, frozen=True, kw_only=True):
-    every_minutes: int = 60
+class AuditConfig(_Section, frozen=True, kw_only=True):
+    every_minutes: Annotated[int, Meta(ge=0, le=95)] = 60
     """How often each symbol's minutes are compared with the exchange's own klines, up to 95; 0: never."""
     policy: Literal["report", "adopt"] = "report"
     """What becomes of a symbol with a minute that does not match: it is told of, or the exchange's klines are taken."""
 
 
-class Database(_Section, frozen=True, kw_only=True):
+class DatabaseConfig(_Section, frozen=True, kw_only=True):
     url: str = ""
     """Empty: the PostgreSQL that comes with klagg."""
-    port: int = 0
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     """TCP port of the embedded server on 127.0.0.1, for psql and other tools; 0: its Unix socket only."""
 
 
-class Viz(_Section, frozen=True, kw_only=True):
+class VizConfig(_Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 8080
     allowed_hosts: list[str] = []
     """Names by which browsers may ask for the page, besides addresses and this machine's own name."""
 
 
-class Simulator(_Section, frozen=True, kw_only=True):
+class SimulatorConfig(_Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
-    port: int = 9080
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 9080
     seed: int = 1
-    symbols: int = 300
-    trades_per_second: float = 500.0
+    symbols: Annotated[int, Meta(ge=1, le=2_000)] = 300
+    trades_per_second: Annotated[float, Meta(ge=0.0, le=1_000_000.0)] = 500.0
     """Individual trades of the whole market, on average."""
-    history_days: int = 60
-    speed: float = 1.0
+    history_days: Annotated[int, Meta(ge=0, le=2_000)] = 60
+    speed: Annotated[float, Meta(ge=0.001, le=10_000.0)] = 1.0
     """How fast the simulated exchange's time runs."""
     replay: list[str] = []
     """Recordings to play instead of a generated market."""
-    pause_max_s: float = 0.0
+    pause_max_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
     """A recording's pauses longer than this, by the exchange's time, are jumped over; 0: none is."""
-    start_time: int = 0
+    start_time: Annotated[int, Meta(ge=0, le=4_102_444_800_000)] = 0
     """The exchange's time at start, ms; 0: the machine's."""
-    listing_interval_s: float = 600.0
+    listing_interval_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 600.0
     """A new symbol is listed about this often; 0: never."""
     quirks: bool = True
     """Aggregates that straddle minutes, burnt ids inside them: what makes aggTrade klines differ from official ones."""
-    weight_limit: int = 2400
+    weight_limit: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 2400
 
 
 class Config(_Section, frozen=True, kw_only=True):
     data_dir: str = "data"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    exchange: Exchange = Exchange()
-    engine: Engine = Engine()
-    audit: Audit = Audit()
-    database: Database = Database()
-    viz: Viz = Viz()
-    simulator: Simulator = Simulator()
+    exchange: ExchangeConfig = ExchangeConfig()
+    engine: EngineConfig = EngineConfig()
+    audit: AuditConfig = AuditConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    viz: VizConfig = VizConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
     base_dir: str = "."
     """The configuration file's folder; set by `load`."""
 
@@ -163,7 +165,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     try:
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explained(error, Config)}") from error
+        raise ConfigError(f"{path}: {_explained(error, Config, values)}") from error
     _check(path, config)
     return config
 
@@ -179,7 +181,7 @@ def _read(path: Path, required: bool) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-_BY_HAND = {
+_SHORT = {
     "KLAGG_EXCHANGE": ("exchange", "name"),
     "KLAGG_STREAM": ("exchange", "stream"),
 }
@@ -195,7 +197,7 @@ def _override(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         if above in _ABOVE_SECTIONS:
             values[above] = _parse(name, text, get_type_hints(Config)[above])
             continue
-        section, key = _BY_HAND.get(name) or ([*above.split("_", 1), ""])[:2]
+        section, key = _SHORT.get(name) or ([*above.split("_", 1), ""])[:2]
         fields = (
             {field.name: field.type for field in msgspec.structs.fields(sections[section])}
             if section in sections
@@ -219,52 +221,26 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{name}={text!r}: {_explained(error, kind)}") from error
+        raise ConfigError(f"{name}={text!r}: {_explained(error, kind, text)}") from error
 
 
-def _explained(error: msgspec.ValidationError, kind: Any) -> str:
-    """Return what was wrong with a value of this kind. Where it is none of a few, msgspec does not say of which."""
+def _explained(error: msgspec.ValidationError, kind: Any, value: Any) -> str:
+    """Return what was wrong with a value of this kind, with what msgspec leaves out: the value, or what it may be."""
     text = str(error)
-    if not text.startswith("Invalid enum value"):
+    is_outside, is_no_choice = bool(_OUTSIDE.match(text)), text.startswith("Invalid enum value")
+    if not is_outside and not is_no_choice:
         return text
     _, _, place = text.partition(" - at `$.")
-    for key in place.rstrip("`").split(".") if place else ():
-        kind = get_type_hints(kind)[key]
-    return f"{text}: it is one of {', '.join(get_args(kind))}"
+    place = place.rstrip("`")
+    for key in place.split(".") if place else ():
+        kind, value = get_type_hints(kind, include_extras=True)[key], value[key]
+    if is_no_choice:
+        return f"{text}: it is one of {', '.join(get_args(kind))}"
+    (bounds,) = kind.__metadata__
+    return f"{f'{place} = {value}' if place else 'it'} is outside {bounds.ge} .. {bounds.le}"
 
 
 def _check(path: Path, config: Config) -> None:
-    bounds = [
-        ("exchange.symbols_max", config.exchange.symbols_max, 1, 1020),
-        ("exchange.backfill_rows", config.exchange.backfill_rows, 59, 99),
-        ("exchange.weight_share", config.exchange.weight_share, 0.05, 1.0),
-        ("exchange.silence_ms", config.exchange.silence_ms, 500, 600_000),
-        ("exchange.symbols_refresh_ms", config.exchange.symbols_refresh_ms, 1_000, 86_400_000),
-        ("engine.max_symbols", config.engine.max_symbols, 1, 20_000),
-        ("engine.window", config.engine.window, 100, 10_000),
-        ("engine.publish_interval_ms", config.engine.publish_interval_ms, 0, 60_000),
-        ("engine.save_interval_ms", config.engine.save_interval_ms, 10, 600_000),
-        ("engine.save_rows", config.engine.save_rows, 1, 1_000_000),
-        ("engine.gap_retry_ms", config.engine.gap_retry_ms, 100, 3_600_000),
-        ("engine.silence_ask_ms", config.engine.silence_ask_ms, 100, 3_600_000),
-        ("engine.resume_max_ms", config.engine.resume_max_ms, 0, 86_400_000),
-        ("exchange.connection_max_ms", config.exchange.connection_max_ms, 1_000, 86_400_000),
-        ("audit.every_minutes", config.audit.every_minutes, 0, 95),
-        ("database.port", config.database.port, 0, 65_535),
-        ("viz.port", config.viz.port, 1, 65_535),
-        ("simulator.port", config.simulator.port, 1, 65_535),
-        ("simulator.symbols", config.simulator.symbols, 1, 2_000),
-        ("simulator.trades_per_second", config.simulator.trades_per_second, 0.0, 1_000_000.0),
-        ("simulator.history_days", config.simulator.history_days, 0, 2_000),
-        ("simulator.speed", config.simulator.speed, 0.001, 10_000.0),
-        ("simulator.pause_max_s", config.simulator.pause_max_s, 0.0, 1e9),
-        ("simulator.start_time", config.simulator.start_time, 0, 4_102_444_800_000),
-        ("simulator.listing_interval_s", config.simulator.listing_interval_s, 0.0, 1e9),
-        ("simulator.weight_limit", config.simulator.weight_limit, 1, 1_000_000_000),
-    ]
-    for name, value, lowest, highest in bounds:
-        if not lowest <= value <= highest:
-            raise ConfigError(f"{path}: {name} = {value} is outside {lowest} .. {highest}")
     url = config.database.url
     if url and not (_DATABASE_URL if "://" in url else _DATABASE_WORDS).fullmatch(url):
         # Without a word of it: any of them may be the password.

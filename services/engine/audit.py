@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services.engine.book import Book, memory_begin
-from shared.config import Audit as AuditConfig
+from shared.config import AuditConfig
 from shared.decimals import INT64_MAX
 from shared.interval import MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, QUOTES, figure

@@ -44,8 +44,7 @@ from services.engine.sense import Sense
 from services.engine.symbols import SymbolTable, coarser
 from shared.clock import ExchangeClock
 from shared.compiled import fixed
-from shared.config import Audit as AuditConfig
-from shared.config import Engine as EngineConfig
+from shared.config import AuditConfig, EngineConfig
 from shared.interval import INTERVAL_INDEX
 from shared.kline import FINAL, TRADE
 from shared.merging import rescale
@@ -90,7 +89,7 @@ class KlineEngine:
         self.session = session
         self.clock = ExchangeClock(clock_speed)
         self._sense = Sense(self.clock)
-        self.book, trackers = lay_out(config.max_symbols, config.window)
+        self.book, trackers = lay_out(config.symbols_max, config.window)
         self.unsaved, self.changed, self._gapped = trackers
         self._minute = self.book.calendars[0, 0]
         self._passing = Passing()
@@ -372,7 +371,7 @@ class KlineEngine:
         """Return the index of a symbol that begins from nothing; -1 if the book is full."""
         symbol = self.table.add(name, stream, grid_3d)
         if symbol < 0:
-            self._drop("symbols beyond max_symbols")
+            self._drop("symbols beyond symbols_max")
         return symbol
 
     def _add(self, event: AddSymbol, now_ns: int) -> None:

@@ -27,7 +27,7 @@ from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
 from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
 from shared.wire import Command, Covered, FetchKlines, FetchTrades, Rows, Unexplained
 

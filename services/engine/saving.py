@@ -14,7 +14,7 @@ from services.engine.marks import Marks
 from services.engine.passing import Passing
 from services.engine.symbols import SymbolTable
 from shared.compiled import compiled
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import INTERVALS
 from shared.kline import PLACED_KLINE
 from shared.wire import DirtyBatch, Persisted, StorePoint

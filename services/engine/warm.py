@@ -10,7 +10,7 @@ import numpy as np
 from services.engine.engine import KlineEngine
 from services.engine.snapshots import FIGURES_NS, Snapshots
 from shared.calendar import open_time_of
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import DAY_MS, INTERVAL_NAMES, MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, TRADE
 from shared.wire import (
@@ -32,7 +32,7 @@ from shared.wire import (
 def warm_up() -> None:
     """Play the life of one symbol through an engine of its own, with a subscriber of all, and through the next one."""
     begin = 20_000 * DAY_MS
-    config = EngineConfig(max_symbols=1, window=100)
+    config = EngineConfig(symbols_max=1, window=100)
     engine = KlineEngine(config)
     klines = []
     for name in INTERVAL_NAMES:

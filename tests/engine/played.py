@@ -12,8 +12,7 @@ from services.engine.book import settle
 from services.engine.engine import KlineEngine
 from services.engine.health import figures
 from services.engine.window import rows_to_load
-from shared.config import Audit as AuditConfig
-from shared.config import Engine as EngineConfig
+from shared.config import AuditConfig, EngineConfig
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, PLACED_KLINE, QUOTES, TRADE
 from shared.wire import (
@@ -147,7 +146,7 @@ class PlayedEngine:
     """A `KlineEngine` with its clock in hand, and a store that takes what it is given."""
 
     def __init__(self, time: int = START, restored: list[Restored] | None = None, **config: Any) -> None:
-        config = {"max_symbols": 4, "window": 100} | config
+        config = {"symbols_max": 4, "window": 100} | config
         self.speed = config.pop("clock_speed", 1.0)
         self.window = config["window"]
         audit = config.pop("audit", AuditConfig(every_minutes=0))

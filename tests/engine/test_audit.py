@@ -9,7 +9,7 @@ import pytest
 from services.engine.audit import BURNT, FIELDS, MATCHED, MISMATCHED, NONE, STRADDLED, judge
 from services.engine.comparison import Comparison
 from services.simulator.generated import GeneratedMarket
-from shared.config import Audit as AuditConfig
+from shared.config import AuditConfig
 from shared.kline import KLINE
 from shared.wire import FetchKlines, FetchTrades, IntervalKlines, Klines, Subscribe, kline_rows
 from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, history, market

@@ -29,7 +29,7 @@ class Lived:
     """An engine that a market and its neighbours speak to, with all that its loop does around it."""
 
     def __init__(self, seed: int, messages: int, is_plagued: bool) -> None:
-        self.played = PlayedEngine(max_symbols=64)
+        self.played = PlayedEngine(symbols_max=64)
         self.refused = 0
         self.seed = seed
         self._nonsense = Nonsense(seed, lambda: self.played.time, [NAMED], [1, 2])

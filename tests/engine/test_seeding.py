@@ -211,10 +211,10 @@ def test_klines_that_make_a_longer_one_of_more_than_64_bits_are_all_taken() -> N
 
 
 def test_a_full_book_says_so_and_goes_on() -> None:
-    played = PlayedEngine(max_symbols=1)
+    played = PlayedEngine(symbols_max=1)
     played.add("AUSDT")
     played.add("BUSDT")
-    assert played.engine.dropped == {"symbols beyond max_symbols": 1}
+    assert played.engine.dropped == {"symbols beyond symbols_max": 1}
     played.apply(batch([Trade(0, START, 100, 7)], symbol="AUSDT"))
     assert played.values("AUSDT")["1m", START]["volume"] == 7
 

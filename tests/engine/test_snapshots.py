@@ -116,7 +116,7 @@ def test_a_prefix_subscribes_all_that_begin_with_it_and_symbols_that_come_later(
 
 def test_more_topics_than_are_written_at_once_change_in_one_turn() -> None:
     symbols = [f"S{number}USDT" for number in range(2 * ROWS_MAX // len(INTERVAL_NAMES) + 1)]
-    played = PlayedEngine(max_symbols=len(symbols))
+    played = PlayedEngine(symbols_max=len(symbols))
     for symbol in symbols:
         played.add(symbol)
     subscriber = Subscriber(played)
@@ -264,7 +264,7 @@ def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
 
 def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> None:
     symbols = [f"S{number}USDT" for number in range(100)]
-    played = PlayedEngine(max_symbols=len(symbols))
+    played = PlayedEngine(symbols_max=len(symbols))
     for symbol in symbols:
         played.add(symbol)
         played.apply(batch([Trade(1, START, 100, 7)], symbol=symbol))

@@ -88,8 +88,8 @@ WRONG_FILES = [
     ("[engine]\nwindow = 99", "engine.window = 99"),
     ('[engine]\nwindow = "128"', "engine.window"),
     ("[engine]\nwindow = 128.5", "engine.window"),
-    ("[engine]\nmax_symbols = true", "engine.max_symbols"),
-    ("[engine]\nmax_symbols = 0", "engine.max_symbols = 0"),
+    ("[engine]\nsymbols_max = true", "engine.symbols_max"),
+    ("[engine]\nsymbols_max = 0", "engine.symbols_max = 0"),
     ("[engine]\nsave_rows = 0", "engine.save_rows = 0"),
     ("[engine]\nsave_interval_ms = -1", "engine.save_interval_ms = -1"),
     ("[engine]\nwindows = 128", "windows"),
@@ -160,6 +160,8 @@ WRONG_ENVIRONMENTS = [
     ("KLAGG_SIMULATOR_SPEED", "fast"),
     ("KLAGG_EXCHANGE", "kraken"),
     ("KLAGG_STREAM", "trades"),
+    ("KLAGG_VIZ_PORT", "0"),
+    ("KLAGG_EXCHANGE_WEIGHT_SHARE", "nan"),
 ]
 
 
@@ -167,6 +169,23 @@ WRONG_ENVIRONMENTS = [
 def test_a_wrong_variable_is_refused_by_its_name(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(name)):
         load_text(tmp_path, "", **{name: value})
+
+
+def test_a_number_of_the_environment_is_told_its_bounds(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"KLAGG_VIZ_PORT='70000': it is outside 1 \.\. 65535"):
+        load_text(tmp_path, "", KLAGG_VIZ_PORT="70000")
+
+
+def test_every_number_has_bounds_on_its_field() -> None:
+    fields = {
+        f"{section.name}.{field.name}": field.type
+        for section in msgspec.structs.fields(Config)
+        if isinstance(section.default, msgspec.Struct)
+        for field in msgspec.structs.fields(type(section.default))
+    }
+    assert len(fields) > 40
+    # The clock has two speeds, and any number is a seed.
+    assert {name for name, kind in fields.items() if kind in (int, float)} == {"exchange.clock_speed", "simulator.seed"}
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:

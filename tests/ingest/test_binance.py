@@ -23,7 +23,7 @@ from services.ingest.binance import (
 from services.ingest.klines import decimals_for, kline_rows, parse
 from services.ingest.scan import plain_klines
 from services.ingest.venue import venue_of
-from shared.config import Config, Exchange, Simulator
+from shared.config import Config, ExchangeConfig, SimulatorConfig
 from shared.kline import CLOSED, EXCHANGE, FINAL, figure
 from tests.ingest.played import listing
 
@@ -92,7 +92,7 @@ def test_the_ban_that_a_message_names_is_read() -> None:
 
 
 def test_each_venue_has_its_routes_and_weights() -> None:
-    usdm = venue_of(Config(exchange=Exchange(name="binance-usdm")))
+    usdm = venue_of(Config(exchange=ExchangeConfig(name="binance-usdm")))
     assert usdm.routes("aggTrade") == {"market": "wss://fstream.binance.com/market/stream"}
     assert usdm.routes("trade") == {
         "market": "wss://fstream.binance.com/market/stream",
@@ -108,10 +108,10 @@ def test_each_venue_has_its_routes_and_weights() -> None:
         10,
     ]
     assert usdm.rest + usdm.agg_trades("A").path == "https://fapi.binance.com/fapi/v1/aggTrades"
-    spot = venue_of(Config(exchange=Exchange(name="binance-spot")))
+    spot = venue_of(Config(exchange=ExchangeConfig(name="binance-spot")))
     assert list(spot.routes("trade")) == list(spot.routes("aggTrade")) == ["market"]
     assert (spot.klines("A", "1m", 1000).weight, spot.agg_trades("A").weight, spot.weight_limit) == (2, 4, 6000)
-    played = venue_of(Config(simulator=Simulator(port=9999)))
+    played = venue_of(Config(simulator=SimulatorConfig(port=9999)))
     assert played.rest == "http://127.0.0.1:9999/fapi/v1"
     assert played.routes("trade")["public"] == "ws://127.0.0.1:9999/public/stream"
     assert (played.api_key, usdm.api_key) == ("simulator", "")

@@ -18,7 +18,7 @@ from services.ingest.recent import Recent
 from services.ingest.rest import Rest
 from services.ingest.symbols import Symbols
 from services.ingest.venue import venue_of
-from shared.config import Config, Simulator
+from shared.config import Config, SimulatorConfig
 from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Subscribe, Trades, kline_rows
 from tests.ingest.played import (
     FORMING,
@@ -309,7 +309,7 @@ def test_a_kline_that_has_just_ended_is_not_taken_for_closed(
     exchange: Exchange, after_ms: int, is_closed: bool
 ) -> None:
     exchange.jump(60)
-    venue = venue_of(Config(simulator=Simulator(port=exchange.port)))
+    venue = venue_of(Config(simulator=SimulatorConfig(port=exchange.port)))
     ended = FORMING + MINUTE
     expected = ended if is_closed else FORMING
     sent: list[Klines] = []

@@ -18,7 +18,7 @@ from services.ingest.governor import Governor
 from services.ingest.proxy import proxy_of
 from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import venue_of
-from shared.config import Config, Simulator
+from shared.config import Config, SimulatorConfig
 from shared.process import Unavailable
 from shared.wire import AddSymbol, Subscribe
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame
@@ -207,7 +207,7 @@ def test_a_secure_websocket_goes_through_a_proxy_that_wants_a_password(secure: E
 
 
 def test_rest_goes_through_a_proxy_and_its_refusal_is_an_error(proxy: Proxy, secure: Exchange) -> None:
-    venue = venue_of(Config(simulator=Simulator(host=NAME, port=secure.port)))
+    venue = venue_of(Config(simulator=SimulatorConfig(host=NAME, port=secure.port)))
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session:

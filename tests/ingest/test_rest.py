@@ -18,7 +18,7 @@ from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
 from services.ingest.history import urgency
 from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import Venue, venue_of
-from shared.config import Config, Simulator
+from shared.config import Config, SimulatorConfig
 from shared.wire import FetchTrades
 from tests.ingest.played import START, Exchange, Fill
 
@@ -41,7 +41,7 @@ def play(
     clock: Callable[[], int] | None = None,
     limit: int = 2400,
 ) -> None:
-    venue = venue_of(Config(simulator=Simulator(port=exchange.port)))
+    venue = venue_of(Config(simulator=SimulatorConfig(port=exchange.port)))
     governor = Governor(limit, 1.0)
 
     async def run() -> None:
@@ -253,13 +253,13 @@ import aiohttp
 from services.ingest.governor import Governor
 from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import venue_of
-from shared.config import Config, Simulator
+from shared.config import Config, SimulatorConfig
 
 def peak():  # Of this program; getrusage would begin with what its parent had.
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 
 async def run():
-    venue = venue_of(Config(simulator=Simulator(port=int(sys.argv[1]))))
+    venue = venue_of(Config(simulator=SimulatorConfig(port=int(sys.argv[1]))))
     async with aiohttp.ClientSession() as session:
         rest = Rest(session, venue, Governor(2400, 1.0), lambda: 1_790_164_800_000, lambda _: None)
         await rest.get(venue.time(), Priority.METADATA, 1)

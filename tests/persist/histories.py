@@ -73,7 +73,7 @@ class Made:
 
     def __init__(self, connection: store.Connection) -> None:
         self._connection = connection
-        self.played = PlayedEngine(START, max_symbols=16)
+        self.played = PlayedEngine(START, symbols_max=16)
         self._waiting: list[tuple[int, str, Trade]] = []
         self._holes: dict[str, list[Unexplained]] = {}
 

@@ -19,7 +19,7 @@ from services.engine.engine import KlineEngine
 from services.ingest.frames import FrameReader
 from services.ingest.framing import frames_of
 from services.ingest.symbols import Decimals
-from shared.config import Engine as EngineConfig
+from shared.config import EngineConfig
 from shared.interval import MINUTE_MS
 from shared.wire import AddSymbol, FeedState, Restored, decode_event, encode
 
@@ -83,7 +83,7 @@ def sums(engine: KlineEngine, symbol: str, time: int) -> dict[str, Decimal]:
 
 
 def started(time: int) -> KlineEngine:
-    engine = KlineEngine(EngineConfig(max_symbols=4), session=1)
+    engine = KlineEngine(EngineConfig(symbols_max=4), session=1)
     engine.apply(FeedState(1, True, time, time + 60_000, 0), 0)
     engine.apply(Restored(1, [], b"", True, 0), 0)
     return engine

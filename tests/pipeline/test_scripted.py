@@ -93,7 +93,7 @@ class Rows:
 @pytest.mark.timeout(600)
 def test_what_a_scripted_exchange_does_is_told_and_nothing_false_is_final(tmp_path: Path) -> None:
     port = free_port()
-    engine = {"save_interval_ms": 500, "gap_retry_ms": 1_000, "max_symbols": 10}
+    engine = {"save_interval_ms": 500, "gap_retry_ms": 1_000, "symbols_max": 10}
     path = write_config(tmp_path, simulator={"port": port}, engine=engine)
     config = load({"KLAGG_CONFIG": str(path)})
     health: dict[str, Any] = {}

@@ -8,8 +8,7 @@ from services.engine.audit import MISMATCHED
 from services.engine.engine import KlineEngine
 from services.engine.gaps import FALL_MAX_MS
 from services.engine.window import rows_to_load
-from shared.config import Audit as AuditConfig
-from shared.config import Engine as EngineConfig
+from shared.config import AuditConfig, EngineConfig
 from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL
 from shared.wire import (
@@ -37,7 +36,7 @@ class Simulation:
         if self.exchange.falls:
             resume_max = 60  # Or a restart may be such an absence as `strike` leaves out.
         self.config = EngineConfig(
-            max_symbols=3, window=WINDOW, resume_max_ms=resume_max * MINUTE, silence_ask_ms=3_000
+            symbols_max=3, window=WINDOW, resume_max_ms=resume_max * MINUTE, silence_ask_ms=3_000
         )
         self.audit = AuditConfig(every_minutes=source.choice([1, 7, 60]))
         self.reseeded = self.lost = self.engines = 0

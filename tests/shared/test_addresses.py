@@ -8,7 +8,7 @@ from harness.processes import free_port
 from services.ingest.venue import venue_of
 from shared.addresses import at
 from shared.client import attach, connectable
-from shared.config import Config, Simulator
+from shared.config import Config, SimulatorConfig
 from shared.process import Formatter
 from shared.sockets import bind
 
@@ -34,7 +34,7 @@ def test_snapshots_are_heard_at_an_ipv6_address() -> None:
 
 def test_urls_have_an_ipv6_address_in_brackets() -> None:
     assert (at("::1", 80), at("127.0.0.1", 80)) == ("[::1]:80", "127.0.0.1:80")
-    venue = venue_of(Config(simulator=Simulator(host="::1", port=9080)))
+    venue = venue_of(Config(simulator=SimulatorConfig(host="::1", port=9080)))
     assert venue.rest == "http://[::1]:9080/fapi/v1"
     assert venue.sockets["market"] == "ws://[::1]:9080/market/stream"
 

@@ -20,7 +20,7 @@ import psycopg
 from harness.figures import cpu_seconds, spread
 from harness.processes import running, wait_for, write_config
 from services.persist import store
-from services.persist.copying import COUNTS, DECIMALS, PRICES, STAGED, STATES, VOLUMES, close_times, warm_up
+from services.persist.pgcopy import COUNTS, DECIMALS, PRICES, STAGED, STATES, VOLUMES, close_times, warm_up
 from shared.calendar import open_time_of
 from shared.config import load
 from shared.interval import DAY_MS, INTERVAL_NAMES, INTERVALS

@@ -12,7 +12,7 @@ import numpy as np
 import psycopg
 from msgspec.structs import replace
 
-from services.persist.copying import checked
+from services.persist.pgcopy import checked
 from shared.names import is_name
 from shared.postgres import words_of
 from shared.wire import DirtyBatch, placed_rows

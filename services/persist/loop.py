@@ -17,7 +17,7 @@ import zmq
 
 from services.persist import store
 from services.persist.aside import Aside, refuses
-from services.persist.copying import warm_up
+from services.persist.pgcopy import warm_up
 from services.persist.tables import NOT_READY
 from shared.config import Config
 from shared.kline import PLACED_KLINE

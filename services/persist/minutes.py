@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.persist.copying import DECIMALS, PRICES, VOLUMES
+from services.persist.pgcopy import DECIMALS, PRICES, VOLUMES
 from services.persist.store import Connection
 from shared.kline import CLOSED, EXCHANGE, KLINE, QUOTE_BASE, QUOTES
 from shared.wire import Rows

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import psycopg
 
-from services.persist.copying import (
+from services.persist.pgcopy import (
     DECIMALS,
     EPOCH_2000_MS,
     READ,

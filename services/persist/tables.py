@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import psycopg
 
-from services.persist.copying import STAGED
+from services.persist.pgcopy import STAGED
 from shared.postgres import OPTIONS, session_settings, words_of
 from shared.process import Unavailable
 from shared.wire import SymbolMark
 
-SCHEMAS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql", "schema_7.sql")
-"""One file a version, applied in order."""
+MIGRATIONS = sorted(files("services.persist").joinpath("migrations").iterdir(), key=lambda file: file.name)
+"""`000N.sql` makes version N of version N - 1; a database goes through those that it lacks, in order and in place."""
 SERVER_MIN = 15
 """The first PostgreSQL that knows MERGE."""
 MIGRATION_LOCK = 0x6B6C616767
@@ -150,12 +150,13 @@ def migrate(connection: Connection) -> None:
         ):
             raise Unfit("there is a table schema_version that klagg has not made: give klagg a database of its own")
         version = int(str(_one(connection, "SELECT coalesce(max(version), 0) FROM schema_version")))
-        if version > len(SCHEMAS):
+        known = len(MIGRATIONS)
+        if version > known:
             raise Unfit(
-                f"the database has version {version} of klagg's tables; this one knows {len(SCHEMAS)}: use a newer one"
+                f"the database has version {version} of klagg's tables; this one knows {known}: use a newer one"
             )
-        for number, name in enumerate(SCHEMAS[version:], version + 1):
-            connection.execute(files("services.persist").joinpath(name).read_bytes())
+        for number, file in enumerate(MIGRATIONS[version:], version + 1):
+            connection.execute(file.read_bytes())
             connection.execute("INSERT INTO schema_version (version) VALUES (%s)", [number])
 
 

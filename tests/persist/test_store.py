@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from harness.database import database
 from harness.processes import write_config
 from services.persist import store, tables
-from services.persist.copying import COUNTS, DECIMALS
 from services.persist.export import COLUMNS, export_csv, left_out
+from services.persist.pgcopy import COUNTS, DECIMALS
 from shared.calendar import next_open_time, open_time_of
 from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, PLACED_KLINE, QUOTE_MAX, QUOTES, SATURATED, UNEXPLAINED

@@ -1,4 +1,4 @@
--- Version 1 of klagg's tables. Later versions come in files of their own (store.py: SCHEMAS).
+-- Version 1 of klagg's tables. Each later version is a file of its own (tables.py: MIGRATIONS).
 
 CREATE TABLE klines (
     symbol                  text        NOT NULL,

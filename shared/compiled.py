@@ -12,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 
 from shared.private import NotPrivate, closed_folder, private_folder
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("engine", "ingest", "persist", "simulator")
@@ -29,41 +32,49 @@ KEPT_S = 7 * 86_400
 _UNCOUNTED: dict[str, Any] = {"_nrt": False}
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Compile a function at its first call with arguments of new types, or load what was compiled before.
 
     It makes no array, nor does it count who uses those it is given: its caller holds them. Counting is what numba does
     otherwise, for each array at each use; it took three times as long as the work of a function that looks at a row.
-    A function that makes arrays is refused by the compiler; it is `allocating`.
+    A function that makes arrays is refused by the compiler; it is `allocating`. Annotations are for readers and mypy:
+    the compiler goes by the arguments that come.
     """
-    return numba.njit(cache=True, **_UNCOUNTED)(function)
+    made: Callable[Given, Answer] = numba.njit(cache=True, **_UNCOUNTED)(function)
+    return made
 
 
-def allocating(function: Callable[..., Any]) -> Any:
+def allocating(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Compile a function that makes arrays."""
-    return numba.njit(cache=True)(function)
+    made: Callable[Given, Answer] = numba.njit(cache=True)(function)
+    return made
 
 
-_fixed: dict[Any, Callable[..., Any]] = {}
+_fixed: dict[Any, Any] = {}
 
 
-def fixed(function: Any, *arguments: object) -> Callable[..., Any]:
+def fixed(
+    function: Callable[Given, Answer], *arguments: Given.args, **_by_name: Given.kwargs
+) -> Callable[Given, Answer]:
     """Return a compiled function for arguments of just these types, so that it is not chosen anew at each call.
 
     That choice takes 6 us with structured arrays, as much as a hundred trades. It is also what checks the types, so the
-    caller vouches for them: they are those of the first call. An array that must not be written may stand for one that
-    is only read.
+    caller vouches for them: they are those of the first call, each at its place. An array that must not be written may
+    stand for one that is only read.
     """
-    if function in _fixed:
-        return _fixed[function]
-    types = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
-    function.compile(types)
-    return _fixed.setdefault(function, function.overloads[types].entry_point)
+    made: Any = function
+    if function not in _fixed:
+        types = tuple(numba.typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
+        made.compile(types)
+        _fixed[function] = made.overloads[types].entry_point
+    chosen: Callable[Given, Answer] = _fixed[function]
+    return chosen
 
 
-def inlined(function: Callable[..., Any]) -> Any:
+def inlined(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Compile a function as a part of those that call it: handing over an array costs as much as reading some bytes."""
-    return numba.njit(cache=True, inline="always", **_UNCOUNTED)(function)
+    made: Callable[Given, Answer] = numba.njit(cache=True, inline="always", **_UNCOUNTED)(function)
+    return made
 
 
 def _folder() -> Path:

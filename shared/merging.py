@@ -5,13 +5,14 @@ Decides nothing about symbols, intervals or time; the only rule here is `merge`.
 
 import numpy as np
 
+from shared.arrays import Int, Record, Rows
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
 from shared.kline import EXCHANGE, FINAL, QUOTE_BASE, QUOTE_HIGH_MAX, SATURATED
 
 
 @compiled
-def merge(into, kline):  # type: ignore[no-untyped-def]
+def merge(into: Record, kline: Record) -> None:
     """Merge a kline into another: both are records of `KLINE` with the same decimals, of disjoint trades.
 
     Associative and commutative for klines made of ids. Figures from the exchange's own klines have `open_id` and
@@ -65,7 +66,9 @@ def merge(into, kline):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_sums(into, volume, quote, quote_high, taker, taker_quote, taker_high):  # type: ignore[no-untyped-def]
+def _put_sums(
+    into: Record, volume: int, quote: int, quote_high: Int, taker: int, taker_quote: int, taker_high: Int
+) -> None:
     """Write volumes into a record of `KLINE`; those below 0, and high fields above the most, are too much for it."""
     if volume | taker | (QUOTE_HIGH_MAX - quote_high) | (QUOTE_HIGH_MAX - taker_high) < 0:
         into.flags |= SATURATED
@@ -88,7 +91,7 @@ def _put_sums(into, volume, quote, quote_high, taker, taker_quote, taker_high): 
 
 
 @compiled
-def kline_of(trade, into):  # type: ignore[no-untyped-def]
+def kline_of(trade: Record, into: Record) -> None:
     """Write the kline of one trade into a record of `KLINE`. `open_time` is left to the caller.
 
     Price times quantity fits an int64.
@@ -126,7 +129,7 @@ def kline_of(trade, into):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def scaled_quote(quote, high, factor):  # type: ignore[no-untyped-def]
+def scaled_quote(quote: int, high: Int, factor: int) -> tuple[int, Int]:
     """Return both fields of a quote volume times a power of ten, 10**18 at the most.
 
     A high field above `QUOTE_HIGH_MAX` says that it does not fit.
@@ -139,7 +142,7 @@ def scaled_quote(quote, high, factor):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rescale(klines, price_factor, quantity_factor):  # type: ignore[no-untyped-def]
+def rescale(klines: Rows, price_factor: int, quantity_factor: int) -> None:
     """Multiply the numbers of KLINE[n] to finer decimals, by powers of ten, 10**18 at the most. All prices must fit.
 
     A kline whose volumes do not fit is saturated.

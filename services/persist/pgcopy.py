@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arrays import Bytes, Int, Integers, Record
 from shared.calendar import next_open_time
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
@@ -95,8 +96,9 @@ def staged(placed: Rows, marks: list[SymbolMark]) -> Iterator[bytes]:
     for begin in range(0, len(placed), BLOCK_ROWS):
         block = placed[begin : begin + BLOCK_ROWS]
         # Copies are contiguous and may be written, however few rows there are: all of one type, which is compiled once.
-        columns = (block[name].copy() for name in ("symbol", "interval", "kline"))
-        end = _write(*columns, ends[begin:], texts, name_ends, *_decimals(marks), digits, into)
+        symbols, intervals, klines = (block[name].copy() for name in ("symbol", "interval", "kline"))
+        names_and_decimals = texts, name_ends, *_decimals(marks)
+        end = _write(symbols, intervals, klines, ends[begin:], *names_and_decimals, digits, into)
         yield into[:end].tobytes()
     yield TRAILER
 
@@ -146,7 +148,18 @@ def _decimals(marks: list[SymbolMark]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 @compiled
-def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, quantity_decimals, digits, into):  # type: ignore[no-untyped-def]
+def _write(
+    symbols: NDArray[np.int32],
+    intervals: NDArray[np.int32],
+    klines: Rows,
+    ends: Integers,
+    names: Bytes,
+    name_ends: Integers,
+    price_decimals: Integers,
+    quantity_decimals: Integers,
+    digits: Integers,
+    into: Bytes,
+) -> int:
     """Write all rows into `into`; return the place behind them. `digits`: int64[DIGITS], to work with."""
     at = 0
     for number in range(len(symbols)):
@@ -158,7 +171,9 @@ def _write(symbols, intervals, klines, ends, names, name_ends, price_decimals, q
 
 
 @compiled
-def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # type: ignore[no-untyped-def]
+def _write_row(
+    into: Bytes, at: int, name: Bytes, interval: int, row: Record, end: int, price: int, quantity: int, digits: Integers
+) -> int:
     """Write the columns `STAGED` of a record of KLINE; return the place behind them."""
     at = _write_bytes(into, at, len(STAGED), 2)
     at = _write_bytes(into, at, len(name), 4)
@@ -196,26 +211,26 @@ def _write_row(into, at, name, interval, row, end, price, quantity, digits):  # 
 
 
 @compiled
-def _write_integer(into, at, value, size):  # type: ignore[no-untyped-def]
+def _write_integer(into: Bytes, at: int, value: int, size: int) -> int:
     """Write a field that is a whole number; return the place behind it."""
     return _write_bytes(into, _write_bytes(into, at, size, 4), value, size)
 
 
 @compiled
-def _write_bytes(into, at, value, size):  # type: ignore[no-untyped-def]
+def _write_bytes(into: Bytes, at: int, value: int, size: int) -> int:
     for place in range(size):
         into[at + place] = (value >> (8 * (size - 1 - place))) & 0xFF
     return at + size
 
 
 @compiled
-def _write_numeric(into, at, value, decimals, digits):  # type: ignore[no-untyped-def]
+def _write_numeric(into: Bytes, at: int, value: int, decimals: int, digits: Integers) -> int:
     """Write a NUMERIC field of a value in units of 10**-decimals; return the place behind it."""
     return _write_quote(into, at, value, 0, decimals, digits)
 
 
 @compiled
-def _write_quote(into, at, value, high, decimals, digits):  # type: ignore[no-untyped-def]
+def _write_quote(into: Bytes, at: int, value: int, high: int, decimals: int, digits: Integers) -> int:
     """Write a NUMERIC field of a value of two fields, as quote volumes have them; return the place behind it."""
     # As an unsigned number, because the least int64 has no positive counterpart.
     rest = np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
@@ -250,7 +265,9 @@ def _write_quote(into, at, value, high, decimals, digits):  # type: ignore[no-un
 
 
 @compiled
-def _read(data, at, price_decimals, quantity_decimals, places, klines):  # type: ignore[no-untyped-def]
+def _read(
+    data: Bytes, at: int, price_decimals: Integers, quantity_decimals: Integers, places: Integers, klines: Rows
+) -> tuple[int, int]:
     """Read klines from `data[at:]` into the ends of both arrays, the first one last; return how many, and left out."""
     number = unfit = 0
     while data[at] != 0xFF:
@@ -270,7 +287,7 @@ def _read(data, at, price_decimals, quantity_decimals, places, klines):  # type:
 
 
 @compiled
-def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
+def _read_row(data: Bytes, at: int, price: int, quantity: int, row: Record) -> tuple[int, bool]:
     """Read the columns `READ` into a record of KLINE; return the place behind them, and whether all numbers fit."""
     time, at = _read_integer(data, at)
     row.open_time = time // 1_000 + EPOCH_2000_MS
@@ -305,7 +322,7 @@ def _read_row(data, at, price, quantity, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _unsigned(data, at, size):  # type: ignore[no-untyped-def]
+def _unsigned(data: Bytes, at: int, size: int) -> Int:
     value = np.int64(0)
     for place in range(at, at + size):
         value = (value << 8) | np.int64(data[place])
@@ -316,7 +333,7 @@ def _unsigned(data, at, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_integer(data, at):  # type: ignore[no-untyped-def]
+def _read_integer(data: Bytes, at: int) -> tuple[int, int]:
     """Return a whole number of 8 bytes or less, and the place behind it."""
     size = _unsigned(data, at + 4, 4)
     value = _unsigned(data, at + 8, size)
@@ -326,7 +343,7 @@ def _read_integer(data, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_number(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+def _read_number(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, int, bool]:
     """Return a NUMERIC in units of 10**-decimals, the place behind it, and whether it and all before it fit."""
     low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
     if high > INT64_MAX // QUOTE_BASE or (high == INT64_MAX // QUOTE_BASE and low > INT64_MAX % QUOTE_BASE):
@@ -338,14 +355,14 @@ def _read_number(data, at, decimals, fits):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_quote(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+def _read_quote(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, int, int, bool]:
     """Return both fields of a NUMERIC in units of 10**-decimals, the place behind it, and whether all fits."""
     low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
     return low, high, at, fits and not is_negative and high <= QUOTE_HIGH_MAX
 
 
 @compiled
-def _read_numeric(data, at, decimals, fits):  # type: ignore[no-untyped-def]
+def _read_numeric(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, int, bool, int, bool]:
     """Return a NUMERIC in units of 10**-decimals as `high * QUOTE_BASE + low`, without its sign; and the sign."""
     size = _unsigned(data, at + 4, 4)
     count = _unsigned(data, at + 8, 2)

@@ -20,6 +20,7 @@ from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, DayStats, Instru
 from services.simulator.tape import Tape
 from services.simulator.venue import Leaving, TooOld
 from services.simulator.writing import AggChunk, AggWriter
+from shared.arrays import Booleans, Integers
 from shared.compiled import compiled
 
 QUOTE_MAX = 2**61
@@ -355,7 +356,7 @@ class GeneratedMarket:
 
 
 @compiled
-def note(stats, changed, rows, owners, fills):  # type: ignore[no-untyped-def]
+def note(stats: Integers, changed: Booleans, rows: Rows, owners: Integers, fills: Integers) -> int:
     """Take AGG_ROW[n] into the figures of their coins; return how many single trades they are."""
     total = 0
     for place in range(len(rows)):

@@ -5,6 +5,7 @@ An aggregate happens where its place and its jitter put it on the minute's pace,
 give ascending times, so the first one from a time on is found by halving.
 """
 
+from shared.arrays import Booleans, Integers, Rows
 from shared.compiled import compiled
 
 JITTER = 1024
@@ -19,7 +20,7 @@ OPENING_MS = 8
 
 
 @compiled
-def moment(jitter, quirks, number, place, total, pace, late):  # type: ignore[no-untyped-def]
+def moment(jitter: Integers, quirks: bool, number: int, place: int, total: int, pace: Integers, late: int) -> int:
     """Return when aggregate `number` happens, which is at `place` of `total`, in ms from the minute's start.
 
     jitter: int64[SIZE] of the tape; pace: int64[SEGMENTS + 1] of the minute; late: when the last one happens, or 0.
@@ -33,15 +34,18 @@ def moment(jitter, quirks, number, place, total, pace, late):  # type: ignore[no
 
 
 @compiled
-def share_ms(position, pace):  # type: ignore[no-untyped-def]
+def share_ms(position: int, pace: Integers) -> int:
     """Return when a share of the minute's trades has happened; `position`: in 1/JITTER of a segment."""
     segment, part = position >> 10, position & (JITTER - 1)
     start = pace[segment]
-    return min(start + ((pace[segment + 1] - start) * part >> 10), MINUTE_LAST_MS)
+    time: int = min(start + ((pace[segment + 1] - start) * part >> 10), MINUTE_LAST_MS)
+    return time
 
 
 @compiled
-def moments(jitter, quirks, number, place, total, pace, late, times):  # type: ignore[no-untyped-def]
+def moments(
+    jitter: Integers, quirks: bool, number: int, place: int, total: int, pace: Integers, late: int, times: Integers
+) -> None:
     """Write into int64[n] when the n aggregates from `number` and `place` on happen; beyond the minute, its end."""
     for ahead in range(len(times)):
         if place + ahead < total:
@@ -51,7 +55,9 @@ def moments(jitter, quirks, number, place, total, pace, late, times):  # type: i
 
 
 @compiled
-def count_before(jitter, quirks, number, place, end, total, pace, late, until):  # type: ignore[no-untyped-def]
+def count_before(
+    jitter: Integers, quirks: bool, number: int, place: int, end: int, total: int, pace: Integers, late: int, until: int
+) -> int:
     """Return how many of the aggregates from `number` and `place` on, below id `end`, happen before `until` ms."""
     low, high = 0, max(0, end - number)
     while low < high:
@@ -64,7 +70,9 @@ def count_before(jitter, quirks, number, place, end, total, pace, late, until): 
 
 
 @compiled
-def count_leaving(jitter, quirks, paces, states, untils, counts):  # type: ignore[no-untyped-def]
+def count_leaving(
+    jitter: Integers, quirks: bool, paces: Integers, states: Rows, untils: Integers, counts: Integers
+) -> None:
     """Write into int64[n] how many aggregates of each coin happen before its `until`, ms of its minute.
 
     states: a flow's, of the n coins; paces: int64[WARPS, SEGMENTS + 1].
@@ -78,7 +86,17 @@ def count_leaving(jitter, quirks, paces, states, untils, counts):  # type: ignor
 
 
 @compiled
-def leaving(jitter, quirks, paces, states, counts, ids, times, nexts, is_late):  # type: ignore[no-untyped-def]
+def leaving(
+    jitter: Integers,
+    quirks: bool,
+    paces: Integers,
+    states: Rows,
+    counts: Integers,
+    ids: Integers,
+    times: Integers,
+    nexts: Integers,
+    is_late: Booleans,
+) -> None:
     """Write the ids of the aggregates that `count_leaving` counted, when they and those after them happen, in ms of
     their minutes, and whether their fills but the first are late.
     """

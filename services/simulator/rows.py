@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from services.simulator.grid import open_times
+from shared.arrays import Integers
 from shared.compiled import compiled
 
 Rows = Any
@@ -105,7 +106,7 @@ def merge(rows: Rows, interval: str, grid_3d: int) -> Rows:
 
 
 @compiled
-def _merge(rows, opens, merged):  # type: ignore[no-untyped-def]
+def _merge(rows: Rows, opens: Integers, merged: Rows) -> int:
     """`opens`: int64[n], where the kline opens that each row is part of. Return how many klines there are."""
     count = 0
     for place in range(len(rows)):
@@ -147,7 +148,7 @@ def kline_of_trades(opened: int, trades: Rows) -> Rows:
 
 
 @compiled
-def _kline_of(opened, trades, rows):  # type: ignore[no-untyped-def]
+def _kline_of(opened: int, trades: Rows, rows: Rows) -> int:
     """Write the kline into rows[0], zeros before, if there is one; return how many there are."""
     row = rows[0]
     for place in range(len(trades)):

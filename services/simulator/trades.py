@@ -39,7 +39,16 @@ def aggregates(tape: Tape, manners: Rows, owners: Integers, ids: Integers, times
 
 
 @compiled
-def _fill(rows, manners, owners, ids, times, ticks, taped, round_ids):  # type: ignore[no-untyped-def]
+def _fill(
+    rows: Rows,
+    manners: Rows,
+    owners: Integers,
+    ids: Integers,
+    times: Integers,
+    ticks: Integers,
+    taped: Rows,
+    round_ids: int,
+) -> None:
     for place in range(len(rows)):
         row, who, its = rows[place], manners[owners[place]], taped[ids[place] & MASK]
         row.id = ids[place]

@@ -13,6 +13,7 @@ from services.simulator.frames import Chunk, Frames
 from services.simulator.grid import end_times
 from services.simulator.rows import AGG_ROW, TRADE_ROW, Instrument, Rows, kline_of_trades, merge
 from services.simulator.tape import Integers
+from shared.arrays import Booleans, Bytes, Int
 from shared.compiled import compiled
 
 _NUMBER_MAX = 20
@@ -145,7 +146,7 @@ def kline_page(rows: Rows, end_times: Integers, price_decimals: int, quantity_de
 
 
 @compiled
-def write_klines(block, rows, end_times, price_decimals, quantity_decimals):  # type: ignore[no-untyped-def]
+def write_klines(block: Bytes, rows: Rows, end_times: Integers, price_decimals: int, quantity_decimals: int) -> int:
     """Write into uint8[]; return where it ends."""
     quote_decimals = price_decimals + quantity_decimals
     block[0] = 91
@@ -179,9 +180,20 @@ def write_klines(block, rows, end_times, price_decimals, quantity_decimals):  # 
 
 
 @compiled
-def write_aggregates(  # type: ignore[no-untyped-def]
-    block, ends, rows, owners, chosen, combined, framed, decimals, symbols, symbol_starts, streams, stream_starts
-):
+def write_aggregates(
+    block: Bytes,
+    ends: Integers,
+    rows: Rows,
+    owners: Integers,
+    chosen: Booleans,
+    combined: bool,
+    framed: bool,
+    decimals: Integers,
+    symbols: Bytes,
+    symbol_starts: Integers,
+    streams: Bytes,
+    stream_starts: Integers,
+) -> int:
     """Write AGG_ROW[n] into uint8[] and where each message ends into int64[n]; return where the last one does."""
     at = 0
     for place in range(len(rows)):
@@ -227,7 +239,7 @@ def write_aggregates(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put(block, at, text, start, end):  # type: ignore[no-untyped-def]
+def _put(block: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
     # Indices that cannot be negative need no look whether they are: that is most of the time this takes.
     to, source = np.uint64(at), np.uint64(start)
     for place in range(np.uint64(end - start)):
@@ -236,7 +248,7 @@ def _put(block, at, text, start, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_header(block, begin, end):  # type: ignore[no-untyped-def]
+def _put_header(block: Bytes, begin: int, end: int) -> int:
     """Write the header of a text message that begins 4 bytes in, moving it if it needs less or more."""
     length, start = end - begin, begin - 4
     block[start] = 0x81
@@ -259,7 +271,7 @@ def _put_header(block, begin, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_number(block, at, value, decimals):  # type: ignore[no-untyped-def]
+def _put_number(block: Bytes, at: int, value: int, decimals: int) -> int:
     """Write a value in units of 10**-decimals: two integers, or one without decimals."""
     if decimals == 0:
         return _put_integer(block, at, value)
@@ -271,7 +283,7 @@ def _put_number(block, at, value, decimals):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_sum(block, at, value, more, decimals):  # type: ignore[no-untyped-def]
+def _put_sum(block: Bytes, at: int, value: int, more: int, decimals: int) -> int:
     """Write a value of two columns (rows.py) as `_put_number` does."""
     if more == 0:
         return _put_number(block, at, value, decimals)
@@ -285,7 +297,7 @@ def _put_sum(block, at, value, more, decimals):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_integer(block, at, value):  # type: ignore[no-untyped-def]
+def _put_integer(block: Bytes, at: int, value: Int) -> int:
     if value < 0:
         block[at] = 45
         at += 1
@@ -297,7 +309,7 @@ def _put_integer(block, at, value):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_digits(block, at, left, digits):  # type: ignore[no-untyped-def]
+def _put_digits(block: Bytes, at: int, left: Int, digits: int) -> int:
     """Write exactly so many digits of an uint64."""
     end = at + digits
     place = np.uint64(end)

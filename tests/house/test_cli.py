@@ -101,7 +101,7 @@ def test_check_leaves_out_what_would_not_be_started(tmp_path: Path) -> None:
 def test_a_room_can_be_started_by_its_name(tmp_path: Path) -> None:
     ended = klagg("engine", KLAGG_CONFIG=str(write_config(tmp_path)), KLAGG_ENGINE_WINDOW="3")
     assert ended.returncode == 2
-    assert "engine.window = 3 is outside" in ended.stderr
+    assert "KLAGG_ENGINE_WINDOW='3': it is outside 100 .. 10000" in ended.stderr
 
 
 class TestReplay:

@@ -349,7 +349,12 @@ def is_told(house: House, name: str) -> bool:
         time.sleep(0.1)
     stopped_s = time.monotonic() - began
     room.process.send_signal(signal.SIGCONT)
-    wait_for("health to be well again", lambda: (house.mend(), _is_ok(house.config))[1], SETTLE_MAX_S)
+
+    def is_well() -> bool:
+        house.mend()
+        return _is_ok(house.config)
+
+    wait_for("health to be well again", is_well, SETTLE_MAX_S)
     back_s = time.monotonic() - began - stopped_s
     print(f"stop {name:9} told after {stopped_s:.1f} s: {not ok}; well again after {back_s:.1f} s", flush=True)
     return not ok

@@ -241,7 +241,8 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
     for interval, rows in by_interval.items():
         if not rows:
             continue
-        first, end, opens = min(rows), opens_at(interval, until), []
+        first, end = min(rows), opens_at(interval, until)
+        opens: list[int] = []
         while end > first and len(opens) < limit:
             end = opens_at(interval, end - 1)
             opens.insert(0, end)
@@ -250,11 +251,11 @@ def history(trades: Iterable[Trade], until: int, limit: int = 99) -> list[Interv
         for open_time in opens:
             kline = np.zeros(1, KLINE)
             kline["open_time"], kline["flags"] = open_time, CLOSED | FINAL | EXCHANGE
-            row = rows.get(open_time)
-            if row is not None and row["trade_count"]:
-                close = row["close"]
+            traded = rows.get(open_time)
+            if traded is not None and traded["trade_count"]:
+                close = traded["close"]
                 for name in FIELDS[:9]:
-                    put(kline[0], name, row[name])
+                    put(kline[0], name, traded[name])
             else:
                 kline["open"] = kline["high"] = kline["low"] = kline["close"] = close
             klines.append(kline)

@@ -123,7 +123,8 @@ def test_many_snapshots_are_each_topics_own_in_order_and_numbered() -> None:
     encoder = Encoder(book, 7)
     symbols = [f"SYM{symbol}" for symbol in range(SYMBOLS)]
     encoder.know(symbols)
-    row = dict.fromkeys((*PRICES, *VOLUMES, *QUOTE_VOLUMES, *COUNTS), 12_345) | {"grid": 0, "flags": 0, "revision": 0}
+    row: dict[str, Any] = dict.fromkeys((*PRICES, *VOLUMES, *QUOTE_VOLUMES, *COUNTS), 12_345)
+    row |= {"grid": 0, "flags": 0, "revision": 0}
     row |= {"interval": "1m", "open_time": START, "end_time": START + MINUTE, "gaps": []}
     numbers = np.array([put(symbol, 2, 3, row) for symbol in range(SYMBOLS)])
     times = 2 * ROWS_MAX // SYMBOLS + 1

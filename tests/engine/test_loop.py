@@ -260,7 +260,7 @@ def test_two_engines_on_one_folder_and_a_taken_port_say_so(tmp_path: Path) -> No
         elsewhere.mkdir()
         context = zmq.Context()
         taken = bind(context, zmq.XPUB, "tcp://127.0.0.1:*")
-        endpoint = taken.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        endpoint = taken.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         third = Room("engine", write_config(elsewhere, engine={"snapshots": endpoint}))
         assert third.process.wait(20) == 3
         assert f"cannot listen on {endpoint}" in third.log

@@ -85,8 +85,9 @@ class Lived:
 def differences(seed: int, messages: int) -> tuple[list[object], Lived]:
     """Return where what the engine holds of a symbol that nobody misnamed is not what it should be."""
     plain, plagued = Lived(seed, messages, False), Lived(seed, messages, True)
-    wrong: list[object] = [(key, row, plagued.rows().get(key)) for key, row in plain.rows().items()]
-    wrong = [entry for entry in wrong if entry[1] != entry[2]]  # type: ignore[index]
+    plagued_rows = plagued.rows()
+    rows = [(key, row, plagued_rows.get(key)) for key, row in plain.rows().items()]
+    wrong: list[object] = [entry for entry in rows if entry[1] != entry[2]]
     # A store that says that it was set back is believed: what it may lack is asked of the exchange.
     marks = [replace(lived.played.marks[GOOD], lacking=[]) for lived in (plain, plagued)]
     if marks[0] != marks[1]:

@@ -234,8 +234,13 @@ def test_the_newest_beyond_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch)
         wait_for("the connection to be counted", counted)
     assert [peer.ended() for peer in peers] == [False] * 3 + [True] * 3
     peers[0].socket.close()
-    wait_for("the end to be counted", lambda: door.count() or door.figures["connections"] == 2)
+
+    def connections() -> int:
+        door.count()
+        return door.figures["connections"]
+
+    wait_for("the end to be counted", lambda: connections() == 2)
     peers.append(Peer(port))
-    wait_for("the next", lambda: door.count() or door.figures["connections"] == 3)
+    wait_for("the next", lambda: connections() == 3)
     assert not peers[-1].ended()
     context.destroy(linger=0)

@@ -120,7 +120,7 @@ def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
     assert played.engine.dropped == {"acknowledgements of nothing": 1}
 
 
-def test_large_batches_are_parted_between_symbols(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_large_batches_are_parted_between_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving_module, "BATCH_ROWS_MAX", 20)
     played = PlayedEngine()
     for number, name in enumerate(("AUSDT", "BUSDT", "CUSDT")):

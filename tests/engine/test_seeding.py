@@ -282,9 +282,8 @@ def test_trades_as_old_as_memory_find_their_rows_after_a_restart() -> None:
     assert later.engine.gaps(0) == []
     later.save()
     everything = of_all(trades)
-    for _, *key in later.stored:
-        row = later.stored["BTCUSDT", *key]
-        assert {name: int(row[name]) for name in VALUES} == everything[tuple(key)], key
+    for (_, interval, open_time), row in later.stored.items():
+        assert {name: int(row[name]) for name in VALUES} == everything[interval, open_time], (interval, open_time)
 
 
 def test_what_a_trade_may_reach_is_loaded() -> None:

@@ -1,5 +1,7 @@
 """Ids that answers leave out: asked for again, then visible as what they are, settled by the exchange's own klines."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ TRADES = [traded(0.5, 1), traded(1.2, 2), traded(1.5, 3), traded(1.6, 4), traded
 HOLE = Unexplained(3, 3, TRADES[1].time, TRADES[3].time)
 
 
-def begun(**config: object) -> PlayedEngine:
+def begun(**config: Any) -> PlayedEngine:
     played = PlayedEngine(**config)
     played.add(klines=history([traded(-5, 0)], START), until=START)
     played.apply(batch([], covered=[(0, 0)]))
@@ -236,7 +238,10 @@ def test_a_minute_in_which_ids_begin_anew_is_final_by_neither_of_them() -> None:
     assert flags(played, 2) == CLOSED, "of the new ids none counts yet, not even one that goes on with the old ones"
     book = played.engine.book
     assert [has_gap(book, 0, START + minute * MINUTE, START + (minute + 1) * MINUTE) for minute in (1, 2)] == [0, 1]
-    early = {"klines": history([traded(-5, 0), *TRADES], START + 2 * MINUTE), "until": START + 2 * MINUTE}
+    early: dict[str, Any] = {
+        "klines": history([traded(-5, 0), *TRADES], START + 2 * MINUTE),
+        "until": START + 2 * MINUTE,
+    }
     # Announced for another reason, and then with the minute not over: both times too early.
     for moment in (1, 2):
         played.add(**early)

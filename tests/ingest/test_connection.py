@@ -5,7 +5,7 @@ import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -58,13 +58,13 @@ class Client:
             assert time.monotonic() < deadline, "waited in vain"
             await asyncio.sleep(0.01)
 
-    def play(self, story: Callable[["Client"], object]) -> None:
+    def play(self, story: Callable[["Client"], Awaitable[None]]) -> None:
         """Run the connection while the story goes."""
 
         async def run() -> None:
             task = asyncio.create_task(self.connection.run())
             try:
-                await story(self)  # type: ignore[misc]
+                await story(self)
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)

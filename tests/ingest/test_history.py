@@ -250,13 +250,13 @@ def test_ids_that_an_answer_left_out_are_asked_of_rest_again(exchange: Exchange,
         # At the beginning, in the middle, and all of it.
         for ask in ((5, 10), (15, 25), (5, 6)):
             played.engine.ask(FetchTrades("BTCUSDT", *ask))
-            wait_for("the answer", lambda ask=ask: played.covered()[-1:] == [ask])
+            wait_for("the answer", lambda: played.covered()[-1:] == [ask])  # noqa: B023
         assert [row[1] for row in played.rows()] == [*range(7, 11), *range(15, 20), *range(21, 26)]
         exchange.trades["BTCUSDT"] = everything
         for ask in ((5, 6), (20, 20)):
             asked, answers = len(exchange.requests("aggTrades")), len(played.covered())
             played.engine.ask(FetchTrades("BTCUSDT", *ask))
-            wait_for("the answer", lambda ask=ask, answers=answers: played.covered()[answers:] == [ask])
+            wait_for("the answer", lambda: played.covered()[answers:] == [ask])  # noqa: B023
             assert len(exchange.requests("aggTrades")) == asked + 1
         assert [row[1] for row in played.rows()[-3:]] == [5, 6, 20]
 

@@ -116,9 +116,9 @@ def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_
             known = len(played.engine.of(FeedState))
             wait_for(
                 "the new time",
-                lambda known=known: any(
+                lambda: any(
                     abs(state.exchange_time - exchange.now) < 2_000
-                    for state in played.engine.of(FeedState)[known:][-1:]
+                    for state in played.engine.of(FeedState)[known:][-1:]  # noqa: B023
                 ),
             )
 

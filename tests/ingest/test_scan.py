@@ -108,7 +108,9 @@ INTEGERS += [
 ]
 INTEGERS += [b"9223372036854775808", b"18446744073709551616", b"1" * 40, b"5 ", b"5x"]
 NAMES = [
-    json.dumps(symbol, ensure_ascii=ascii).encode() for symbol in (*SYMBOLS, "NOSUCH", "BTCUSD") for ascii in (0, 1)
+    json.dumps(symbol, ensure_ascii=ascii).encode()
+    for symbol in (*SYMBOLS, "NOSUCH", "BTCUSD")
+    for ascii in (False, True)
 ]
 NAMES += [b'"BTCUSDT\xff"', b'"\xff"', b'"BTC\\u0055SDT"', b"1", b'"BTCUSDT', b"true"]
 BOOLEANS = [b"true", b"false", b"tru", b"falsey", b"True", b"1", b"null", b'"true"', b"truefalse"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 from msgspec.structs import replace
 
@@ -37,7 +38,8 @@ def test_nonsense_ends_nothing_and_spoils_nothing(tmp_path: Path) -> None:
         wait_for("the answer", lambda: at.engine.of(Restored))
         at.engine.say(replace(batch(rows(1), [mark("ETHUSDT")]), session=SESSION))
         for number in range(2, MESSAGES):
-            kind = nonsense.random.choice([Load, DirtyBatch, DirtyBatch, DirtyBatch, Finished])
+            kinds: list[type[msgspec.Struct]] = [Load, DirtyBatch, DirtyBatch, DirtyBatch, Finished]
+            kind = nonsense.random.choice(kinds)
             message = nonsense.message(kind)
             if nonsense.random.random() < 0.95:
                 message = believable(message, number)

@@ -105,7 +105,7 @@ class House:
     def moves(self) -> list[Snapshot]:
         """Return several versions of one kline as they are published."""
         with Snapshots(self.config.engine.snapshots, "kline.BTCUSDT.1m") as snapshots:
-            rows = []
+            rows: list[Snapshot] = []
             deadline = time.monotonic() + START_MAX_S
             while len({row.volume for row in rows}) < 3 and time.monotonic() < deadline:
                 received = snapshots.receive(1000)

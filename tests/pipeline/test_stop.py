@@ -57,7 +57,7 @@ def test_the_last_rows_are_saved_in_whatever_order_the_rooms_are_stopped(tmp_pat
             with running("postgres", config=path) as only:
                 wait_for("PostgreSQL", lambda: only["postgres"].log.count("is ready in") == 2 * round_ + 2, 60)  # noqa: B023
                 with psycopg.connect(database_url(config)) as connection:
-                    saved = dict(connection.execute("SELECT symbol, last_id FROM symbols").fetchall())
+                    saved: dict[str, int] = dict(connection.execute("SELECT symbol, last_id FROM symbols").fetchall())
                     unfinished = connection.execute("SELECT count(*) FROM symbols WHERE NOT isempty(gaps)").fetchone()
                 assert saved == traded
                 assert unfinished == (0,)

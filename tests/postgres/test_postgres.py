@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -209,7 +210,7 @@ def test_it_runs_as_an_ordinary_user() -> None:
         shutil.chown(folder, "nobody")
         environ = {"KLAGG_CONFIG": str(path), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "services.postgres"]
-        ordinary = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        ordinary: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         with (folder / "postgres.log").open("wb") as log:
             try:
                 process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, **ordinary)

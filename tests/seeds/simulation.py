@@ -1,5 +1,6 @@
 """All of it wired together, the faults of a seed, and what must be true in the end."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +89,11 @@ class Simulation:
                 if left >= START:
                     coming.setdefault(left // 500, []).append(trade)
             for moment, part in coming.items():
-                self.world.after(
-                    (moment + 1) * 500 - START, lambda symbol=symbol, part=part: self.feed.traded(symbol, part)
-                )
+                self.world.after((moment + 1) * 500 - START, partial(self.trade, symbol, part))
+
+    def trade(self, symbol: str, trades: list[Trade]) -> None:
+        """Let the feed that is there by now bring trades."""
+        self.feed.traded(symbol, trades)
 
     def turn(self) -> None:
         """One turn of the engine's loop; the next one follows when there is something to do."""

@@ -1,5 +1,6 @@
 """Sums of klines against Python's own integers, at the edges of what the fields hold."""
 
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -58,13 +59,13 @@ def said(row: np.void) -> tuple[Sums, bool]:
 
 @settings(max_examples=1_000, deadline=None)
 @given(st.lists(sums, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_merged_sums_are_exact_in_any_order_and_what_does_not_fit_says_so(parts: list[Sums], source: object) -> None:
+def test_merged_sums_are_exact_in_any_order_and_what_does_not_fit_says_so(parts: list[Sums], source: Random) -> None:
     whole = Sums()
     for part in parts:
         whole = whole.plus(part)
     rows = [row_of(part) for part in parts]
     while len(rows) > 1:
-        into = rows.pop(source.randrange(len(rows)))  # type: ignore[attr-defined]
+        into = rows.pop(source.randrange(len(rows)))
         merge(into[0], rows[0][0])
         rows[0] = into
     assert said(rows[0][0]) == (whole.held(), whole != whole.held())

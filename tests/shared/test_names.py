@@ -8,6 +8,7 @@ from services.persist.aside import Aside
 from services.simulator.reading import NotUnderstood, checked_symbol
 from services.viz import api
 from shared.names import NAME_MAX, is_name
+from shared.wire import DirtyBatch
 from tests.ingest.played import listing
 from tests.persist.test_aside import of
 
@@ -41,8 +42,8 @@ def test_what_is_no_name_is_refused_everywhere_and_costs_nobody_else_anything(na
 def test_the_store_is_never_asked_to_take_it(name: str, caplog: pytest.LogCaptureFixture) -> None:
     saved: list[list[str]] = []
 
-    def save(part: object) -> str:
-        saved.append([mark.symbol for mark in part.marks])  # type: ignore[attr-defined]
+    def save(part: DirtyBatch) -> str:
+        saved.append([mark.symbol for mark in part.marks])
         return "tables"
 
     aside = Aside()

@@ -98,7 +98,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Served]:
 def subscribe(socket: ClientConnection, *streams: str, number: int = 1) -> list[Any]:
     """Subscribe and wait for the reply; return the data that came before it."""
     socket.send(json.dumps({"method": "SUBSCRIBE", "params": list(streams), "id": number}))
-    before = []
+    before: list[Any] = []
     while True:
         message = json.loads(socket.recv(10))
         if message.get("id") == number:

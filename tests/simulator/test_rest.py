@@ -56,7 +56,7 @@ def test_wrong_questions_get_the_exchanges_errors(
 
 
 def test_questions_cost_their_weight(simulator: Served) -> None:
-    costs = [
+    costs: list[tuple[str, dict[str, Any], int]] = [
         ("time", {}, 1),
         ("exchangeInfo", {}, 1),
         ("klines", {"symbol": "BTCUSDT", "interval": "1m", "limit": 99}, 1),

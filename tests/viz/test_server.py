@@ -262,7 +262,7 @@ def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
                 slow.send(json.dumps({"watch": {"symbol": "BTCUSDT", "interval": "1m"}}))
                 close = f"1.{number:06}"
                 engine.publish(msgspec.structs.replace(row, close=close, trade_count=row.trade_count + 1 + number))
-                fast.next("kline", lambda message, close=close: message["row"]["close"] == close, timeout=30)
+                fast.next("kline", lambda message: message["row"]["close"] == close, timeout=30)  # noqa: B023
         last = ""
         deadline = time.monotonic() + 20
         while close not in last:

@@ -1,4 +1,4 @@
-"""Exact decimals: the way of a number between the text that people and exchanges use and an int64.
+"""Exact decimals: the way of a number from the text that people and exchanges use to an int64.
 
 A scaled integer is the number times 10**decimals. Nothing here rounds: what does not fit raises.
 """
@@ -27,14 +27,6 @@ def scaled(text: str, decimals: int, largest: int = INT64_MAX) -> int:
     if abs(whole) > largest:
         raise ValueError(f"{text!r} with {decimals} decimals is more than {largest}")
     return whole
-
-
-def text_of(value: int, decimals: int) -> str:
-    """Return a scaled integer as a plain decimal with exactly `decimals` digits behind the point."""
-    if decimals == 0:
-        return str(value)
-    digits = str(abs(value)).rjust(decimals + 1, "0")
-    return f"{'-' if value < 0 else ''}{digits[:-decimals]}.{digits[-decimals:]}"
 
 
 def _finite(text: str) -> Decimal:

@@ -1,15 +1,15 @@
 """Every message between the rooms, and the one codec for them.
 
-Decides the shapes; knows no socket and no rule of the domain. Messages are frozen, and msgpack on the wire, so a
-stranger reads them with any msgpack library. Rows travel as one binary field: a little-endian structured array of
-`TRADE`, `KLINE` or `PLACED_KLINE` (shared/kline.py), which `np.frombuffer` reads without a copy.
+Decides the shapes and what single numbers may be; knows no socket. Messages are frozen, and msgpack on the wire, so a
+stranger reads snapshots with any msgpack library. Between rooms, rows are one binary field: a little-endian structured
+array of `TRADE`, `KLINE` or `PLACED_KLINE` (shared/kline.py), which `np.frombuffer` reads without a copy.
 
-`AppEvent` is the only way to change the engine's state; `Command` is what the engine asks of ingest; `StoreRequest` is
-what it asks of persist.
+`AppEvent` is what changes the engine's state, beside the clock; `Command` is what the engine asks of ingest;
+`StoreRequest` is what it asks of persist.
 """
 
 import zlib
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from shared.kline import KLINE, PLACED_KLINE, TRADE
 from shared.point import StorePoint as StorePoint
 
 Rows = NDArray[np.void]
+Message = TypeVar("Message")
 
 ROWS_MAX = 100_000
 """Of an interval that are asked of the store; memory has some hundred."""
@@ -120,7 +121,7 @@ class Mismatch(msgspec.Struct, frozen=True):
     """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then; text beyond 64 bits."""
 
 
-class AuditMark(msgspec.Struct):
+class AuditMark(msgspec.Struct, frozen=True):
     """What comparing a symbol's minutes with the exchange's own klines has shown."""
 
     until: Moment = 0
@@ -166,7 +167,7 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """Klines still to come from the exchange: interval, and the open times between which they lie, inclusive."""
     proven_time: Moment = 0
     """Every trade before it was applied."""
-    audit: AuditMark = msgspec.field(default_factory=AuditMark)
+    audit: AuditMark = AuditMark()
     unexplained: list[Unexplained] = []
     """Ascending; the newest, if there are too many."""
 
@@ -384,16 +385,14 @@ def kline_topic(symbol: str, interval: str) -> str:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_instruments_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[Instrument])
-_event_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(AppEvent)
-_command_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Command)
-_store_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(StoreRequest)
-
+_instruments_decoder = msgspec.msgpack.Decoder(list[Instrument])
+_event_decoder: msgspec.msgpack.Decoder[AppEvent] = msgspec.msgpack.Decoder(AppEvent)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_store_decoder: msgspec.msgpack.Decoder[StoreRequest] = msgspec.msgpack.Decoder(StoreRequest)
 _snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
 _tickers_decoder = msgspec.msgpack.Decoder(Tickers)
 
 encode = _encoder.encode
-
 
 NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are not what they should be: text that is none and endless nesting too."""
@@ -414,32 +413,32 @@ def instruments_of(trades: Trades) -> list[Instrument]:
         packed = zlib.decompress(trades.instruments)
     except zlib.error as error:
         raise WireError(f"instruments that are not packed: {error}") from error
-    return _decode(_instruments_decoder, packed)  # type: ignore[no-any-return]
+    return _decode(_instruments_decoder, packed)
 
 
 def decode_event(data: bytes) -> AppEvent:
     """Decode an `AppEvent`. Raises WireError."""
-    return _decode(_event_decoder, data)  # type: ignore[no-any-return]
+    return _decode(_event_decoder, data)
 
 
 def decode_command(data: bytes) -> Command:
     """Decode a `Command`. Raises WireError."""
-    return _decode(_command_decoder, data)  # type: ignore[no-any-return]
+    return _decode(_command_decoder, data)
 
 
 def decode_store_request(data: bytes) -> StoreRequest:
     """Decode a `StoreRequest`. Raises WireError."""
-    return _decode(_store_decoder, data)  # type: ignore[no-any-return]
+    return _decode(_store_decoder, data)
 
 
 def decode_snapshot(data: bytes) -> Snapshot:
     """Decode the second frame of a `kline.` topic. Raises WireError."""
-    return _decode(_snapshot_decoder, data)  # type: ignore[no-any-return]
+    return _decode(_snapshot_decoder, data)
 
 
 def decode_tickers(data: bytes) -> Tickers:
     """Decode the second frame of the `tickers` topic. Raises WireError."""
-    return _decode(_tickers_decoder, data)  # type: ignore[no-any-return]
+    return _decode(_tickers_decoder, data)
 
 
 def trade_rows(rows: bytes) -> Rows:
@@ -457,7 +456,7 @@ def placed_rows(rows: bytes) -> Rows:
     return _read(rows, PLACED_KLINE)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[Message], data: bytes) -> Message:
     try:
         return decoder.decode(data)
     except NOT_DECODED as error:

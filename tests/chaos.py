@@ -349,18 +349,15 @@ def is_told(house: House, name: str) -> bool:
         time.sleep(0.1)
     stopped_s = time.monotonic() - began
     room.process.send_signal(signal.SIGCONT)
-
-    def is_well() -> bool:
-        house.mend()
-        return _is_ok(house.config)
-
-    wait_for("health to be well again", is_well, SETTLE_MAX_S)
+    wait_for("health to be well again", lambda: _is_ok(house.config, house), SETTLE_MAX_S)
     back_s = time.monotonic() - began - stopped_s
     print(f"stop {name:9} told after {stopped_s:.1f} s: {not ok}; well again after {back_s:.1f} s", flush=True)
     return not ok
 
 
-def _is_ok(config: Config) -> bool:
+def _is_ok(config: Config, mended: House | None = None) -> bool:
+    if mended is not None:
+        mended.mend()
     try:
         with urllib.request.urlopen(f"http://{config.viz.host}:{config.viz.port}/health", timeout=2) as answer:
             return bool(json.load(answer)["ok"])

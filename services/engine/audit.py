@@ -97,7 +97,7 @@ class Audit:
         Minutes that cannot be compared, because they are the exchange's own or no longer in memory, are left out.
         """
         known = self.mark_of(symbol)
-        mark = self.marks[symbol] = AuditMark(known.until, dict(known.counts), list(known.mismatches))
+        until, counts = known.until, dict(known.counts)
         rows = self._book.rows[symbol, 0]
         held = {int(row["open_time"]): row for row in rows[(rows["flags"] & CLOSED) != 0]}
         carried: Carry | None = None
@@ -108,23 +108,23 @@ class Audit:
             ours, before = held.get(open_time), held.get(open_time - MINUTE_MS)
             if ours is None or ours["flags"] & EXCHANGE:
                 carried = None
-                mark.until = max(mark.until, open_time + MINUTE_MS)
+                until = max(until, open_time + MINUTE_MS)
                 continue
             close_before = int(before["close"]) if before is not None else 0
             verdict, carried = judge(ours, row, carried, close_before, self._cut(symbol))
-            if open_time < mark.until:
+            if open_time < until:
                 continue
             if verdict == MISMATCHED and not ours["flags"] & FINAL:
                 unproven = True
                 break
-            mark.until = open_time + MINUTE_MS
-            mark.counts[verdict] = mark.counts.get(verdict, 0) + 1
+            until = open_time + MINUTE_MS
+            counts[verdict] = counts.get(verdict, 0) + 1
             if verdict == MISMATCHED:
                 fields = differences(ours, row)
                 for name in fields:
-                    mark.counts[name] = mark.counts.get(name, 0) + 1
+                    counts[name] = counts.get(name, 0) + 1
                 found.append(Mismatch(open_time, {name: (_sent(a), _sent(b)) for name, (a, b) in fields.items()}))
-        mark.mismatches[:] = [*mark.mismatches, *found][-MISMATCHES_MAX:]
+        self.marks[symbol] = AuditMark(until, counts, [*known.mismatches, *found][-MISMATCHES_MAX:])
         return Outcome(found, unproven)
 
     def equal(self, symbol: int, theirs: Rows) -> tuple[list[int], list[bool]]:

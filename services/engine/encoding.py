@@ -296,7 +296,7 @@ def put_integer(into, at, name, value):  # type: ignore[no-untyped-def]
 
 @compiled
 def put_decimal(into, at, name, value, decimals):  # type: ignore[no-untyped-def]
-    """Write a value in units of 10**-decimals as `text_of` (shared/decimals.py) does."""
+    """Write a value in units of 10**-decimals, with exactly so many digits behind the point."""
     return put_quote(into, at, name, value, 0, decimals)
 
 

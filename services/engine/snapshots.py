@@ -1,6 +1,6 @@
 """What subscribers get: who wants which topic, and what of it.
 
-Decides which rows are published and when, and gives each topic its sequence number. How they look outside of klagg is
+Decides which rows are published and when. How they look outside of klagg, and their sequence numbers, are
 encoding.py's. Knows no socket and no trade. A topic is wanted if any subscribed prefix begins it: ZeroMQ subscriptions
 are prefixes.
 """

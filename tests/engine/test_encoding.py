@@ -1,5 +1,6 @@
 """Compiled bytes of snapshots and tickers are the ones that msgspec makes of the same messages."""
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from services.engine.book import Book, lay_out, row_id_of
 from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
-from shared.decimals import text_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, QUOTE_MAX, SATURATED, UNEXPLAINED
 from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
@@ -39,6 +39,11 @@ names = st.one_of(
     st.text(min_size=1, max_size=32), st.sampled_from(["BTCUSDT", "币安人生USDT", "X" * 31, "X" * 32, "X" * 300])
 )
 book: Book = lay_out(SYMBOLS, WINDOW)[0]
+
+
+def text_of(value: int, decimals: int) -> str:
+    """Return a value in units of 10**-decimals as it is published."""
+    return f"{Decimal(value).scaleb(-decimals):f}"
 
 
 @st.composite

@@ -6,17 +6,22 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import zmq
 
 from shared.calendar import next_open_time, open_time_of
-from shared.decimals import text_of
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
 
 NOW = 1_790_000_000_000
 """The exchange's time at which a played engine starts, ms."""
+
+
+def text_of(value: int, decimals: int) -> str:
+    """Return a value in units of 10**-decimals as it is published."""
+    return f"{Decimal(value).scaleb(-decimals):f}"
 
 
 def made_up(

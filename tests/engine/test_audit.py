@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from services.engine.audit import BURNT, FIELDS, MATCHED, MISMATCHED, NONE, STRADDLED, judge
-from services.engine.comparison import Comparison
 from services.simulator.generated import GeneratedMarket
 from shared.config import AuditConfig
 from shared.kline import KLINE
@@ -275,14 +274,3 @@ def test_what_the_exchange_cuts_off_each_trades_worth_is_no_mismatch_and_more_is
     assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED
     theirs["quote_volume"] = ours["quote_volume"] + 1
     assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED
-
-
-def test_a_stored_minute_whose_worth_the_exchange_cuts_is_no_difference() -> None:
-    ours, theirs = np.zeros(1, KLINE), np.zeros(1, KLINE)
-    for rows, quote in ((ours, 2_597_850), (theirs, 2_597_800)):
-        rows["open_time"], rows["trade_count"], rows["volume"], rows["quote_volume"] = START, 1, 45, quote
-        rows["open"] = rows["high"] = rows["low"] = rows["close"] = 57_730
-    for decimals, counts in (((6, 4), {MATCHED: 1}), ((4, 4), {MISMATCHED: 1})):
-        comparison = Comparison(*decimals)
-        comparison.take(ours, theirs)
-        assert comparison.counts == counts

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from services.engine import repair
 from shared.interval import INTERVAL_NAMES
@@ -129,26 +130,6 @@ def test_missing_ids_that_nobody_answers_for_are_given_up_after_a_while() -> Non
     assert commands(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
 
 
-def test_rows_that_leave_memory_unsaved_are_fetched_when_the_store_is_back() -> None:
-    trades = market(8, 3_000, START - 60 * MINUTE, 240 * MINUTE)
-    played = begun(trades)
-    played.save()
-    live(played, [trade for trade in trades if trade.time >= START])
-    end = played.time // MINUTE * MINUTE
-    assert played.health(0)["unsaved_overwritten"] == 80
-    assert commands(played, FetchKlines) == []
-    played.save()
-    asked = commands(played, FetchKlines)
-    assert asked == [FetchKlines("BTCUSDT", "1m", START, START + 79 * MINUTE)]
-    rows = np.frombuffer(history(trades, end, limit=500)[0].rows, played.engine.book.rows.dtype)
-    rows = rows[(rows["open_time"] >= START) & (rows["open_time"] <= START + 79 * MINUTE)]
-    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes()))
-    played.save()
-    minutes = sorted(time for _, interval, time in played.stored if interval == "1m" and time >= START)
-    assert minutes == list(range(START, end + 1, MINUTE))
-    assert commands(played, FetchKlines) == []
-
-
 def test_a_hole_in_what_the_store_has_is_asked_for() -> None:
     trades = market(9, 1_000, START - 60 * MINUTE, 80 * MINUTE)
     played = begun(trades)
@@ -159,3 +140,72 @@ def test_a_hole_in_what_the_store_has_is_asked_for() -> None:
     later = PlayedEngine(time=played.time, restored=played.restored())
     assert commands(later, FetchKlines) == [FetchKlines("BTCUSDT", "1m", START + 3 * MINUTE, START + 6 * MINUTE - 1)]
     assert set(INTERVAL_NAMES) == {interval for interval, _ in later.rows()}
+
+
+def test_what_is_missing_is_asked_for_and_asked_again() -> None:
+    played = PlayedEngine(gap_retry_ms=5_000)
+    played.add()
+    played.apply(batch([], covered=[(0, 9)]))
+    played.apply(batch([Trade(10, START + 10, 100, 7)], event_time=START + 20))
+    played.until(START + 1_500)
+    played.engine.take_commands()
+    played.apply(batch([Trade(14, START + 1_400, 100, 7), Trade(20, START + 1_400, 100, 7)], event_time=START + 1_450))
+    played.engine.tick(played.now_ns)
+    last = START + 1_400
+    asked = [FetchTrades("BTCUSDT", 11, 13, to_time=last), FetchTrades("BTCUSDT", 15, 19, to_time=last)]
+    assert played.engine.take_commands() == asked
+    played.until(START + 4_000)
+    assert played.engine.take_commands() == []
+    played.until(START + 7_000)
+    assert played.engine.take_commands() == asked
+    played.apply(batch([Trade(number, START + 1_000, 90, 1) for number in (11, 12, 13)], covered=[(11, 13)]))
+    played.until(START + 8_100)
+    assert played.engine.take_commands() == asked[1:]
+    played.apply(batch([Trade(number, START + 1_400, 90, 1) for number in range(15, 20)], covered=[(15, 19)]))
+    played.until(START + 20_000)
+    assert played.engine.take_commands() == []
+    assert played.engine.gaps(0) == []
+    # Each id from 10 to 20 was applied, or does not exist.
+    assert played.values()["1m", START]["id_count"] == 11
+
+
+def test_a_symbol_that_stays_silent_after_the_feed_came_up_is_asked_about_once() -> None:
+    played = PlayedEngine(silence_ask_ms=5_000)
+    for name in ("AUSDT", "BUSDT"):
+        played.add(name)
+        played.apply(batch([Trade(0, START, 100, 7)], symbol=name))
+    played.apply(played.feed(session=2, engine=0))
+    played.engine.take_commands()
+    played.until(START + 4_000)
+    played.apply(batch([Trade(1, START + 3_000, 100, 7)], symbol="BUSDT"))
+    played.until(START + 4_900)
+    assert played.engine.take_commands() == []
+    wait_ms = played.engine.wait_ms(played.now_ns)
+    assert wait_ms is not None
+    assert wait_ms <= 100
+    played.until(START + 5_000)
+    assert played.engine.take_commands() == [FetchTrades("AUSDT", 1, -1)]
+    played.apply(batch([Trade(1, START + 10, 90, 1)], symbol="AUSDT", covered=[(1, 1)]))
+    played.until(START + 60_000)
+    assert played.engine.take_commands() == []
+    assert played.rows("AUSDT")["1m", START]["low"] == 90
+
+
+def test_an_old_trade_out_of_somebodys_memory_does_not_hide_those_behind_it() -> None:
+    """The feed was away and comes back while the engine does: ingest's memory shows what was before."""
+    played = PlayedEngine(silence_ask_ms=3_000)
+    played.add()
+    played.apply(batch([], covered=[(0, 8)]), batch([Trade(9, START + 10, 100, 7)], event_time=START + 20))
+    played.until(START + 60_000)
+    played.apply(replace(played.feed(), since=START + 60_000))
+    played.apply(batch([Trade(10, START + 20_000, 100, 7)]))
+    played.engine.take_commands()
+    played.until(START + 64_000)
+    assert FetchTrades("BTCUSDT", 11, -1) in played.engine.take_commands()
+    # One from after that shows by its id whether any is missing.
+    played.apply(batch([], covered=[(11, 11)]), replace(played.feed(), since=START + 64_000))
+    played.until(START + 65_000)
+    played.apply(batch([Trade(12, START + 64_500, 100, 7)], event_time=START + 64_600))
+    played.engine.take_commands()
+    played.until(START + 70_000)
+    assert FetchTrades("BTCUSDT", 13, -1) not in played.engine.take_commands()

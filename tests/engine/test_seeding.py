@@ -1,23 +1,17 @@
 """How a symbol begins: from nothing, from the exchange's history, from the store; and how it ends."""
 
 import random
-from collections import Counter
-from datetime import UTC, datetime
 
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.engine import KlineEngine
-from services.engine.window import rows_to_load
 from shared.interval import INTERVAL_NAMES
-from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, SATURATED
+from shared.kline import CLOSED, EXCHANGE
 from shared.wire import (
     AddSymbol,
     FetchKlines,
     FetchTrades,
-    IntervalKlines,
     Klines,
     RemoveSymbol,
     Restored,
@@ -37,7 +31,6 @@ from tests.engine.played import (
     expected,
     history,
     market,
-    number,
     opens_at,
 )
 
@@ -75,59 +68,6 @@ def test_history_and_live_trades_meet_without_a_trade_lost_or_counted_twice(seed
     newest = {(name, opens_at(name, START + 5 * MINUTE)) for name in INTERVAL_NAMES}
     assert newest <= played.rows().keys()
     assert played.engine.gaps(0) == []
-
-
-def closing(seam: int, rows: int) -> dict[tuple[str, int], tuple[dict[str, int], dict[str, int]]]:
-    """Begin at a seam with so many klines an interval; return (what is held, what is right) where they differ."""
-    trades = market(seam, 300, seam - 70 * DAY, 70 * DAY - 100 * MINUTE)
-    trades += market(seam, 600, seam - 100 * MINUTE, 103 * MINUTE, first_id=trades[-1].id + 1)
-    played = PlayedEngine(seam + 30_000)
-    played.add(klines=history(trades, seam, rows), until=seam)
-    played.until(seam + 3 * MINUTE)
-    live = [trade for trade in trades if trade.time >= seam]
-    played.apply(batch(live, covered=[(live[0].id, live[-1].id)]))
-    everything, rows_held = of_all(trades), held(played)
-    assert {(name, opens_at(name, seam)) for name in INTERVAL_NAMES} <= rows_held.keys()
-    return {key: (row, everything[key]) for key, row in rows_held.items() if row != everything[key]}
-
-
-LEAST = 59
-"""Minutes of an hour that may be over; exchange.backfill_rows is no less."""
-EDGES = {
-    "an hour": datetime(2026, 3, 18, 15, tzinfo=UTC),
-    "a day": datetime(2026, 3, 19, tzinfo=UTC),
-    "a week": datetime(2026, 3, 23, tzinfo=UTC),
-    "a month of 31 days": datetime(2026, 4, 1, tzinfo=UTC),
-    "a month of 28 days": datetime(2026, 3, 1, tzinfo=UTC),
-    "a year": datetime(2026, 1, 1, tzinfo=UTC),
-}
-
-
-@pytest.mark.parametrize("minutes", [-2, -1, 0, 1])
-@pytest.mark.parametrize("edge", EDGES)
-def test_a_start_across_the_end_of_a_kline_is_right_with_the_fewest_klines(edge: str, minutes: int) -> None:
-    seam = int(EDGES[edge].timestamp() * 1000) + minutes * MINUTE
-    for rows in (LEAST, 99):
-        assert closing(seam, rows) == {}
-
-
-def test_fewer_klines_would_not_do() -> None:
-    # Otherwise the bound of the setting would be too high.
-    wrong = closing(int(EDGES["an hour"].timestamp() * 1000) - MINUTE, LEAST - 1)
-    assert {"1h", "2h", "1d", "1M"} <= {interval for interval, _ in wrong}
-
-
-def test_rows_say_where_their_figures_come_from() -> None:
-    trades = market(1, 100, START - 60 * MINUTE, 60 * MINUTE)
-    played = PlayedEngine()
-    played.add(klines=history(trades, START), until=START)
-    played.apply(batch([Trade(900, START + 10, 100, 7)]))
-    rows = played.rows()
-    assert rows["1m", START]["flags"] == 0
-    assert rows["1m", START - MINUTE]["flags"] == CLOSED | FINAL | EXCHANGE
-    hour = rows["1h", opens_at("1h", START)]
-    assert hour["flags"] == EXCHANGE
-    assert hour["id_count"] == 1
 
 
 def test_a_new_symbol_is_subscribed_and_asked_for_by_time_of_its_seam() -> None:
@@ -194,22 +134,6 @@ def test_a_symbol_that_comes_back_with_other_decimals_keeps_its_rows_right() -> 
         assert int(closed["close"]) == theirs
 
 
-def test_klines_that_make_a_longer_one_of_more_than_64_bits_are_all_taken() -> None:
-    played = PlayedEngine()
-    klines = history(market(3, 50, START - 9 * MINUTE, 11 * MINUTE), START)
-    today = opens_at("1d", START)
-    days = np.zeros(29, KLINE)
-    days["open_time"], days["flags"] = today - DAY * np.arange(29, 0, -1), CLOSED | FINAL | EXCHANGE
-    days["volume"] = days["trade_count"] = days["quote_volume"] = 1
-    days["quote_volume_high"] = 9
-    played.add(klines=[*klines, IntervalKlines("1d", days.tobytes())], until=START)
-    rows = played.rows()
-    month = rows["1M", opens_at("1M", START)]
-    assert number(month, "quote_volume") == 29 * (9 * 10**18 + 1) + number(rows["1d", today], "quote_volume")
-    assert not month["flags"] & SATURATED
-    assert played.engine.dropped == {}
-
-
 def test_a_full_book_says_so_and_goes_on() -> None:
     played = PlayedEngine(symbols_max=1)
     played.add("AUSDT")
@@ -257,43 +181,6 @@ def test_an_engine_that_restarts_anywhere_ends_with_the_same_klines(seed: int) -
     for key, row in held(later).items():
         assert row == everything[key], key
     assert later.engine.gaps(0) == []
-
-
-def test_trades_as_old_as_memory_find_their_rows_after_a_restart() -> None:
-    seam, missing_from = START - 400 * MINUTE, START - 98 * MINUTE
-    trades = market(3, 4_000, seam - 60 * MINUTE, 460 * MINUTE)
-    played = PlayedEngine(seam)
-    played.add(klines=history(trades, seam), until=seam)
-    old = [trade for trade in trades if trade.time < seam]
-    missing = [trade for trade in trades if missing_from <= trade.time < missing_from + 3 * MINUTE]
-    assert len(missing) > 10
-    played.apply(batch([], covered=[(0, old[-1].id)]))
-    for trade in trades[len(old) :]:
-        if trade not in missing:
-            played.until(trade.time)
-            played.apply(batch([trade]))
-    played.save()
-    later = PlayedEngine(played.time, restored=played.restored())
-    loaded = Counter(interval for interval, _ in later.rows())
-    assert loaded["1m"] == 100
-    assert loaded["5m"] < len([key for key in played.stored if key[1] == "5m"])
-    later.stored = played.stored
-    later.apply(batch(missing, covered=[(missing[0].id, missing[-1].id)]))
-    assert later.engine.gaps(0) == []
-    later.save()
-    everything = of_all(trades)
-    for (_, interval, open_time), row in later.stored.items():
-        assert {name: int(row[name]) for name in VALUES} == everything[interval, open_time], (interval, open_time)
-
-
-def test_what_a_trade_may_reach_is_loaded() -> None:
-    for window in (100, 128, 1_000):
-        for name, rows in zip(INTERVAL_NAMES, rows_to_load(window), strict=True):
-            for newest in range(START, START + 3 * DAY, 97 * MINUTE + 13):
-                oldest = newest // MINUTE * MINUTE - (window - 1) * MINUTE
-                reached = {opens_at(name, time) for time in range(oldest, newest + 1, MINUTE)}
-                # And the one before them, whose close is carried on.
-                assert len(reached) + 1 <= rows or rows == window
 
 
 def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store_lacks() -> None:

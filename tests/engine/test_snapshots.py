@@ -186,19 +186,6 @@ def test_health_is_a_map_that_any_msgpack_reads() -> None:
     assert (health["subscriptions"], health["odd_subscriptions"]) == (2, 0)
 
 
-def test_health_tells_how_far_trades_are_behind_the_exchange() -> None:
-    played = PlayedEngine()
-    played.add()
-    played.until(START + 5_000)
-    played.apply(batch([Trade(0, START + 1_000, 100, 7)], event_time=START + 1_200))
-    assert played.health()["lag_ms"] == 3_800
-    # An answer says nothing about now; and a clock may be measured late.
-    played.apply(batch([Trade(1, START + 100, 100, 7)]))
-    assert played.health()["lag_ms"] == 3_800
-    played.apply(batch([Trade(2, START + 4_900, 100, 7)], event_time=START + 5_010))
-    assert played.health()["lag_ms"] == 0
-
-
 def test_the_source_of_a_row_is_told() -> None:
     trades = market(1, 100, START - 60 * MINUTE, 60 * MINUTE)
     played = PlayedEngine()

@@ -25,6 +25,8 @@ OUTSIDE = {"handle_error", "handle_pong"}
 MACHINE = re.compile(r"(/work/|/root/|/home/\w|/Users/\w|C:\\\\)")
 SECRETS = re.compile(r"(BEGIN [A-Z ]*PRIVATE KEY|ghp_\w{20}|AKIA[0-9A-Z]{16})")
 BIG_MAX = 300_000
+TESTED_BY_LOOP = {"log_lines", "main", "sockets", "turn"}
+"""Files of the engine that its process as a whole is the test of: tests/engine/test_loop.py."""
 
 
 def tracked() -> list[Path]:
@@ -131,6 +133,14 @@ def test_every_section_of_the_protocol_that_is_cited_is_there() -> None:
 def test_no_recording_or_other_big_file_is_kept() -> None:
     assert not [str(path.relative_to(ROOT)) for path in tracked() if path.stat().st_size > BIG_MAX]
     assert not [str(path.relative_to(ROOT)) for path in tracked() if path.suffix in (".gz", ".zip", ".whl", ".so")]
+
+
+def test_what_tests_a_file_of_the_engine_is_found_by_its_name() -> None:
+    files = {path.stem for path in (ROOT / "services" / "engine").glob("*.py") if not path.stem.startswith("__")}
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "engine").glob("test_*.py")}
+    assert files - tested == TESTED_BY_LOOP
+    # Whatever else there is begins with the name of a file.
+    assert not {name for name in tested if not any(name == file or name.startswith(f"{file}_") for file in files)}
 
 
 def test_every_room_starts_the_same_way() -> None:

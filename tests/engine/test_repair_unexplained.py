@@ -13,7 +13,7 @@ from services.engine.snapshots import Snapshots
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
 from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
 from tests.engine.played import MINUTE, SESSION, START, PlayedEngine, Trade, batch, history
-from tests.engine.test_final import traded
+from tests.engine.test_proof import traded
 
 TRADES = [traded(0.5, 1), traded(1.2, 2), traded(1.5, 3), traded(1.6, 4), traded(2.5, 5)]
 """Of these, 3 is sent to nobody."""

@@ -10,6 +10,7 @@ Rows = NDArray[np.void]
 Record = Any
 """One of a structured array, with its fields as attributes."""
 Integers = NDArray[np.int64]
+Integers32 = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Booleans = NDArray[np.bool_]
 Int = Any

@@ -3,7 +3,8 @@
 Decides how rows of different origins and times become whole again; knows no messages, no ids and no clock.
 """
 
-from services.engine.book import blank, open_row, touch
+from services.engine.book import Book, blank, open_row, touch
+from shared.arrays import Integers, Integers32, Record, Rows
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import CHILD_INDEX
@@ -12,7 +13,7 @@ from shared.merging import merge
 
 
 @compiled
-def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-def]
+def forget_rows(book: Book, symbol: int, interval: int, from_time: int) -> None:
     """Take a symbol's rows out of the book, from an open time on."""
     for slot in range(book.rows.shape[2]):
         row = book.rows[symbol, interval, slot]
@@ -21,7 +22,7 @@ def forget_rows(book, symbol, interval, from_time):  # type: ignore[no-untyped-d
 
 
 @compiled
-def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untyped-def]
+def put_rows(book: Book, symbol: int, interval: int, klines: Rows, changed: bool) -> int:
     """Put whole rows into their slots: KLINE[n], in the book's decimals. Return how many lie outside the window."""
     outside = 0
     for n in range(len(klines)):
@@ -34,7 +35,7 @@ def put_rows(book, symbol, interval, klines, changed):  # type: ignore[no-untype
 
 
 @compiled
-def announce_rows(book, symbol, intervals, klines, begins):  # type: ignore[no-untyped-def]
+def announce_rows(book: Book, symbol: int, intervals: Integers32, klines: Rows, begins: Integers) -> int:
     """Put the exchange's own closed klines into their slots; return how many lie outside the window or off the grid.
 
     intervals: int32[n], of each of KLINE[n]; begins: int64[intervals], an open time of each interval: what the book has
@@ -57,14 +58,15 @@ def announce_rows(book, symbol, intervals, klines, begins):  # type: ignore[no-u
 
 
 @compiled
-def _is_held(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
+def _is_held(book: Book, symbol: int, interval: int, open_time: int) -> bool:
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     slot = bucket_of(calendar.length, calendar.anchor, open_time) % book.rows.shape[2]
-    return book.rows[symbol, interval, slot].open_time == open_time
+    is_held: bool = book.rows[symbol, interval, slot].open_time == open_time
+    return is_held
 
 
 @compiled
-def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-def]
+def restore_rows(book: Book, symbol: int, intervals: Integers32, klines: Rows) -> None:
     """Put what the store has of a symbol into its slots, and bring it to the time of the calendars.
 
     intervals: int32[n], of each of KLINE[n]. Those that lie outside the window are left out.
@@ -75,9 +77,9 @@ def restore_rows(book, symbol, intervals, klines):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _put_row(book, symbol, interval, kline):  # type: ignore[no-untyped-def]
+def _put_row(book: Book, symbol: int, interval: int, kline: Record) -> int:
     """Put a row into its slot and return that; -1 if it lies outside the window or off the calendar."""
-    window = book.rows.shape[2]
+    window: int = book.rows.shape[2]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     bucket = bucket_of(calendar.length, calendar.anchor, kline.open_time)
     if (
@@ -93,7 +95,7 @@ def _put_row(book, symbol, interval, kline):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _catch_up(book, symbol):  # type: ignore[no-untyped-def]
+def _catch_up(book: Book, symbol: int) -> None:
     """Bring rows, of whichever minute they were saved in, to the time of the calendars."""
     window = book.rows.shape[2]
     for interval in range(book.rows.shape[1]):
@@ -114,7 +116,7 @@ def _catch_up(book, symbol):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _merge_next(row, piece):  # type: ignore[no-untyped-def]
+def _merge_next(row: Record, piece: Record) -> None:
     """Merge a kline that is later in time, of whichever source: only among trades do ids tell the order.
 
     Where figures of the exchange's own follow on ids, the ids before them are not told: they may not go on behind it.
@@ -137,7 +139,7 @@ def _merge_next(row, piece):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def build_open_rows(book, symbol, until):  # type: ignore[no-untyped-def]
+def build_open_rows(book: Book, symbol: int, until: int) -> None:
     """Make a symbol's rows whole from `until` to the newest, where every trade before `until` is in its closed rows.
 
     The row that `until` falls into is the merge of its children before `until`; those behind it are flat. For symbols

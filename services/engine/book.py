@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from services.engine.dirty import ChangeList, Changes, Dirty, DirtyRows, add, mark_dirty
 from services.engine.gaps import GAP, GAPS_MAX
+from shared.arrays import Record, Rows
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.interval import DAY_MS, GRID_3D_MS, INTERVALS
 from shared.kline import CLOSED, FINAL, KLINE, REVISION_MAX, SATURATED
 from shared.merging import merge
-from shared.wire import Rows
 
 GRIDS = GRID_3D_MS // DAY_MS
 """3d klines open on one of three grids, which differs by symbol; everything else is the same for all."""
@@ -157,7 +157,7 @@ def lay_out(symbols_max: int, window: int, interval_count: int = len(INTERVALS))
 
 
 @compiled
-def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
+def set_calendars(book: Book, time_ms: int) -> None:
     """Make the klines that `time_ms` falls into the newest, without opening any."""
     window = book.rows.shape[2]
     for grid in range(book.calendars.shape[0]):
@@ -171,7 +171,7 @@ def set_calendars(book, time_ms):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
+def next_minute(book: Book, symbol_count: int) -> None:
     """Move the clock to the next minute: close what has ended, open flat klines for all symbols that trade."""
     settle(book, False)
     time_ms = book.calendars[0, 0].end_time
@@ -193,7 +193,7 @@ def next_minute(book, symbol_count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def would_lose(book, symbol_count):  # type: ignore[no-untyped-def]
+def would_lose(book: Book, symbol_count: int) -> bool:
     """Say whether the next minute takes the slot of a row that is not saved yet, or that lacks what is asked for."""
     window = book.rows.shape[2]
     time_ms = book.calendars[0, 0].end_time
@@ -213,20 +213,21 @@ def would_lose(book, symbol_count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def row_id_of(book, symbol, interval, slot):  # type: ignore[no-untyped-def]
+def row_id_of(book: Book, symbol: int, interval: int, slot: int) -> int:
     """Return a row's id."""
-    return (interval * book.rows.shape[2] + slot) * book.rows.shape[0] + symbol
+    row_id: int = (interval * book.rows.shape[2] + slot) * book.rows.shape[0] + symbol
+    return row_id
 
 
 @compiled
-def locate(book, row_id):  # type: ignore[no-untyped-def]
+def locate(book: Book, row_id: int) -> tuple[int, int, int]:
     """Return the symbol, the interval and the slot of the row that has this id."""
     symbol, at = row_id % book.rows.shape[0], row_id // book.rows.shape[0]
     return symbol, at // book.rows.shape[2], at % book.rows.shape[2]
 
 
 @compiled
-def touch(book, symbol, interval, slot):  # type: ignore[no-untyped-def]
+def touch(book: Book, symbol: int, interval: int, slot: int) -> None:
     """Mark a row as changed."""
     row_id = row_id_of(book, symbol, interval, slot)
     mark_dirty(book.unsaved, row_id)
@@ -235,7 +236,7 @@ def touch(book, symbol, interval, slot):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def open_row(book, symbol, interval, bucket, open_time, price, flags):  # type: ignore[no-untyped-def]
+def open_row(book: Book, symbol: int, interval: int, bucket: int, open_time: int, price: int, flags: int) -> Record:
     """Open a flat row and return it."""
     slot = bucket % book.rows.shape[2]
     row = book.rows[symbol, interval, slot]
@@ -247,7 +248,7 @@ def open_row(book, symbol, interval, bucket, open_time, price, flags):  # type: 
 
 
 @compiled
-def _lose(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
+def _lose(book: Book, symbol: int, interval: int, open_time: int) -> None:
     """Note that a row leaves memory before the store has acknowledged it."""
     lost = book.lost[symbol, interval]
     lost.first = min(lost.first, open_time) if lost.first else open_time
@@ -257,7 +258,7 @@ def _lose(book, symbol, interval, open_time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
+def blank(row: Record, open_time: int, price: int, flags: int) -> None:
     """Make a row a kline without trades."""
     row.open_time = open_time
     row.open = price
@@ -281,15 +282,15 @@ def blank(row, open_time, price, flags):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def slot_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
+def slot_of(book: Book, symbol: int, interval: int, time_ms: int) -> int:
     """Return the slot of the row that `time_ms` falls into, opening it if it is not there; -1 beyond the window.
 
     A symbol that trades has a row for every kline from its first to the newest, so what lies between is opened too.
     """
-    window = book.rows.shape[2]
+    window: int = book.rows.shape[2]
     grid = book.symbols[symbol].grid
     calendar = book.calendars[grid, interval]
-    bucket = calendar.bucket
+    bucket: int = calendar.bucket
     if time_ms < calendar.open_time:
         bucket = bucket_of(calendar.length, calendar.anchor, time_ms)
     if calendar.bucket - bucket >= window:
@@ -318,14 +319,14 @@ def slot_of(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def memory_begin(book, symbol, interval):  # type: ignore[no-untyped-def]
+def memory_begin(book: Book, symbol: int, interval: int) -> int:
     """Return the open time of the oldest row that there is a slot for."""
     calendar = book.calendars[book.symbols[symbol].grid, interval]
     return bucket_start(calendar.length, calendar.anchor, calendar.bucket - book.rows.shape[2] + 1)
 
 
 @compiled
-def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
+def carry(book: Book, symbol: int, interval: int, time_ms: int) -> None:
     """Carry the close of the row that `time_ms` falls into on into the flat rows behind it."""
     window = book.rows.shape[2]
     calendar = book.calendars[book.symbols[symbol].grid, interval]
@@ -348,7 +349,7 @@ def carry(book, symbol, interval, time_ms):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def correct(book, symbol, interval, row):  # type: ignore[no-untyped-def]
+def correct(book: Book, symbol: int, interval: int, row: Record) -> None:
     """Note that a closed row has changed: one that was final is not, until what follows has proven it again."""
     if row.revision < REVISION_MAX:
         row.revision += 1
@@ -362,7 +363,7 @@ def correct(book, symbol, interval, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
+def add_to_rows(book: Book, symbol: int, time_ms: int, kline: Record) -> None:
     """Merge a kline of trades of one moment into the rows of all intervals. The minute's row must be in the window."""
     grid = book.symbols[symbol].grid
     for interval in range(book.rows.shape[1]):
@@ -387,7 +388,7 @@ def add_to_rows(book, symbol, time_ms, kline):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def settle(book, only_watched):  # type: ignore[no-untyped-def]
+def settle(book: Book, only_watched: bool) -> None:
     """Bring what was gathered into the rows: of all symbols, or of those with a topic that somebody watches."""
     unsettled = book.unsettled
     left = 0

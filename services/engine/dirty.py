@@ -9,11 +9,12 @@ Rows are numbered as they lie in memory: the first members of all groups, then t
 are a few members of every group, whose marks lie side by side.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arrays import Booleans, Integers
 from shared.compiled import allocating, compiled, fixed
 
 MARKED = 1
@@ -45,7 +46,7 @@ class Dirty(NamedTuple):
 
 
 @compiled
-def add(changes, item):  # type: ignore[no-untyped-def]
+def add(changes: Changes, item: int) -> None:
     """Mark something; marking it twice is marking it once."""
     if not changes.marked[item]:
         changes.marked[item] = MARKED
@@ -54,13 +55,13 @@ def add(changes, item):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_all(changes, items):  # type: ignore[no-untyped-def]
+def add_all(changes: Changes, items: Integers) -> None:
     for item in items:
         add(changes, item)
 
 
 @compiled
-def mark_dirty(dirty, row):  # type: ignore[no-untyped-def]
+def mark_dirty(dirty: Dirty, row: int) -> None:
     """Mark a row; marking it twice is marking it once."""
     state = dirty.states[row]
     if not state & MARKED:
@@ -73,7 +74,7 @@ def mark_dirty(dirty, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mark_all_dirty(dirty, rows):  # type: ignore[no-untyped-def]
+def mark_all_dirty(dirty: Dirty, rows: Integers) -> None:
     for row in rows:
         mark_dirty(dirty, row)
 
@@ -99,7 +100,7 @@ class ChangeList:
 
 
 @compiled
-def clear(changes):  # type: ignore[no-untyped-def]
+def clear(changes: Changes) -> None:
     for item in changes.items[: changes.total[0]]:
         changes.marked[item] = 0
     changes.total[0] = 0
@@ -147,10 +148,10 @@ class DirtyRows:
 
 
 @allocating
-def take_groups(dirty, first_group, limit, kept):  # type: ignore[no-untyped-def]
+def take_groups(dirty: Dirty, first_group: int, limit: int, kept: Booleans) -> tuple[Integers, int]:
     """Take the marked rows of whole groups, from the first group on; return them, and the group to go on with."""
     groups = len(dirty.by_group)
-    chosen = np.empty(groups, np.int64)
+    chosen: Any = np.empty(groups, np.int64)
     chosen_count = row_count = 0
     next_group = first_group
     for n in range(groups):
@@ -180,7 +181,7 @@ def take_groups(dirty, first_group, limit, kept):  # type: ignore[no-untyped-def
 
 
 @compiled
-def release_all(dirty, rows):  # type: ignore[no-untyped-def]
+def release_all(dirty: Dirty, rows: Integers) -> None:
     for row in rows:
         state = dirty.states[row]
         dirty.states[row] = state & MARKED

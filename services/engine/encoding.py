@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from services.engine.book import Book, locate
+from shared.arrays import Bytes, Int, Integers, Record, Rows
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, QUOTE_BASE, SATURATED, UNEXPLAINED
-from shared.wire import Rows, Snapshot, Tickers, encode
+from shared.wire import Snapshot, Tickers, encode
 
 ROWS_MAX = 512
 """Snapshots written at once: so few that the first need not wait long, so many that the call costs them little."""
@@ -39,9 +39,6 @@ DAY = np.dtype(
     ]
 )
 """A symbol's last price and 24 h figures, in units of its last decimals; quote volumes as in `KLINE`."""
-
-Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int64]
 
 
 class Texts(NamedTuple):
@@ -132,7 +129,7 @@ class Encoder:
 
 
 @compiled
-def write_snapshots(buffer, book, row_ids, session, exchange_time):  # type: ignore[no-untyped-def]
+def write_snapshots(buffer: SnapshotBuffer, book: Book, row_ids: Integers, session: int, exchange_time: int) -> int:
     """Write a `Snapshot` of each row, and number it on; return where the last one ends.
 
     row_ids: int64[n], of rows that are there; at most `ROWS_MAX`.
@@ -183,7 +180,16 @@ def write_snapshots(buffer, book, row_ids, session, exchange_time):  # type: ign
 
 
 @compiled
-def write_tickers(block, symbols, days, known, names, sequence, session, exchange_time):  # type: ignore[no-untyped-def]
+def write_tickers(
+    block: Bytes,
+    symbols: Rows,
+    days: Any,
+    known: Integers,
+    names: Texts,
+    sequence: int,
+    session: int,
+    exchange_time: int,
+) -> int:
     """Write the `Tickers` of some symbols into uint8[] and return where they end.
 
     symbols: SYMBOL[n]; days: DAY[n]; known: int64[], the indices of those symbols in both.
@@ -212,7 +218,9 @@ def write_tickers(block, symbols, days, known, names, sequence, session, exchang
 
 
 @compiled
-def put_column(into, at, name, symbols, known, values, are_prices):  # type: ignore[no-untyped-def]
+def put_column(
+    into: Bytes, at: int, name: Bytes, symbols: Rows, known: Integers, values: Integers, are_prices: bool
+) -> int:
     """Write prices of some symbols, or quantities."""
     at = put_size(into, at, name, len(known), ARRAY)
     for symbol in known:
@@ -222,7 +230,7 @@ def put_column(into, at, name, symbols, known, values, are_prices):  # type: ign
 
 
 @compiled
-def decimals_of(state):  # type: ignore[no-untyped-def]
+def decimals_of(state: Record) -> tuple[int, int]:
     """Return the decimals of a symbol's prices and quantities, as far as an int64 has them."""
     if max(state.price_decimals, state.quantity_decimals) > DECIMALS_MAX:
         raise ValueError("a symbol has more decimals than fit an int64")
@@ -230,7 +238,7 @@ def decimals_of(state):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def has_gap(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
+def has_gap(book: Book, symbol: int, open_time: int, end_time: int) -> bool:
     """Say whether trades of [open_time, end_time) may be missing, and are being asked for."""
     state = book.symbols[symbol]
     if state.contradicted and state.newest_time < end_time:
@@ -243,7 +251,7 @@ def has_gap(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def source_of(row):  # type: ignore[no-untyped-def]
+def source_of(row: Record) -> int:
     """Return which of `SOURCES` a row's figures come from."""
     if not row.flags & EXCHANGE:
         return 0
@@ -254,7 +262,7 @@ def source_of(row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_size(into, at, name, size, kind):  # type: ignore[no-untyped-def]
+def put_size(into: Bytes, at: int, name: Bytes, size: int, kind: tuple[int, int]) -> int:
     """Begin a `MAP` or an `ARRAY` of so many entries, up to 65,535."""
     at = put(into, at, name, 0, len(name))
     few, many = kind
@@ -266,20 +274,20 @@ def put_size(into, at, name, size, kind):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_text(into, at, name, texts, index):  # type: ignore[no-untyped-def]
+def put_text(into: Bytes, at: int, name: Bytes, texts: Texts, index: int) -> int:
     at = put(into, at, name, 0, len(name))
     return put(into, at, texts.packed, texts.ends[index], texts.ends[index + 1])
 
 
 @compiled
-def put_bool(into, at, name, value):  # type: ignore[no-untyped-def]
+def put_bool(into: Bytes, at: int, name: Bytes, value: bool) -> int:
     at = put(into, at, name, 0, len(name))
     into[at] = 0xC3 if value else 0xC2
     return at + 1
 
 
 @compiled
-def put_integer(into, at, name, value):  # type: ignore[no-untyped-def]
+def put_integer(into: Bytes, at: int, name: Bytes, value: Int) -> int:
     """Write an int64 in the fewest bytes."""
     at = put(into, at, name, 0, len(name))
     if -32 <= value < 128:
@@ -295,13 +303,13 @@ def put_integer(into, at, name, value):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_decimal(into, at, name, value, decimals):  # type: ignore[no-untyped-def]
+def put_decimal(into: Bytes, at: int, name: Bytes, value: int, decimals: int) -> int:
     """Write a value in units of 10**-decimals, with exactly so many digits behind the point."""
     return put_quote(into, at, name, value, 0, decimals)
 
 
 @compiled
-def put_quote(into, at, name, value, high, decimals):  # type: ignore[no-untyped-def]
+def put_quote(into: Bytes, at: int, name: Bytes, value: int, high: int, decimals: int) -> int:
     """Write a value of two fields, as quote volumes have them (shared/kline.py)."""
     at = put(into, at, name, 0, len(name))
     # As an unsigned number, because the least int64 has no positive counterpart.
@@ -335,7 +343,7 @@ def put_quote(into, at, name, value, high, decimals):  # type: ignore[no-untyped
 
 
 @compiled
-def put(into, at, packed, start, end):  # type: ignore[no-untyped-def]
+def put(into: Bytes, at: int, packed: Bytes, start: int, end: int) -> int:
     # An index that cannot be negative needs no look whether it is: that is a third of the time that a row takes.
     to, source = np.uint64(at), np.uint64(start)
     for n in range(np.uint64(end - start)):
@@ -344,7 +352,7 @@ def put(into, at, packed, start, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_bytes(into, at, value, size):  # type: ignore[no-untyped-def]
+def put_bytes(into: Bytes, at: int, value: Int, size: int) -> int:
     """Write the last bytes of a whole number, the highest first."""
     position = np.uint64(at + size)
     for _ in range(size):

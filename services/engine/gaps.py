@@ -19,6 +19,7 @@ fallen is remembered, and so much later it is proven.
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arrays import Integers, Record, Rows
 from shared.compiled import compiled
 
 GAPS_MAX = 256
@@ -46,7 +47,7 @@ NEW, DUPLICATE, FULL, NEW_GAP, FOUND = 0, 1, 2, 3, 4
 
 
 @compiled
-def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
+def take_id(symbol: Record, gaps: Rows, trade_id: int, time: int) -> int:
     """Note an id as applied and return NEW, NEW_GAP if it opens one, FOUND if it was unexplained; or why it is refused.
 
     symbol: a record with the fields of SYMBOL that are ids and times; gaps: GAP[GAPS_MAX], `gap_count` of them in use.
@@ -90,18 +91,20 @@ def take_id(symbol, gaps, trade_id, time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def is_after_seam(symbol, gaps, trade_id):  # type: ignore[no-untyped-def]
+def is_after_seam(symbol: Record, gaps: Rows, trade_id: int) -> bool:
     """Say whether an id that was not applied follows on trades from the seam on."""
     if trade_id > symbol.last_id:
-        return symbol.newest_time >= symbol.seam_time
+        is_after: bool = symbol.newest_time >= symbol.seam_time
+        return is_after
     for index in range(symbol.gap_count):
         if gaps[index].first_id <= trade_id <= gaps[index].last_id:
-            return gaps[index].from_time >= symbol.seam_time or gaps[index].unexplained != 0
+            follows: bool = gaps[index].from_time >= symbol.seam_time or gaps[index].unexplained != 0
+            return follows
     return False
 
 
 @compiled
-def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped-def]
+def set_aside(symbol: Record, gaps: Rows, trade_id: int, time: int, to_time: int) -> bool:
     """Note an id as unexplained whose trade says a time before the seam (`is_after_seam`); False if the list is full.
 
     That minute is the exchange's own, which may be from before there was such a trade; or the time is wrong,
@@ -137,7 +140,7 @@ def set_aside(symbol, gaps, trade_id, time, to_time):  # type: ignore[no-untyped
 
 
 @compiled
-def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
+def _note_time(symbol: Record, before: int, time: int) -> None:
     """Note the time of an id that was applied; `before`: that of the ids before it."""
     if symbol.seam_time <= time < before:
         symbol.fall_ms = max(symbol.fall_ms, min(before - time, FALL_MAX_MS))
@@ -146,7 +149,7 @@ def _note_time(symbol, before, time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
+def skip_to(symbol: Record, gaps: Rows, last_id: int) -> None:
     """Begin after an id: it and those below it are older than a symbol's seam, and those above it are not."""
     for index in range(symbol.gap_count - 1, -1, -1):
         if gaps[index].last_id <= last_id:
@@ -160,7 +163,7 @@ def skip_to(symbol, gaps, last_id):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untyped-def]
+def leave_out(symbol: Record, gaps: Rows, first_id: int, last_id: int, at_ms: int) -> None:
     """Note that an answer about a range of ids, both ends inclusive, has named none of those that are still missing.
 
     A gap of which the range is only a part becomes two, unless the list is full: the next answer may tell.
@@ -188,16 +191,18 @@ def leave_out(symbol, gaps, first_id, last_id, at_ms):  # type: ignore[no-untype
 
 
 @compiled
-def proven_time(symbol, gaps):  # type: ignore[no-untyped-def]
+def proven_time(symbol: Record, gaps: Rows) -> int:
     """Return the time before which every trade of a symbol has been applied, but for what is unexplained."""
     for index in range(symbol.gap_count):
         if not gaps[index].unexplained:
-            return gaps[index].from_time - symbol.fall_ms
-    return symbol.newest_time - symbol.fall_ms
+            proven: int = gaps[index].from_time - symbol.fall_ms
+            return proven
+    newest: int = symbol.newest_time - symbol.fall_ms
+    return newest
 
 
 @compiled
-def proven_times(states, gaps, symbols, times):  # type: ignore[no-untyped-def]
+def proven_times(states: Rows, gaps: Rows, symbols: Integers, times: Integers) -> None:
     """Write into int64[n] the time before which every trade of each of n symbols has been applied."""
     for n in range(len(symbols)):
         times[n] = proven_time(states[symbols[n]], gaps[symbols[n]])
@@ -211,7 +216,7 @@ def missing_ids(symbol: np.void, gaps: NDArray[np.void]) -> list[tuple[int, int]
 
 
 @compiled
-def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
+def _open(symbol: Record, gaps: Rows, last_id: int, to_time: int) -> None:
     """Note that the ids from the frontier to `last_id` are missing. The list must not be full."""
     gap = gaps[symbol.gap_count]
     gap.first_id = symbol.last_id + 1
@@ -225,7 +230,7 @@ def _open(symbol, gaps, last_id, to_time):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def split(symbol, gaps, index, last_below, first_above):  # type: ignore[no-untyped-def]
+def split(symbol: Record, gaps: Rows, index: int, last_below: int, first_above: int) -> None:
     """Make two gaps of one. The list must not be full."""
     for above in range(symbol.gap_count, index, -1):
         gaps[above] = gaps[above - 1]
@@ -235,7 +240,7 @@ def split(symbol, gaps, index, last_below, first_above):  # type: ignore[no-unty
 
 
 @compiled
-def remove(symbol, gaps, index):  # type: ignore[no-untyped-def]
+def remove(symbol: Record, gaps: Rows, index: int) -> None:
     for below in range(index, symbol.gap_count - 1):
         gaps[below] = gaps[below + 1]
     symbol.gap_count -= 1

@@ -7,7 +7,7 @@ What a symbol trades in the newest minute gathers in one kline, which the book s
 when somebody looks. Trades of older minutes, which are few, go into the rows directly.
 """
 
-from services.engine.book import add_to_rows, settle
+from services.engine.book import Book, add_to_rows, settle
 from services.engine.dirty import add
 from services.engine.gaps import (
     DUPLICATE,
@@ -21,6 +21,7 @@ from services.engine.gaps import (
     take_id,
 )
 from services.engine.proof import flag_unexplained, mark_final, touch_between
+from shared.arrays import Integers, Record, Rows
 from shared.bounds import ID_MAX
 from shared.compiled import compiled
 from shared.merging import kline_of, merge, rescale
@@ -33,7 +34,15 @@ TRADES_MAX = 2**32
 
 
 @compiled
-def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, time_max):  # type: ignore[no-untyped-def]
+def apply_trades(
+    book: Book,
+    trades: Rows,
+    begin: int,
+    symbols: Integers,
+    price_factors: Integers,
+    quantity_factors: Integers,
+    time_max: int,
+) -> int:
     """Apply TRADE[n] from `begin` on, in order; return the place of the first trade whose minute is not open yet, or n.
 
     symbols: int64[instruments], the book's index of each, -1 if it has none; factors: int64[instruments], from the
@@ -117,7 +126,9 @@ def apply_trades(book, trades, begin, symbols, price_factors, quantity_factors, 
 
 
 @compiled
-def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms):  # type: ignore[no-untyped-def]
+def apply_answer(
+    book: Book, symbol: int, first_id: int, last_id: int, older_to: int, left_out_max: int, at_ms: int
+) -> bool:
     """Note what an answer about a range of ids, both ends inclusive, does not name, once its trades were applied.
 
     older_to: ids up to here are older than the symbol's seam, -1 if none is; at_ms: monotonic ms. Return whether ids
@@ -150,7 +161,7 @@ def apply_answer(book, symbol, first_id, last_id, older_to, left_out_max, at_ms)
 
 
 @compiled
-def _set_aside(book, symbol, trade, minute_end):  # type: ignore[no-untyped-def]
+def _set_aside(book: Book, symbol: int, trade: Record, minute_end: int) -> None:
     """Note a trade that says a time before the seam, and follows on trades after it."""
     if set_aside(book.symbols[symbol], book.gaps[symbol], trade.id, trade.time, minute_end - 1):
         settle(book, False)
@@ -161,7 +172,7 @@ def _set_aside(book, symbol, trade, minute_end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _contradict(book, symbol, minute_end):  # type: ignore[no-untyped-def]
+def _contradict(book: Book, symbol: int, minute_end: int) -> None:
     """Note that a symbol's ids have begun anew: none of its trades counts before that minute is over."""
     state = book.symbols[symbol]
     book.counters[0].contradictions += 1
@@ -171,13 +182,14 @@ def _contradict(book, symbol, minute_end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _has_rows(book, symbol):  # type: ignore[no-untyped-def]
+def _has_rows(book: Book, symbol: int) -> bool:
     newest = book.calendars[0, 0]
-    return book.rows[symbol, 0, newest.slot].open_time == newest.open_time
+    has_newest: bool = book.rows[symbol, 0, newest.slot].open_time == newest.open_time
+    return has_newest
 
 
 @compiled
-def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[no-untyped-def]
+def _possible(trade: Record, price_factor: int, quantity_factor: int, time_max: int) -> bool:
     if trade.id < 0 or trade.time <= 0 or trade.time > time_max or trade.trade_count < 0:
         return False
     if trade.id >= ID_MAX or trade.trade_count > TRADES_MAX:
@@ -185,4 +197,5 @@ def _possible(trade, price_factor, quantity_factor, time_max):  # type: ignore[n
     price, quantity = float(trade.price), float(trade.quantity)
     if max(price * quantity, price * price_factor, quantity * quantity_factor) > NUMBER_MAX:
         return False
-    return trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)
+    is_possible: bool = trade.trade_count == 0 or (trade.price > 0 and trade.quantity >= 0)
+    return is_possible

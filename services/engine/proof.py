@@ -4,7 +4,7 @@ Decides when rows say so and when they take it back (`correct` in book.py withdr
 same). Which ids are applied, missing or unexplained is gaps.py's. Knows no message and no clock.
 """
 
-from services.engine.book import correct, touch
+from services.engine.book import Book, correct, touch
 from services.engine.gaps import proven_time
 from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled
@@ -12,7 +12,7 @@ from shared.kline import AUDITED, FINAL, SATURATED, UNEXPLAINED
 
 
 @compiled
-def mark_final(book, symbol):  # type: ignore[no-untyped-def]
+def mark_final(book: Book, symbol: int) -> None:
     """Declare the klines final that can change no more: every trade before their end was applied."""
     state = book.symbols[symbol]
     proven = proven_time(state, book.gaps[symbol])
@@ -42,7 +42,7 @@ def mark_final(book, symbol):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def flag_unexplained(book, symbol, from_time, to_time, audited):  # type: ignore[no-untyped-def]
+def flag_unexplained(book: Book, symbol: int, from_time: int, to_time: int, audited: bool) -> None:
     """Bring the rows that trades of [from_time, to_time] may belong to in line with the symbol's unexplained gaps.
 
     audited: what was unexplained there, and is no more, carries no trade by the exchange's own klines.
@@ -77,7 +77,7 @@ def flag_unexplained(book, symbol, from_time, to_time, audited):  # type: ignore
 
 
 @compiled
-def _is_unexplained(book, symbol, open_time, end_time):  # type: ignore[no-untyped-def]
+def _is_unexplained(book: Book, symbol: int, open_time: int, end_time: int) -> bool:
     for index in range(book.symbols[symbol].gap_count):
         gap = book.gaps[symbol, index]
         if gap.unexplained and gap.from_time < end_time and gap.to_time >= open_time:
@@ -86,7 +86,7 @@ def _is_unexplained(book, symbol, open_time, end_time):  # type: ignore[no-untyp
 
 
 @compiled
-def touch_between(book, symbol, from_time, to_time):  # type: ignore[no-untyped-def]
+def touch_between(book: Book, symbol: int, from_time: int, to_time: int) -> None:
     """Mark the rows that trades of [from_time, to_time] may belong to."""
     window = book.rows.shape[2]
     for interval in range(book.rows.shape[1]):

@@ -13,6 +13,7 @@ from services.engine.dirty import DirtyRows
 from services.engine.marks import Marks
 from services.engine.passing import Passing
 from services.engine.symbols import SymbolTable
+from shared.arrays import Integers, Integers32, Rows
 from shared.compiled import compiled
 from shared.config import EngineConfig
 from shared.interval import INTERVALS
@@ -169,7 +170,7 @@ class Saving:
 
 
 @compiled
-def place_rows(book, row_ids, indices, placed):  # type: ignore[no-untyped-def]
+def place_rows(book: Book, row_ids: Integers, indices: Integers32, placed: Rows) -> int:
     """Write the rows of these ids into PLACED_KLINE[n], and return how many there are.
 
     indices: int32[symbols], what the batch calls each symbol. A row that was dropped while it was unsaved is no row.

@@ -12,12 +12,13 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.book import locate, row_id_of, settle
-from services.engine.dirty import clear
-from services.engine.encoding import DAY, ROWS_MAX, Encoder, write_snapshots
+from services.engine.book import Book, locate, row_id_of, settle
+from services.engine.dirty import Changes, clear
+from services.engine.encoding import DAY, ROWS_MAX, Encoder, SnapshotBuffer, write_snapshots
 from services.engine.engine import KlineEngine
 from services.engine.health import figures, waiting
 from services.engine.window import DAY_INTERVAL
+from shared.arrays import Integers, Rows
 from shared.calendar import bucket_of
 from shared.compiled import allocating, compiled, fixed
 from shared.decimals import INT64_MAX
@@ -249,7 +250,7 @@ def _prefixes_of(topic: bytes) -> Iterator[bytes]:
 
 
 @allocating
-def unsaved_and_newest(book, topics):  # type: ignore[no-untyped-def]
+def unsaved_and_newest(book: Book, topics: Integers) -> Integers:
     """Return the ids of the rows that a new subscriber of these topics needs.
 
     topics: int64[n], symbol * intervals + interval.
@@ -270,7 +271,7 @@ def unsaved_and_newest(book, topics):  # type: ignore[no-untyped-def]
 
 
 @allocating
-def in_order(book, row_ids):  # type: ignore[no-untyped-def]
+def in_order(book: Book, row_ids: Integers) -> tuple[Integers, Integers]:
     """Return those of the rows that are there, topic by topic, ascending by time, and the topic of each.
 
     row_ids: int64[n].
@@ -290,7 +291,9 @@ def in_order(book, row_ids):  # type: ignore[no-untyped-def]
 
 
 @allocating
-def take_changed(book, changed, buffer, session, exchange_time):  # type: ignore[no-untyped-def]
+def take_changed(
+    book: Book, changed: Changes, buffer: SnapshotBuffer, session: int, exchange_time: int
+) -> tuple[Integers, Integers, int]:
     """Settle what is watched, take what has changed, and write as much of it as the buffer holds.
 
     Return all those rows and their topics, as `in_order` does, and where what was written ends. It is one call, because
@@ -304,7 +307,7 @@ def take_changed(book, changed, buffer, session, exchange_time):  # type: ignore
 
 
 @compiled
-def sum_up(book, begin, end, days):  # type: ignore[no-untyped-def]
+def sum_up(book: Book, begin: int, end: int, days: Rows) -> None:
     """Write what the klines that open in [begin, end] come to into DAY[symbols]."""
     window, calendar = book.rows.shape[2], book.calendars[0, DAY_PARTS]
     newest = bucket_of(calendar.length, calendar.anchor, end)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.arrays import Bytes, Int, Integers, Record
+from shared.arrays import Bytes, Int, Integers, Integers32, Record
 from shared.calendar import next_open_time
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
@@ -149,8 +149,8 @@ def _decimals(marks: list[SymbolMark]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 @compiled
 def _write(
-    symbols: NDArray[np.int32],
-    intervals: NDArray[np.int32],
+    symbols: Integers32,
+    intervals: Integers32,
     klines: Rows,
     ends: Integers,
     names: Bytes,

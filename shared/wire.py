@@ -14,14 +14,13 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
+from shared.arrays import Rows
 from shared.bounds import Count, Decimals, Id, Moment, Names, Number, Time
 from shared.interval import INTERVALS
 from shared.kline import KLINE, PLACED_KLINE, TRADE
 from shared.point import StorePoint as StorePoint
 
-Rows = NDArray[np.void]
 Message = TypeVar("Message")
 
 ROWS_MAX = 100_000

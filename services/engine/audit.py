@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from services.engine.book import Book, memory_begin
+from shared.arrays import Rows
 from shared.config import AuditConfig
 from shared.decimals import INT64_MAX
 from shared.interval import MINUTE_MS
 from shared.kline import CLOSED, EXCHANGE, FINAL, KLINE, QUOTES, figure
-from shared.wire import AuditMark, FetchKlines, Mismatch, Rows
+from shared.wire import AuditMark, FetchKlines, Mismatch
 
 FIELDS = (KLINE.names or ())[1:10]
 """What both have: prices, volumes and the count, but no ids."""

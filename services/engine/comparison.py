@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from services.engine.audit import MATCHED, MISMATCHED, Carry, cut_of, differences, judge
+from shared.arrays import Rows
 from shared.interval import MINUTE_MS
 from shared.kline import EXCHANGE
-from shared.wire import Rows
 
 ABSENT = "absent"
 """The exchange has no such minute."""

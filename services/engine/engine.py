@@ -42,6 +42,7 @@ from services.engine.saving import Saving
 from services.engine.seeding import Seeding, grid_3d_of
 from services.engine.sense import Sense
 from services.engine.symbols import SymbolTable, coarser
+from shared.arrays import Rows
 from shared.clock import ExchangeClock
 from shared.compiled import fixed
 from shared.config import AuditConfig, EngineConfig
@@ -61,7 +62,6 @@ from shared.wire import (
     Prefer,
     RemoveSymbol,
     Restored,
-    Rows,
     StoreState,
     Subscribe,
     SymbolMark,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.wire import Rows
+from shared.arrays import Rows
 
 ROWS_MAX = 200_000
 """Rows that wait; further answers are dropped, counted, and asked for again."""

@@ -25,11 +25,12 @@ from services.engine.book import Book
 from services.engine.gaps import LEFT_OUT_MS, missing_ids, remove
 from services.engine.kernel import apply_answer
 from services.engine.proof import flag_unexplained
+from shared.arrays import Rows
 from shared.bounds import ID_MAX
 from shared.calendar import next_open_time
 from shared.config import EngineConfig
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
-from shared.wire import Command, Covered, FetchKlines, FetchTrades, Rows, Unexplained
+from shared.wire import Command, Covered, FetchKlines, FetchTrades, Unexplained
 
 ASK_AGAIN_MS = 1_000
 """After an answer, the rest of a gap may be on its way for this long."""

@@ -15,11 +15,12 @@ from services.engine.book import Book
 from services.engine.gaps import GAP, GAPS_MAX
 from services.engine.repair import Repair
 from services.engine.symbols import SymbolTable
+from shared.arrays import Rows
 from shared.calendar import next_open_time, open_time_of
 from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS, MINUTE_MS
 from shared.merging import rescale
-from shared.wire import AddSymbol, Rows, SymbolMark, kline_rows
+from shared.wire import AddSymbol, SymbolMark, kline_rows
 
 LENGTHS = np.array([interval.length_ms for interval in INTERVALS], np.int64)
 

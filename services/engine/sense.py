@@ -7,11 +7,12 @@ The exchange's time has no neighbour to compare it with: one word that is far fr
 counts when the next one agrees. Ingest has had its own doubts by then (`ingest/timekeeper.py`).
 """
 
+from shared.arrays import Rows
 from shared.bounds import ID_MAX, TIME_MAX
 from shared.clock import ExchangeClock
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVALS, MINUTE_MS
 from shared.names import is_name
-from shared.wire import AddSymbol, AppEvent, FeedState, Klines, Listed, Restored, Rows, kline_rows, placed_rows
+from shared.wire import AddSymbol, AppEvent, FeedState, Klines, Listed, Restored, kline_rows, placed_rows
 
 FAR_MS = MINUTE_MS
 """A time that is further from the clock's is doubted, ..."""

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from services.engine.book import Book, settle
 from services.engine.passing import Passing
+from shared.arrays import Rows
 from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, GRID_3D_MS
 from shared.kline import QUOTE_BASE, QUOTE_MAX
 from shared.merging import rescale
-from shared.wire import Instrument, Rows, Trades, instruments_of
+from shared.wire import Instrument, Trades, instruments_of
 
 TABLES_MAX = 1_000
 """Tables remembered: the feed's, and those of answers, which speak of one symbol each."""

@@ -17,10 +17,10 @@ from services.ingest.klines import kline_rows, parse
 from services.ingest.rest import TIMEOUT_S, Priority, Rest
 from services.ingest.scan import plain_klines
 from services.ingest.venue import venue_of
+from shared.arrays import Rows
 from shared.config import Config
 from shared.interval import MINUTE_MS
 from shared.kline import KLINE
-from shared.wire import Rows
 
 PAGE_MINUTES = 1_000
 """Minutes of a question."""

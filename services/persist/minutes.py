@@ -7,8 +7,8 @@ import numpy as np
 
 from services.persist.pgcopy import DECIMALS, PRICES, VOLUMES
 from services.persist.store import Connection
+from shared.arrays import Rows
 from shared.kline import CLOSED, EXCHANGE, KLINE, QUOTE_BASE, QUOTES
-from shared.wire import Rows
 
 PART_MINUTES = 1_000
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.arrays import Bytes, Int, Integers, Integers32, Record
+from shared.arrays import Bytes, Int, Integers, Integers32, Record, Rows
 from shared.calendar import next_open_time
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
@@ -32,7 +32,7 @@ from shared.kline import (
     SATURATED,
     UNEXPLAINED,
 )
-from shared.wire import Rows, SymbolMark, WireError
+from shared.wire import SymbolMark, WireError
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"

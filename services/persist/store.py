@@ -28,20 +28,11 @@ from services.persist.pgcopy import (
 )
 from services.persist.tables import Connection as Connection
 from services.persist.tables import claim, open_session, prepare
+from shared.arrays import Rows
 from shared.bounds import TIME_MAX
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED, FINAL, SATURATED, UNEXPLAINED
-from shared.wire import (
-    AuditMark,
-    DirtyBatch,
-    Restored,
-    Rows,
-    StorePoint,
-    StoreState,
-    SymbolMark,
-    Unexplained,
-    placed_rows,
-)
+from shared.wire import AuditMark, DirtyBatch, Restored, StorePoint, StoreState, SymbolMark, Unexplained, placed_rows
 
 PART_ROWS_MAX = 32_000
 """Rows of a part of the answer to `Load`, unless a single symbol has more: 4 MB."""

@@ -10,10 +10,11 @@ import numpy as np
 from msgspec.structs import replace
 
 from services.persist import store
+from shared.arrays import Rows
 from shared.calendar import next_open_time
 from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, FINAL, UNEXPLAINED
-from shared.wire import DirtyBatch, RemoveSymbol, Rows, SymbolMark, Unexplained, placed_rows
+from shared.wire import DirtyBatch, RemoveSymbol, SymbolMark, Unexplained, placed_rows
 from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, history, market
 
 HOURS = 3

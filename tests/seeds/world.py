@@ -5,7 +5,8 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable
 
-from shared.wire import IntervalKlines, Rows, kline_rows
+from shared.arrays import Rows
+from shared.wire import IntervalKlines, kline_rows
 from tests.engine.played import MINUTE, START, Trade, history, market, next_open
 
 WINDOW = 64

@@ -98,7 +98,9 @@ class Exchange:
                     time = max(START, trade.time - nature.choice([50, 5_000, 70_000, 170_000]))
                     trades[place] = trade._replace(time=time)
         if self.leaves_out:
-            for trade in trades[:-1]:  # That there was a last one, only a later one could tell.
+            # That there was a last one, only a later trade could tell: a void id is told by the stream alone.
+            last = max((trade.id for trade in trades if trade.trade_count), default=0)
+            for trade in trades[:last]:
                 if nature.random() < 0.05:
                     late = nature.choice([1_000, 20_000, 90_000, 10**12])
                     self._named_at[name, trade.id] = trade.time + late

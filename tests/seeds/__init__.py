@@ -9,6 +9,9 @@ that is away for longer than memory lasts. In the end everything is left alone, 
 traded: every kline of every interval, and the ids must prove it. What is expected is computed one trade at a time from
 the list of trades (tests/engine/played.py: expected) and shares no code with the engine.
 
+Each seed also has a first start of its own across the end of an hour, a day, a week or a month, with a number of klines
+that `exchange.backfill_rows` allows (starts.py).
+
 The feed keeps its list of symbols and its recent trades with ingest's own `Symbols` and `Recent`; the rest of ingest
 and persist is I/O, which `make chaos` is for.
 """

@@ -19,6 +19,7 @@ from shared.wire import (
 )
 from tests.engine.played import FIELDS, MINUTE, MS, START, Trade, expected, next_open, number
 from tests.seeds.feed import Feed
+from tests.seeds.starts import wrong_starts
 from tests.seeds.store import Store
 from tests.seeds.world import CALM_MS, WINDOW, Exchange, World
 
@@ -271,5 +272,5 @@ class Played(NamedTuple):
 def run(seed: int) -> Played:
     """Play a seed to its end."""
     simulation = Simulation(seed)
-    wrong = simulation.run()
+    wrong = simulation.run() + wrong_starts(seed)
     return Played(seed, wrong, simulation.engines, simulation.reseeded, simulation.lost)

@@ -1,8 +1,12 @@
 """A few seeds of the simulation; `make sim` plays thousands."""
 
+from pathlib import Path
+
 import pytest
 
+from shared.config import ConfigError, load
 from tests.seeds.simulation import run
+from tests.seeds.starts import ROWS_MAX, ROWS_MIN, wrong_starts
 
 FAILED_ONCE = {
     31: "a symbol that began anew took rows for whole that were closed and not proven",
@@ -34,3 +38,24 @@ def test_a_seed_that_failed_once(seed: int) -> None:
 def test_whatever_fails_the_store_has_what_was_traded(begin: int) -> None:
     for seed in range(begin, begin + 15):
         assert not run(seed).wrong, f"make sim SEED={seed}"
+
+
+@pytest.mark.parametrize("rows", range(ROWS_MIN, ROWS_MAX + 1, 5))
+def test_a_first_start_is_right_with_every_number_of_klines_that_is_allowed(rows: int) -> None:
+    for seed in range(rows, rows + 5):
+        assert not wrong_starts(seed, min(seed, ROWS_MAX))
+
+
+def test_a_first_start_with_fewer_klines_would_be_found_wrong() -> None:
+    assert any(wrong_starts(seed, ROWS_MIN - 1) for seed in range(30))
+
+
+@pytest.mark.parametrize("rows", [-1, 0, 10, ROWS_MIN - 1, ROWS_MAX + 1])
+def test_other_numbers_of_klines_are_refused_in_words(tmp_path: Path, rows: int) -> None:
+    path = tmp_path / "klagg.toml"
+    for allowed in (ROWS_MIN, ROWS_MAX):
+        path.write_text(f"[exchange]\nbackfill_rows = {allowed}\n", encoding="utf-8")
+        assert load({"KLAGG_CONFIG": str(path)}).exchange.backfill_rows == allowed
+    path.write_text(f"[exchange]\nbackfill_rows = {rows}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"backfill_rows = {rows} is outside {ROWS_MIN} .. {ROWS_MAX}"):
+        load({"KLAGG_CONFIG": str(path)})

@@ -88,7 +88,6 @@ class KlineEngine:
         self._config = config
         self.session = session
         self.clock = ExchangeClock(clock_speed)
-        self._sense = Sense(self.clock)
         self.book, trackers = lay_out(config.symbols_max, config.window)
         self.unsaved, self.changed, self._gapped = trackers
         self._minute = self.book.calendars[0, 0]
@@ -100,6 +99,7 @@ class KlineEngine:
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
         self._marks = Marks(self.book, self.table, self.repair, self.audit)
         self.saving = Saving(config, session, self.book, self.unsaved, self.table, self._passing, self._marks)
+        self._sense = Sense(self.clock, session, self.saving)
         self._seeding = Seeding(self.book, self.table, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)

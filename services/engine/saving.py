@@ -138,6 +138,10 @@ class Saving:
         """The store has a batch, except for the symbols that it refuses; False if it is not the one under way."""
         if (event.session, event.batch) != (self._session, self.batch) or self._under_way is None:
             return False
+        if self.point.tables not in ("", event.tables):
+            # Other tables than all before it, which are gone: it is sent again, and the store says what it has.
+            self.lost(now_ns)
+            return False
         self.point = StorePoint(event.tables, event.session, event.batch)
         self._unsaved.release(self._under_way)
         names = set(event.refused)

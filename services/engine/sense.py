@@ -5,14 +5,28 @@ single numbers are shared/bounds.py's, and whether a trade can be is the kernel'
 
 The exchange's time has no neighbour to compare it with: one word that is far from what the clock shows is doubted, and
 counts when the next one agrees. Ingest has had its own doubts by then (`ingest/timekeeper.py`).
+
+What the store says is held against what was sent to it: it cannot have more, nor elsewhere than it said before.
 """
 
+from services.engine.saving import Saving
 from shared.arrays import Rows
 from shared.bounds import ID_MAX, TIME_MAX
 from shared.clock import ExchangeClock
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVALS, MINUTE_MS
 from shared.names import is_name
-from shared.wire import AddSymbol, AppEvent, FeedState, Klines, Listed, Restored, kline_rows, placed_rows
+from shared.wire import (
+    AddSymbol,
+    AppEvent,
+    FeedState,
+    Klines,
+    Listed,
+    Persisted,
+    Restored,
+    StoreState,
+    kline_rows,
+    placed_rows,
+)
 
 FAR_MS = MINUTE_MS
 """A time that is further from the clock's is doubted, ..."""
@@ -23,8 +37,11 @@ AHEAD_MAX_MS = 400 * DAY_MS
 
 
 class Sense:
-    def __init__(self, clock: ExchangeClock) -> None:
+    def __init__(self, clock: ExchangeClock, session: int, saving: Saving) -> None:
+        """`session`: the engine's, of which no store has a batch that was not sent."""
         self._clock = clock
+        self._session = session
+        self._saving = saving
         self._doubted = 0
         """The time that the last word of the feed would make it now, if that was not believed; 0: it was."""
 
@@ -41,6 +58,10 @@ class Sense:
                 return "" if all(map(is_name, event.symbols)) else "names that cannot be"
             case Restored():
                 return "" if _fit(event) else "rows restored that cannot be"
+            case Persisted():
+                return "" if self._was_sent(event.session, event.batch) else "acknowledgements of what was never sent"
+            case StoreState():
+                return self._of_store(event)
         return ""
 
     def _of_time(self, state: FeedState, now_ns: int) -> str:
@@ -68,6 +89,17 @@ class Sense:
         if not all(part.interval in INTERVAL_INDEX and _can_be(kline_rows(part.rows)) for part in event.klines):
             return "klines that cannot be"
         return ""
+
+    def _of_store(self, state: StoreState) -> str:
+        point = state.point
+        if not self._was_sent(point.session, point.batch) or state.exchange_time < 0:
+            return "stores that have what was never sent"
+        if any(first > last for _, _, first, last in state.unfinished):
+            return "stores that lack what cannot be"
+        return ""
+
+    def _was_sent(self, session: int, batch: int) -> bool:
+        return batch >= 0 and session >= 0 and (session != self._session or batch <= self._saving.batch)
 
 
 def _can_be(klines: Rows) -> bool:

@@ -9,10 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from services.engine.snapshots import Snapshots
+from shared.bounds import ID_MAX
 from shared.kline import KLINE
 from shared.wire import (
     AppEvent,
+    Persisted,
     Restored,
+    StorePoint,
+    StoreState,
     WireError,
     decode_event,
     decode_store_request,
@@ -120,3 +124,76 @@ def test_whatever_the_store_answers_at_first_the_engine_begins() -> None:
         assert [row["volume"] for row in played.values(GOOD).values()] == [5] * 15, message
         taken += bool(played.engine.symbols[:-1])
     assert taken
+
+
+def saved_once() -> PlayedEngine:
+    """Return an engine whose first batch is in the store, and whose second is on its way."""
+    played = PlayedEngine()
+    played.add(GOOD)
+    played.apply(batch([Trade(0, START, 100, 5)], GOOD))
+    first = played.save(acknowledge=False)
+    assert first is not None
+    played.apply(Persisted(SESSION, first.batch, "tables"), batch([Trade(1, START, 100, 5)], GOOD))
+    assert played.save(acknowledge=False) is not None
+    return played
+
+
+@pytest.mark.parametrize("number", [-1, 3, 2**63 - 1])
+def test_an_acknowledgement_of_a_batch_that_was_never_sent_acknowledges_nothing(number: int) -> None:
+    played = saved_once()
+    played.apply(Persisted(SESSION, number, "tables"))
+    assert played.engine.dropped == {"acknowledgements of what was never sent": 1}
+    assert played.engine.saving.under_way
+    assert played.engine.saving.point == StorePoint("tables", SESSION, 1)
+
+
+def test_an_acknowledgement_from_other_tables_is_not_believed_and_the_batch_is_sent_again() -> None:
+    played = saved_once()
+    played.apply(Persisted(SESSION, 2, "others"))
+    assert played.engine.dropped == {"acknowledgements of nothing": 1}
+    again = played.save(acknowledge=False)
+    assert again is not None
+    # If that is so all the same, the store tells from this that it is another.
+    assert again.after == StorePoint("tables", SESSION, 1)
+    assert [mark.last_id for mark in again.marks] == [1]
+    played.apply(Persisted(SESSION, 3, "tables"))
+    assert played.engine.saving.point == StorePoint("tables", SESSION, 3)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        StoreState(5, StorePoint("tables", SESSION, 3), START),
+        StoreState(5, StorePoint("tables", SESSION, ID_MAX), START),
+        StoreState(5, StorePoint("tables", SESSION, -1), START),
+        StoreState(5, StorePoint("tables", -SESSION, 1), START),
+        StoreState(5, StorePoint("others", 1, 1), -1),
+        StoreState(5, StorePoint("others", 1, 1), START, [(GOOD, "1m", START, START - 1)]),
+    ],
+)
+def test_a_store_that_cannot_be_changes_nothing(state: StoreState) -> None:
+    played = saved_once()
+    played.apply(state)
+    assert list(played.engine.dropped.values()) == [1]
+    assert played.engine.store_changes == 0
+    assert played.engine.saving.under_way
+    assert not played.engine.repair.lacking()
+    # One that can be is believed.
+    played.apply(replace(state, point=StorePoint("others", 1, 1), exchange_time=START, unfinished=[]))
+    assert played.engine.store_changes == 1
+
+
+def test_a_lie_about_the_batch_under_way_is_found_by_the_next() -> None:
+    # Nobody can tell it from the truth. But the store says what it has before it takes another batch.
+    played = saved_once()
+    played.apply(Persisted(SESSION, 2, "tables"))
+    played.apply(batch([Trade(2, START, 100, 5)], GOOD))
+    third = played.save(acknowledge=False)
+    assert third is not None
+    stored = StorePoint("tables", SESSION, 1)
+    assert not stored.continues(third.after, SESSION)
+    played.apply(StoreState(5, stored, START))
+    again = played.save()
+    assert again is not None
+    assert again.after == stored
+    assert {row["volume"] for row in played.stored.values()} == {15}

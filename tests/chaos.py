@@ -3,7 +3,8 @@
     python -m tests.chaos --seconds 600 --every 3 --symbols 300 --rate 5000
 
 Meanwhile the exchange fails too: it breaks connections, loses, repeats and reorders trades, and REST answers late or
-not at all. Afterwards all is left alone, the market stands still, every kline in PostgreSQL is compared with the
+not at all; the database's disk is full, the page is asked nonsense, and somebody subscribes everything 10,000 times
+(torment.py). Afterwards all is left alone, the market stands still, every kline in PostgreSQL is compared with the
 simulator's truth, `klagg verify` must hold, and the exchange must have had nothing to refuse.
 
 Prints its seed, what it did and how long each room took to be live again; ends with 1 if anything differs.
@@ -31,61 +32,24 @@ import zmq
 from harness.processes import Room, wait_for, write_config
 from harness.truth import ask, audited, differences, settle, unproven
 from shared.config import Config, load
+from shared.interval import utc
 from shared.wire import HEALTH_TOPIC, kline_topic
 from tests import harm
+from tests.disk import Disk
+from tests.hostile import Peer
+from tests.seeds.starts import ROWS_MAX, ROWS_MIN
+from tests.torment import HOSTILE, LATE, ROOMS, torment
 
-ROOMS = ("postgres", "persist", "engine", "ingest", "viz")
-"""The simulator is the exchange: it stays."""
-STOPPED_S = (0.2, 4.0)
-FAULTS: tuple[dict[str, object], ...] = (
-    {"kind": "drop"},
-    {"kind": "close"},
-    {"kind": "shutdown", "seconds": 1},
-    {"kind": "refuse", "seconds": 2},
-    {"kind": "silent", "seconds": 5},
-    {"kind": "mute"},
-    {"kind": "skip", "seconds": 5, "share": 0.02},
-    {"kind": "repeat", "seconds": 5, "share": 0.1},
-    {"kind": "reorder", "seconds": 5, "share": 0.1},
-    {"kind": "delay", "seconds": 5, "share": 0.02, "ms": 4_000},
-    {"kind": "garbage", "seconds": 5, "share": 0.05},
-    {"kind": "omit", "seconds": 20, "share": 0.1},
-    {"kind": "stall", "seconds": 5, "share": 0.5, "ms": 3_000},
-    {"kind": "error", "seconds": 5, "share": 0.5},
-    {"kind": "cut", "seconds": 5, "share": 0.3},
-    {"kind": "limit", "seconds": 3, "share": 0.3, "ms": 2_000},
-    {"kind": "ban", "seconds": 4},
-    {"kind": "lifetime", "seconds": 5, "ms": 3_000},
-    {"kind": "time", "ms": 21_600_000},
-    {"kind": "time", "ms": -315_360_000_000},
-    {"kind": "event", "ms": 315_360_000_000},
-    {"kind": "event", "ms": 3_600_000, "symbol": "BTCUSDT"},
-    {"kind": "clock", "ms": 20_000},
-    {"kind": "clock", "ms": -5_000},
-    {"kind": "list"},
-    {"kind": "decimals"},
-    {"kind": "late", "ms": 20_000},
-    {"kind": "late", "ms": 70_000},
-    {"kind": "relist"},
-)
 BUSY = "BTCUSDT"
 """A symbol that trades many times a second."""
-REFINED = ("ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "BNBUSDT", "ADAUSDT", "SUIUSDT", "LINKUSDT")
-LATE = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
-"""Symbols whose times fall, ..."""
-RELISTED = ("AVAXUSDT", "LTCUSDT", "BCHUSDT")
-"""... and those whose ids begin anew: both at once nobody could tell apart."""
-SOMEBODY = {"decimals": REFINED, "late": LATE, "relist": RELISTED}
-"""Faults that befall one of these."""
-FAULTS_SHARE = 0.4
-STORE_SHARE = 0.1
-STORE = ("set back", "emptied", "refusing")
-REFUSED_S = 8.0
 FROZEN = ("persist", "engine", "ingest")
 """Rooms of which it must be told that they are stopped, ..."""
 TOLD_MAX_S = 15.0
 """... and how soon."""
-POWER_CUT_SHARE = 0.05
+ENDS = (1_795_626_000_000, 1_795_651_200_000, 1_796_083_200_000)
+"""Of an hour, a day and a month: 2026-11-25 17:00, 2026-11-26 and 2026-12-01, UTC, ..."""
+BEFORE_END_MS = 20_000
+"""... and how long before that the exchange begins, and soon all rooms."""
 MUTE_MAX_S = 15.0
 """How long a stream that is acknowledged and silent may stay unnoticed, and then some: three silences."""
 LIVE_MAX_S = 60.0
@@ -97,8 +61,14 @@ EXPLAINED_MAX_S = 360.0
 class House:
     """Rooms as processes; one that has ended is started again, as supervisord does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        """`disk`: the database's own, if it has one."""
         self.path = path
+        self.disk = disk
+        self.peers: list[Peer] = []
+        """Subscribers who mean harm, and stay."""
+        self.wrong: list[str] = []
+        """What must not be and was seen meanwhile."""
         self.config = load({"KLAGG_CONFIG": str(path)})
         self.simulator = Room("simulator", path)
         wait_for("the exchange", lambda: "listening" in self.simulator.log)
@@ -126,6 +96,8 @@ class House:
         self.simulator.stop()
 
     def kill(self) -> None:
+        for peer in self.peers:
+            peer.socket.close()
         for room in [*self.rooms.values(), self.simulator]:
             if room.process.poll() is None:
                 room.process.send_signal(signal.SIGCONT)
@@ -163,60 +135,6 @@ class Health:
         self._context.destroy(linger=0)
 
 
-def torment(house: House, source: random.Random) -> str:
-    """Do something bad to the system or to the exchange and return its name."""
-    if source.random() < FAULTS_SHARE:
-        fault = source.choice(FAULTS)
-        if fault["kind"] in SOMEBODY:
-            fault = fault | {"symbol": source.choice(SOMEBODY[str(fault["kind"])])}
-        try:
-            ask(house.config, "fault", "POST", **fault)
-        except urllib.error.HTTPError as error:
-            # The market's own numbers have no room for more decimals, or a symbol trades too seldom to be late.
-            if fault["kind"] not in ("decimals", "late") or error.code != 400:
-                raise
-            return f"exchange: no {fault['kind']}"
-        return f"exchange: {fault['kind']}"
-    if source.random() < STORE_SHARE:
-        return torment_store(house, source)
-    if source.random() < POWER_CUT_SHARE:
-        for room in house.rooms.values():
-            room.process.send_signal(signal.SIGKILL)
-        return "power cut"
-    name = source.choice(ROOMS)
-    room = house.rooms[name]
-    act = source.choice(("kill", "kill", "kill", "stop", "restart"))
-    if act == "stop":
-        seconds = source.uniform(*STOPPED_S)
-        room.process.send_signal(signal.SIGSTOP)
-        house.wait(seconds)
-        if room.process.poll() is None:
-            room.process.send_signal(signal.SIGCONT)
-    else:
-        room.process.send_signal(signal.SIGKILL if act == "kill" else signal.SIGTERM)
-    return f"{act} {name}"
-
-
-def torment_store(house: House, source: random.Random) -> str:
-    """Do something bad to the tables and return its name."""
-    act = source.choice(STORE)
-    try:
-        match act:
-            case "set back":
-                set_back = harm.backed_up(house.config)
-                house.wait(source.uniform(*STOPPED_S))
-                set_back()
-            case "emptied":
-                harm.empty(house.config)
-            case "refusing":
-                harm.refuse(house.config, source.choice(REFINED))
-                house.wait(REFUSED_S)
-                harm.take_all(house.config)
-    except psycopg.Error:
-        return f"store: away, not {act}"
-    return f"store: {act}"
-
-
 class Plan(NamedTuple):
     seed: int
     seconds: float = 600.0
@@ -232,11 +150,18 @@ class Plan(NamedTuple):
     weight: int = 1_000_000
     """The exchange's REST limit a minute: the real one makes 300 symbols wait for minutes."""
     start_time: int = 0
-    """The exchange's time at the start, ms; 0: now. Minutes of the market differ by more than half."""
+    """The exchange's time at the start, ms; 0: shortly before the end of an hour, a day or a month.
+
+    Minutes of the market differ by more than half.
+    """
 
 
 def prepare(folder: Path, plan: Plan) -> Path:
     """Write the configuration and return its path."""
+    source = random.Random(plan.seed)
+    rows = source.randint(ROWS_MIN, ROWS_MAX)
+    start_time = plan.start_time or source.choice(ENDS) - BEFORE_END_MS
+    print(f"a first start at {utc(start_time)} with {rows} klines an interval", flush=True)
     return write_config(
         folder,
         simulator={
@@ -246,9 +171,9 @@ def prepare(folder: Path, plan: Plan) -> Path:
             "history_days": 5,
             "quirks": False,
             "weight_limit": plan.weight,
-            "start_time": plan.start_time,
+            "start_time": start_time,
         },
-        exchange={"silence_ms": 3_000},
+        exchange={"silence_ms": 3_000, "backfill_rows": rows},
         audit={"every_minutes": 1},
         engine={
             "save_interval_ms": 1_000,
@@ -262,14 +187,20 @@ def prepare(folder: Path, plan: Plan) -> Path:
 def run(folder: Path, plan: Plan) -> list[str]:
     """Run, torment, settle, and return what differs from the truth."""
     source = random.Random(plan.seed)
-    house = House(prepare(folder, plan))
+    path = prepare(folder, plan)
+    disk = own_disk(load({"KLAGG_CONFIG": str(path)}).postgres_path)
+    house = House(path, disk)
     health = Health(house.config)
     try:
         wait_until_live(house, health, LIVE_MAX_S * 3)
         print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
         wait_for("the tables", lambda: harm.saved_id(house.config, BUSY) >= 0, SETTLE_MAX_S)
+        wait_for("the page", lambda: _page_is_live(house.config), LIVE_MAX_S)
         harm.watch_finals(house.config)
-        end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
+        acts = defaultdict[str, int](int)
+        for act in HOSTILE:
+            acts[act(house, random.Random(plan.seed))] += 1
+        end = time.monotonic() + plan.seconds
         while time.monotonic() < end:
             acts[torment(house, source)] += 1
             house.wait(source.uniform(0.3, 2 * plan.every - 0.3))
@@ -293,7 +224,8 @@ def run(folder: Path, plan: Plan) -> list[str]:
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
         broken = harm.broken_finals(house.config, LATE)
         print(f"{len(broken)} klines were final and changed", flush=True)
-        holes = silent + broken + unproven(house.config)
+        holes = silent + broken + unproven(house.config) + house.wrong
+        holes += ["the page had an error of its own"] if "Traceback" in house.rooms["viz"].log else []
         print(f"klagg verify and health: {len(holes)} places do not hold", flush=True)
         audit = audited(house.config)
         print(f"the standing audit: {audit}", flush=True)
@@ -305,6 +237,17 @@ def run(folder: Path, plan: Plan) -> list[str]:
     finally:
         health.close()
         house.kill()
+        if disk is not None:
+            disk.keep()
+
+
+def own_disk(folder: Path) -> Disk | None:
+    """Return a disk that can be filled, or say why there is none."""
+    try:
+        return Disk(folder)
+    except OSError as error:
+        print(f"no disk will be full: {error}", flush=True)
+        return None
 
 
 def _killed(house: House, health: Health, name: str) -> tuple[float, str]:

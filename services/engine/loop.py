@@ -71,10 +71,8 @@ class Loop:
             readable = dict(poller.poll(self._turns.wait_ms(time.monotonic_ns())))
             if self._events in readable:
                 self._drain(TURN_MESSAGES_MAX)
-            if self._public.changes in readable:
-                self._public.count()
             self._turn()
-            if self._publisher in readable:
+            if self._publisher in readable or self._public.changes in readable:
                 self._subscriptions()
         self._finish(poller)
 
@@ -116,9 +114,8 @@ class Loop:
 
     def _subscriptions(self) -> None:
         """Take who wants what. What they need to begin with is owed to them, and comes with the next turn."""
-        for connection, message in self._public.asked(time.monotonic_ns()):
-            if not self._turns.subscription(message):
-                self._public.close(connection)
+        for message in self._public.asked(time.monotonic_ns()):
+            self._turns.subscription(message)
 
     def _publish(self, messages: Iterable[Message]) -> None:
         messages = iter(messages)

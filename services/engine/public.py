@@ -4,6 +4,9 @@ Knows nothing of topics. ZeroMQ tells who came and went (its monitor) and which 
 the descriptor; to end a connection is to shut that down. ZeroMQ itself has no bound for connections, and one that is
 beyond the process's descriptors ends it: the internal sockets' `accept` takes that for a bug.
 
+Who subscribes what is counted here. ZeroMQ (4.3.5) passes on whatever a connection gives up, also what only others
+subscribe: believed, one message of a stranger would take a topic from everybody.
+
 ZeroMQ does not tell how much waits for whom either, and to change its bound while connections end is a crash (libzmq
 4.3.5, its issue 4524). The kernel does: who keeps up has sent most of what was given to it, and of who is behind it has
 all that it takes.
@@ -15,7 +18,6 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterator
 from contextlib import suppress
 
 import zmq
@@ -48,6 +50,11 @@ UNREAD_MAX = 100
 """Messages of a connection: ZeroMQ puts all that are there into its index at once, 40 µs for one of the longest."""
 ASKED_BYTES_MAX = 512 << 10
 """A connection's subscriptions in `ASKED_NS`: every topic of a large market. More is no subscriber either."""
+PREFIXES_BYTES_MAX = 512 << 10
+"""Of all different subscriptions: twice every topic of a large market. ZeroMQ has up to 107 bytes a byte in its index,
+and goes through all of that whenever a connection ends: 40 ms."""
+HELD_MAX = 500_000
+"""Subscriptions of all connections, 100 bytes each here and in ZeroMQ: 66 times every topic of 500 symbols."""
 MESSAGE_COST = 8
 """What counts for a message beside its bytes."""
 ASKED_NS = 60_000_000_000
@@ -56,10 +63,14 @@ CHANGE = struct.Struct("=Hi")
 """What the monitor says: an event, and the descriptor."""
 NOBODY = -1
 """Who has gone already; ZeroMQ unsubscribes for it."""
+SUBSCRIBED, GIVEN_UP = b"\x01", b"\x00"
+"""How messages begin that say so; the rest is the prefix."""
+ODD = b""
+"""A message that says neither."""
 THERE = int(zmq.POLLIN)
 
 OPTIONS = {
-    zmq.XPUB_VERBOSE: 1,
+    zmq.XPUB_VERBOSER: 1,
     zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
     zmq.SNDHWM: QUEUE_MAX,
     zmq.RCVHWM: UNREAD_MAX,
@@ -88,6 +99,14 @@ class Public:
         self._asked: dict[int, int] = {}
         """What each connection has asked lately, bytes; the newest is last."""
         self._asked_until = 0
+        self._held: dict[int, set[bytes]] = {}
+        """What each connection subscribes."""
+        self._held_count = 0
+        self._holders: dict[bytes, int] = {}
+        """How many connections subscribe each prefix."""
+        self._prefixes_bytes = 0
+        self._changed: list[bytes] = []
+        """What was subscribed or given up, in order."""
         self._behind: dict[int, int] = {}
         """Who is behind, and how much had been sent when it still kept up; the longest is first."""
         self._sent = self._looked = 0
@@ -129,23 +148,62 @@ class Public:
     def _waiting(self, connection: int) -> int:
         return min(QUEUE_MAX, self._sent - self._behind[connection])
 
-    def asked(self, now_ns: int) -> Iterator[tuple[int, bytes]]:
-        """Yield messages that came, with their connections, up to `SUBSCRIPTIONS_MAX`."""
+    def asked(self, now_ns: int) -> list[bytes]:
+        """Take up to `SUBSCRIPTIONS_MAX` messages; return what was subscribed, and what nobody subscribes any more.
+
+        It looks as ZeroMQ passes it on: a byte that says which of the two, and a prefix.
+        """
         if now_ns >= self._asked_until:
             self._asked_until = now_ns + ASKED_NS
             self._asked = dict.fromkeys(self._asked, 0)
-        for _ in range(SUBSCRIPTIONS_MAX):
-            try:
-                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            message = frame.bytes
+        frames: list[zmq.Frame] = []
+        with suppress(zmq.Again):
+            while len(frames) < SUBSCRIPTIONS_MAX:
+                frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        # Behind that: whoever has said something came before it, and a descriptor may be somebody else's since.
+        while int(self.changes.get(zmq.EVENTS)) & THERE:
+            self.count()
+        for frame in frames:
             connection = _sender(frame)
             if connection in self._asked:
-                self._asked[connection] += len(message) + MESSAGE_COST
-                if self._asked[connection] > ASKED_BYTES_MAX:
-                    self.close(connection)
-            yield connection, message
+                self._take(connection, frame.bytes)
+        changed, self._changed = self._changed, []
+        return changed
+
+    def _take(self, connection: int, message: bytes) -> None:
+        kind, prefix = message[:1], message[1:]
+        held = self._held.setdefault(connection, set())
+        if kind == SUBSCRIBED:
+            self._changed.append(message)
+            if prefix not in held:
+                held.add(prefix)
+                self._held_count += 1
+                holders = self._holders[prefix] = self._holders.get(prefix, 0) + 1
+                self._prefixes_bytes += len(prefix) * (holders == 1)
+        elif kind == GIVEN_UP and prefix in held:
+            held.discard(prefix)
+            self._given_up(prefix)
+        else:
+            self._changed.append(ODD)
+        self._asked[connection] += len(message) + MESSAGE_COST
+        if self._asked[connection] > ASKED_BYTES_MAX:
+            self.close(connection)
+        while self._prefixes_bytes > PREFIXES_BYTES_MAX:
+            self.close(max(self._held, key=self._share))
+        while self._held_count > HELD_MAX:
+            self.close(max(self._held, key=lambda connection: len(self._held[connection])))
+
+    def _share(self, connection: int) -> float:
+        """Return a connection's part of all different subscriptions, bytes: who came last may need only a little."""
+        return sum(len(prefix) / self._holders[prefix] for prefix in self._held[connection])
+
+    def _given_up(self, prefix: bytes) -> None:
+        self._held_count -= 1
+        self._holders[prefix] -= 1
+        if not self._holders[prefix]:
+            del self._holders[prefix]
+            self._prefixes_bytes -= len(prefix)
+            self._changed.append(GIVEN_UP + prefix)
 
     def close(self, connection: int) -> None:
         """End a connection; ZeroMQ sees that and tidies up.
@@ -167,6 +225,8 @@ class Public:
 
     def _forget(self, connection: int) -> None:
         self._asked.pop(connection, None)
+        for prefix in self._held.pop(connection, ()):
+            self._given_up(prefix)
         self._behind.pop(connection, None)
 
 

@@ -40,9 +40,6 @@ TIME_MAX = 1 << 43
 """Behind every open time, ms: in the year 2248."""
 PAST_ALL = b"\xff"
 """No topic has this byte, which is in no UTF-8."""
-PREFIXES_BYTES_MAX = 512 << 10
-"""Of all different subscriptions: twice every topic of a large market. ZeroMQ has up to 107 bytes a byte in its index,
-and goes through all of that whenever a connection ends: 40 ms."""
 OWED_ROWS_MAX = ROWS_MAX
 """Rows that new subscribers get in a turn, some 3 ms; the rest in the next ones."""
 OWED_TOPICS = 64
@@ -56,7 +53,6 @@ class Snapshots:
         self._interval_ns = publish_interval_ms * 1_000_000
         self._prefixes: set[bytes] = set()
         """What is subscribed."""
-        self._prefixes_bytes = 0
         self._heard: dict[bytes, None] = {}
         """Prefixes that were subscribed or given up since the last turn."""
         self._counted: set[bytes] = set()
@@ -92,23 +88,17 @@ class Snapshots:
         """Whether `owed` may have something to send."""
         return self._owes or bool(self._heard)
 
-    def subscription(self, message: bytes) -> bool:
-        """Take a message of the XPUB socket; return False if there is no capacity for what it subscribes."""
+    def subscription(self, message: bytes) -> None:
+        """Take what was subscribed, or is subscribed by nobody any more (public.py)."""
         prefix = message[1:]
         if message[:1] == b"\x01":
-            if prefix not in self._prefixes:
-                if self._prefixes_bytes + len(prefix) > PREFIXES_BYTES_MAX:
-                    return False
-                self._prefixes.add(prefix)
-                self._prefixes_bytes += len(prefix)
+            self._prefixes.add(prefix)
             self._heard[prefix] = None
         elif message[:1] == b"\x00" and prefix in self._prefixes:
             self._prefixes.discard(prefix)
-            self._prefixes_bytes -= len(prefix)
             self._heard[prefix] = None
         else:
             self.odd += 1
-        return True
 
     def owed(self, now_ns: int) -> Iterator[Message]:
         """Yield a part of the current rows of what was subscribed: about `OWED_ROWS_MAX`, a topic whole.

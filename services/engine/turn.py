@@ -44,9 +44,9 @@ class Turns:
         """Take an event. Raises WireError on rows that are none."""
         self.engine.apply(event, now_ns)
 
-    def subscription(self, message: bytes) -> bool:
-        """Take a message of the XPUB socket; return False if there is no capacity for what it subscribes."""
-        return self.snapshots.subscription(message)
+    def subscription(self, message: bytes) -> None:
+        """Take what was subscribed, or is subscribed by nobody any more (public.py)."""
+        self.snapshots.subscription(message)
 
     def ready(self, now_ns: int, store_is_there: bool, last: bool = False) -> Ready:
         """Let the clock tick and return what is to be done; `last`: with whatever is unsaved, due or not."""

@@ -29,8 +29,10 @@ from services.viz.api import (
     history_question,
 )
 from services.viz.hub import BEAT_S, Hub, Message, Viewer
+from services.viz.pace import Pace
 from shared.process import Unavailable
 from shared.visitors import Names, Unreadable
+from shared.wire import kline_topic
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
@@ -39,6 +41,15 @@ LIVE_WAIT_S = 0.3
 """How long a history waits for the engine's first live row, which takes a few ms unless something is wrong."""
 MESSAGE_MAX = 4_096
 """Bytes of a viewer's message; a sensible one has about 60."""
+MESSAGES_AT_ONCE, MESSAGES_A_SECOND = 20, 5
+"""Of a viewer; its others wait. Whoever goes through symbols key by key is slower."""
+ASKED_AT_ONCE, ASKED_A_SECOND = 150 << 10, 2_500
+"""Bytes of subscriptions that all viewers together may cost: the engine disconnects who asks 512 KiB within a minute,
+and then nobody here would see anything."""
+TOPIC_COST = 20
+"""What a topic costs beside its name, both ways: it is subscribed, and given up."""
+QUESTIONS_MAX = 100
+"""Of programs, for history, that wait: each takes some 10 ms, one after the other, and never before a viewer's."""
 HEARTBEAT_S = 20.0
 """A viewer who does not answer a ping for half as long is gone."""
 BEATS_LATE_S = 4 * BEAT_S
@@ -70,6 +81,9 @@ class Web:
         self.busy: set[object] = set()
         """Connections of which a request is being answered."""
         self._sockets: set[web.WebSocketResponse] = set()
+        self._asked = Pace(ASKED_AT_ONCE, ASKED_A_SECOND)
+        self._questions = 0
+        self._question_turn = asyncio.Lock()
         self.bad_messages = 0
         """What viewers said that was not understood."""
 
@@ -112,7 +126,15 @@ class Web:
         return response
 
     async def _history(self, request: web.Request) -> web.Response:
-        rows = await self._reader.history(history_question(request.query))
+        question = history_question(request.query)
+        if self._questions >= QUESTIONS_MAX:
+            return refusal(503, "too many questions at once")
+        self._questions += 1
+        try:
+            async with self._question_turn:
+                rows = await self._reader.history(question)
+        finally:
+            self._questions -= 1
         response = answer(rows)
         response.enable_compression()
         return response
@@ -172,17 +194,22 @@ class Web:
         return socket
 
     async def _listen(self, socket: web.WebSocketResponse, viewer: Viewer) -> None:
+        pace = Pace(MESSAGES_AT_ONCE, MESSAGES_A_SECOND)
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                self._hear(viewer, message.data)
+                # Meanwhile nothing more is read of it: what it says waits where it comes from.
+                await asyncio.sleep(pace.take(1, self._now()))
+                await self._hear(viewer, message.data)
 
-    def _hear(self, viewer: Viewer, text: str | bytes) -> None:
+    async def _hear(self, viewer: Viewer, text: str | bytes) -> None:
         try:
             symbol, interval = watch_of(text)
         except BadQuestion as error:
             self.bad_messages += 1
             viewer.put(("error", 0), Message({"kind": "error", "error": str(error)}))
             return
+        cost = 2 * len(kline_topic(symbol, interval).encode()) + TOPIC_COST
+        await asyncio.sleep(self._asked.take(cost, self._now()))
         self._hub.watch(viewer, symbol, interval)
         # A live row brings the history. Should none come, the history comes without.
         patience = LIVE_WAIT_S if self._hub.state(self._now()).engine == "live" else 0.0

@@ -17,7 +17,7 @@ import zmq
 
 from harness.processes import ROOT, free_port, wait_for
 from services.engine import public
-from services.engine.public import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, Public
+from services.engine.public import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, PREFIXES_BYTES_MAX, Public
 from shared.sockets import connect
 from shared.wire import AddSymbol
 from tests.engine.played import batch
@@ -178,7 +178,7 @@ def test_two_hundred_who_take_nothing_cost_no_memory_and_nobody_else_a_message()
 
     def all_are_there() -> bool:
         door.count()
-        subscriptions.extend(message for _, message in door.asked(0))
+        subscriptions.extend(door.asked(0))
         return len(subscriptions) == len(stalled) + 1
 
     wait_for("the subscriptions", all_are_there)
@@ -209,7 +209,7 @@ def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch, traf
     door = Public(context, f"tcp://127.0.0.1:{port}")
     peer = Peer(port)
     peer.subscribe(b"")
-    wait_for("the subscription", lambda: list(door.asked(0)))
+    wait_for("the subscription", lambda: door.asked(0))
 
     def gone() -> bool:
         for _ in range(1_000 if traffic else 0):
@@ -248,4 +248,67 @@ def test_the_newest_beyond_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch)
     peers.append(Peer(port))
     wait_for("the next", lambda: connections() == 3)
     assert not peers[-1].ended()
+    context.destroy(linger=0)
+
+
+def test_who_gives_up_what_others_subscribe_takes_it_from_nobody(played: Neighbours, port: int) -> None:
+    still_serves(played)
+    peer = Peer(port)
+    peer.send(b"\x00kline.BTCUSDT.1m", b"\x00kline.", b"\x00")
+    wait_for("all to be counted", lambda: health(port)["odd_subscriptions"] >= 2)
+    still_serves(played)
+    assert not peer.ended()
+
+
+def test_who_takes_all_the_room_for_subscriptions_gives_it_up_to_who_needs_a_little(
+    played: Neighbours, port: int
+) -> None:
+    still_serves(played)
+    room = PREFIXES_BYTES_MAX - len(b"kline.BTCUSDT.1m")
+    peers = [Peer(port), Peer(port)]
+    sizes = [1_000] * (room // 1_000) + [room % 1_000]
+    for number, size in enumerate(sizes):
+        peers[number % 5 == 0].subscribe(f"{number:0{size}}".encode())
+    # Of these two each holds what the other does: to end one of them leaves as many.
+    wait_for("room for one who needs a little", lambda: health(port)["subscriptions"])
+    assert health(port)["connections_closed"] == 1
+    assert [peer.ended() for peer in peers] == [True, False]
+    still_serves(played)
+
+
+def test_what_one_of_two_gives_up_the_other_still_gets(port: int) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    door = Public(context, f"tcp://127.0.0.1:{port}")
+    first, second = Peer(port), Peer(port)
+    said: list[bytes] = []
+
+    def has_said(*messages: bytes) -> bool:
+        said.extend(door.asked(0))
+        return all(said.count(message) >= list(messages).count(message) for message in messages)
+
+    first.subscribe(b"a", b"both", b"both")
+    second.subscribe(b"both")
+    wait_for("both", lambda: has_said(*[b"\x01both"] * 3, b"\x01a"))
+    first.send(b"\x00both", b"\x00both", b"\x00a")
+    wait_for("the first to give up", lambda: has_said(b"\x00a"))
+    assert b"\x00both" not in said
+    second.socket.close()
+    wait_for("the end of the second", lambda: has_said(b"\x00both"))
+    third = Peer(port)
+    third.subscribe(b"a", b"both")
+    wait_for("the third", lambda: has_said(*[b"\x01both"] * 4, *[b"\x01a"] * 2))
+    assert (said.count(b"\x00a"), said.count(b"\x00both"), said.count(b"")) == (1, 1, 1)
+    context.destroy(linger=0)
+
+
+def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    monkeypatch.setattr(public, "HELD_MAX", 1_000)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    door = Public(context, f"tcp://127.0.0.1:{port}")
+    few, many = Peer(port), Peer(port)
+    few.subscribe(*(b"%d" % number for number in range(500)))
+    many.subscribe(*(b"%d" % number for number in range(600)))
+    wait_for("the end of one", lambda: door.asked(0) is not None and door.figures["connections_closed"] == 1)
+    wait_for("it to notice", many.ended)
+    assert not few.ended()
     context.destroy(linger=0)

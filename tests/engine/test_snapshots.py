@@ -6,7 +6,7 @@ import msgpack
 
 from services.engine.encoding import ROWS_MAX
 from services.engine.health import waiting
-from services.engine.snapshots import OWED_ROWS_MAX, OWED_TOPICS, PREFIXES_BYTES_MAX, Message, Snapshots
+from services.engine.snapshots import OWED_ROWS_MAX, OWED_TOPICS, Message, Snapshots
 from shared.interval import INTERVAL_NAMES
 from shared.wire import Listed, Prefer, RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
@@ -21,11 +21,11 @@ class Subscriber:
         list(self.snapshots.due(0))
 
     def subscribe(self, topic: str) -> list[Any]:
-        assert self.snapshots.subscription(b"\x01" + topic.encode())
+        self.snapshots.subscription(b"\x01" + topic.encode())
         return [decode_snapshot(body) for _, body in self.owed()]
 
     def unsubscribe(self, topic: str) -> None:
-        assert self.snapshots.subscription(b"\x00" + topic.encode())
+        self.snapshots.subscription(b"\x00" + topic.encode())
         assert self.owed() == []
 
     def owed(self) -> list[Message]:
@@ -257,7 +257,7 @@ def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> N
         played.apply(batch([Trade(1, START, 100, 7)], symbol=symbol))
     subscriber = Subscriber(played)
     for _ in range(10_000):
-        assert subscriber.snapshots.subscription(b"\x01kline.")
+        subscriber.snapshots.subscription(b"\x01kline.")
     parts = [list(subscriber.snapshots.owed(0))]
     # Whoever comes meanwhile gets all as well, and nobody starts again from the first topic.
     subscriber.snapshots.subscription(b"\x01kline.")
@@ -296,29 +296,13 @@ def test_odd_subscriptions_break_nothing_and_are_counted() -> None:
     played.apply(batch([Trade(0, START, 100, 7)]))
     subscriber = Subscriber(played)
     for message in (b"", b"\x02kline.", b"kline.", b"\xff" * 1_000, b"\x00", b"\x00kline.\xff"):
-        assert subscriber.snapshots.subscription(message)
+        subscriber.snapshots.subscription(message)
         assert subscriber.owed() == []
     assert subscriber.snapshots.odd == 6
     for prefix in (b"\x00", b"\xff\xff", b"kline.\x00", b"kline.BTCUSDT.1m\x00", b"\xf0\x9f", b"x" * 1_000):
-        assert subscriber.snapshots.subscription(b"\x01" + prefix)
+        subscriber.snapshots.subscription(b"\x01" + prefix)
         assert subscriber.owed() == []
     played.apply(batch([Trade(1, START, 100, 7)]))
     assert subscriber.due() == {}
     assert len(subscriber.subscribe("")) == len(INTERVAL_NAMES)
     assert subscriber.snapshots.odd == 6
-
-
-def test_subscriptions_beyond_all_sense_are_refused_and_those_that_are_held_are_not() -> None:
-    played = PlayedEngine()
-    played.add()
-    played.apply(batch([Trade(0, START, 100, 7)]))
-    subscriber = Subscriber(played)
-    for number in range(PREFIXES_BYTES_MAX // 1_000):
-        assert subscriber.snapshots.subscription(b"\x01%01000d" % number)
-    refused = b"%01000d" % (PREFIXES_BYTES_MAX // 1_000)
-    assert not subscriber.snapshots.subscription(b"\x01" + refused)
-    assert subscriber.snapshots.subscription(b"\x01%01000d" % 7)
-    # Its connection is closed, and ZeroMQ gives up for it what it held.
-    subscriber.snapshots.subscription(b"\x00" + refused)
-    subscriber.unsubscribe(f"{7:01000d}")
-    assert len(subscriber.subscribe("kline.")) == len(INTERVAL_NAMES)

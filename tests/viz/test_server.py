@@ -6,7 +6,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -14,7 +16,10 @@ import psycopg
 from websockets.sync.client import ClientConnection, connect
 
 from harness.processes import Room, wait_for
+from services.engine.public import ASKED_BYTES_MAX
+from services.viz.pace import Pace
 from services.viz.rows import row_of
+from services.viz.web import ASKED_A_SECOND, ASKED_AT_ONCE, MESSAGES_A_SECOND, MESSAGES_AT_ONCE, QUESTIONS_MAX
 from shared.wire import Snapshot, kline_topic
 from tests.viz.conftest import Place, save
 from tests.viz.played import made_up
@@ -267,6 +272,59 @@ def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
         deadline = time.monotonic() + 20
         while close not in last:
             last = str(slow.recv(max(0.01, deadline - time.monotonic())))
+
+
+def test_a_viewer_who_watches_one_thing_after_the_other_costs_the_engine_a_bounded_number_of_subscriptions(
+    place: Place,
+) -> None:
+    engine = place.start_engine()
+    place.start_viz()
+    row = made_up("BTCUSDT", "1m", 1)[0]
+    engine.unsaved[TOPIC] = [row]
+    with Page(place) as flood, Page(place) as other:
+        other.watch("BTCUSDT", "1m")
+        other.next("history", lambda message: message["live"])
+        before = len(engine.subscriptions)
+        for number in range(5_000):
+            flood.watch(f"S{number % 500}USDT", "1m")
+        began = time.monotonic()
+        while time.monotonic() < began + 2:
+            engine.publish(row)
+            other.next("kline")
+        at_most = MESSAGES_AT_ONCE + MESSAGES_A_SECOND * (time.monotonic() - began)
+        assert MESSAGES_AT_ONCE <= len(engine.subscriptions) - before <= at_most + 1
+
+
+def test_viewers_together_ask_the_engine_for_less_than_it_disconnects_for(place: Place) -> None:
+    now, spent = 0.0, 0
+    pace = Pace(ASKED_AT_ONCE, ASKED_A_SECOND)
+    for _ in range(100_000):
+        wait = pace.take(600, now)
+        now += wait
+        spent += 600 * (now < 60)
+    assert ASKED_AT_ONCE < spent < ASKED_BYTES_MAX * 0.6
+
+
+def test_a_flood_of_questions_keeps_no_viewer_waiting(place: Place) -> None:
+    save(place.start_database(), made_up("BTCUSDT", "1m", 1_500))
+    place.start_viz()
+    with ThreadPoolExecutor(2 * QUESTIONS_MAX) as pool, Page(place) as page:
+        asked = [
+            pool.submit(get, place, "/api/history?symbol=BTCUSDT&interval=1m&limit=1500")
+            for _ in range(4 * QUESTIONS_MAX)
+        ]
+
+        def answered() -> int:
+            return sum(one.done() and one.result()[0] == 200 for one in asked)
+
+        before = wait_for("the flood", answered)
+        page.watch("BTCUSDT", "1m")
+        page.next("history", lambda message: message["saved"])
+        # The one that is being answered, and those whose answers are on their way.
+        assert answered() - before < QUESTIONS_MAX / 2
+        statuses = Counter(one.result()[0] for one in asked)
+    assert statuses.keys() == {200, 503}, statuses
+    assert statuses[200] >= QUESTIONS_MAX
 
 
 def test_health_and_its_shorter_forms_say_what_is_not_well(place: Place) -> None:

@@ -27,6 +27,8 @@ SHORT_TURN_NS = 100_000
 """The shortest that Linux gives."""
 MODEST_NICE = 5
 """A quarter of a core that it shares with somebody, instead of half; it has all of one that nobody wants."""
+LINE_MAX = 2_000
+"""Characters of a line of the log. Some are somebody else's: an exchange's reasons, a database's, a name."""
 RETRY_S = 5.0
 """How long a process that cannot run stays before it ends under supervisord, which starts it again at once."""
 
@@ -38,11 +40,23 @@ class Unavailable(RuntimeError):
 
 
 class Formatter(logging.Formatter):
-    """Lines that begin as `2026-11-23T12:34:56.789Z`: one clock for all rooms, wherever the machine stands."""
+    """Lines that begin as `2026-11-23T12:34:56.789Z`: one clock for all rooms, wherever the machine stands.
+
+    What is told is one line of characters that can be seen: nobody outside writes another one, or moves the cursor.
+    """
 
     converter = time.gmtime  # type: ignore[assignment]  # typeshed has it without its argument
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # The library's name for it.
+        told = record.message
+        if len(told) > LINE_MAX:
+            told = f"{told[:LINE_MAX]}... ({len(told)} characters)"
+        if not told.isprintable():
+            told = "".join(each if each.isprintable() else repr(each)[1:-1] for each in told)
+        record.message = told
+        return super().formatMessage(record)
 
 
 def run(room: str, body: Callable[[Config], int | None]) -> NoReturn:

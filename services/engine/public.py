@@ -88,6 +88,9 @@ class Public:
         self.socket = unbound(context, zmq.XPUB)
         for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
+        # Without its descriptor on its messages nobody could be held to a bound: with this, ZeroMQ takes no peer that
+        # speaks ZMTP 1 or 2, as libzmq 3 does, of whom it tells none. Nobody is asked for a name.
+        self.socket.setsockopt(zmq.ZAP_DOMAIN, b"snapshots")
         self.socket.monitor(MONITOR, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self.changes = context.socket(zmq.PAIR)
         self.changes.setsockopt(zmq.RCVHWM, 0)  # A full queue would halt ZeroMQ's own thread.

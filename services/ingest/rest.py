@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from services.ingest.binance import banned_until, read_error
-from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
+from services.ingest.governor import GUARD_MS, MINUTE_MS, STOP_MAX_MS, Governor
 from services.ingest.venue import KEY_HEADER, WEIGHT_HEADER, Request, Venue
 from shared.interval import utc
 
@@ -38,6 +38,8 @@ BACKOFF_MAX_MS = 8_000
 TIMEOUT_S = 15.0
 BODY_MAX = 32 * 2**20
 """Bytes of an answer, unpacked; the list of all symbols has some two million."""
+DIGITS_MAX = 9
+"""Of a number in a header: weights, and seconds."""
 HOST_MAX = 253
 """Characters of a host's name (RFC 1035)."""
 BAN_MS = 120_000
@@ -183,7 +185,7 @@ class Rest:
                 allow_redirects=False,
             ) as response:
                 text = response.headers.get(WEIGHT_HEADER, "")
-                used = int(text) if text.isascii() and text.isdigit() else None
+                used = _number(text)
                 body = await _body(response)
                 if response.status == 200:
                     return Answer(body, sent_ns, time.monotonic_ns())
@@ -200,18 +202,22 @@ class Rest:
 
     def _stop(self, status: int, retry_after: str, message: str) -> None:
         now = self._now()
-        until = banned_until(message) or 0
-        if retry_after.isascii() and retry_after.isdigit():
-            until = max(until, now + int(retry_after) * 1000)
+        until = max(banned_until(message) or 0, now + (_number(retry_after) or 0) * 1000)
         if until <= now:
             next_minute = (now // MINUTE_MS + 1) * MINUTE_MS + GUARD_MS
             until = now + BAN_MS if status == 418 else next_minute
+        until = min(until, now + STOP_MAX_MS)
         if now >= self._governor.stopped_until:
             log.warning("the exchange says %d: no REST before %s", status, utc(until))
         self.counts[f"status {status}"] += 1
         self._governor.stop(until, now)
         if status == 418:
             self._banned(self._governor.stopped_until - now)
+
+
+def _number(text: str) -> int | None:
+    """Return what a header says; None if that is no number, or none that can be."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else None
 
 
 def _host_of(location: str) -> str:

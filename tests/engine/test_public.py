@@ -312,3 +312,21 @@ def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.Monkey
     wait_for("it to notice", many.ended)
     assert not few.ended()
     context.destroy(linger=0)
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"\x01\x00", b"\xff" + bytes(8) + b"\x7f\x01\x02\x00\x00"], ids=["ZMTP 1", "ZMTP 2"]
+)
+def test_who_speaks_a_protocol_in_which_nobody_can_be_told_apart_is_closed(port: int, greeting: bytes) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    door = Public(context, f"tcp://127.0.0.1:{port}")
+    old = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with suppress(OSError):
+        old.sendall(greeting + b"\x00\x02\x01k")
+        while old.recv(100):
+            pass
+    assert not door.asked(0)
+    peer = Peer(port)
+    peer.subscribe(b"k")
+    wait_for("one who can be", lambda: door.asked(0) == [b"\x01k"])
+    context.destroy(linger=0)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from harness.processes import ROOT
-from services.ingest.governor import GUARD_MS, MINUTE_MS, Governor
+from services.ingest.governor import GUARD_MS, MINUTE_MS, STOP_MAX_MS, Governor
 from services.ingest.history import urgency
 from services.ingest.rest import Priority, Rest, RestError
 from services.ingest.venue import Venue, venue_of
@@ -142,6 +142,34 @@ def test_all_requests_stop_for_as_long_as_the_exchange_says(
 
     play(exchange, story)
     assert [path for path, _ in exchange.asked] == ["aggTrades"]
+
+
+@pytest.mark.parametrize("status", [418, 429])
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Retry-After": "9" * 16}, "Way too many requests"),
+        ({"Retry-After": "9" * 5_000}, "Way too many requests"),
+        ({}, "IP(1.2.3.4) banned until 9999999999999999. Please"),
+        ({"X-MBX-USED-WEIGHT-1M": "9" * 5_000, "Retry-After": "9" * 9}, "Way too many requests"),
+    ],
+)
+def test_numbers_that_cannot_be_stop_all_for_the_longest_ban_at_most(
+    exchange: Exchange, status: int, headers: dict[str, str], message: str
+) -> None:
+    exchange.refusals.append(("aggTrades", status, headers, {"code": -1003, "msg": message}))
+
+    async def story(rest: Rest, venue: Venue, governor: Governor) -> None:
+        task = asyncio.create_task(rest.get(venue.agg_trades("BTCUSDT"), Priority.TRADES))
+        while not governor.stopped_until and not task.done():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert not task.done(), task.exception()
+        assert 0 < governor.stopped_until - START <= STOP_MAX_MS + 5_000
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    play(exchange, story)
 
 
 def test_the_order_is_repairs_then_history_then_metadata(exchange: Exchange) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 
+import pytest
 import zmq
 
 from harness.processes import free_port
@@ -42,3 +43,19 @@ def test_urls_have_an_ipv6_address_in_brackets() -> None:
 def test_a_line_of_the_log_begins_with_the_time_in_utc() -> None:
     record = logging.makeLogRecord({"msg": "live", "levelname": "INFO", "created": 1_774_000_000.25, "msecs": 250})
     assert Formatter("%(asctime)s %(message)s").format(record) == "2026-03-20T09:46:40.250Z live"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\nb", "a\\nb"),
+        ("\x1b[2J\r", "\\x1b[2J\\r"),
+        ("\u2028\udcff", "\\u2028\\udcff"),
+        ("币安人生USDT ²", "币安人生USDT ²"),
+        ("x" * 2_000, "x" * 2_000),
+        ("x" * 10**6, "x" * 2_000 + "... (1000000 characters)"),
+    ],
+)
+def test_whatever_is_told_is_one_line_that_can_be_seen(text: str, told: str) -> None:
+    record = logging.makeLogRecord({"msg": "%s", "args": (text,)})
+    assert Formatter("%(message)s").format(record) == told

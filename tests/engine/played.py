@@ -213,7 +213,7 @@ class PlayedEngine:
                 self.stored[key] = placed["kline"].copy()
             self.marks |= {mark.symbol: mark for mark in saved.marks}
             self.stored_time = saved.exchange_time
-            self.apply(Persisted(SESSION, saved.batch))
+            self.apply(Persisted(SESSION, saved.batch, self.engine.saving.point.tables))
         return saved
 
     def restored(self) -> list[Restored]:

@@ -197,10 +197,9 @@ def run(folder: Path, plan: Plan) -> list[str]:
         wait_for("the tables", lambda: harm.saved_id(house.config, BUSY) >= 0, SETTLE_MAX_S)
         wait_for("the page", lambda: _page_is_live(house.config), LIVE_MAX_S)
         harm.watch_finals(house.config)
-        acts = defaultdict[str, int](int)
+        end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         for act in HOSTILE:
             acts[act(house, random.Random(plan.seed))] += 1
-        end = time.monotonic() + plan.seconds
         while time.monotonic() < end:
             acts[torment(house, source)] += 1
             house.wait(source.uniform(0.3, 2 * plan.every - 0.3))

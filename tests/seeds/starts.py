@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from shared.interval import INTERVAL_NAMES
 from shared.kline import CLOSED
+from shared.wire import Trades
 from tests.engine.played import (
     FIELDS,
     MINUTE,
@@ -51,7 +52,7 @@ def wrong_starts(seed: int, rows: int = 0) -> list[str]:
     live = [trade for trade in trades if trade.time >= seam]
     # What was traded between the seam and the first trade of the stream comes by REST.
     begin = sum(trade.time < now for trade in live)
-    fetched = batch(live[:begin], covered=[(0, live[begin].id - 1)])
+    fetched: Trades | None = batch(live[:begin], covered=[(0, live[begin].id - 1)])
     while begin < len(live):
         some = live[begin : begin + source.randint(1, 40)]
         begin += len(some)

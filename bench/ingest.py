@@ -24,13 +24,12 @@ import uvloop
 import zmq
 
 from harness.figures import spread
-from services.ingest import exact, frames, framing, recent
-from services.ingest.frames import FrameReader
-from services.ingest.framing import Frames, frames_of
+from services.ingest import decimals, decode, recent
+from services.ingest.decimals import Decimals
+from services.ingest.decode import FrameDecoder
 from services.ingest.outbox import Outbox
 from services.ingest.recent import Recent
-from services.ingest.symbols import Decimals
-from services.ingest.websocket import Websocket
+from services.ingest.websocket import Frames, Websocket, frames_of
 from services.simulator.frames import text_header
 from shared.wire import Trades
 
@@ -78,7 +77,7 @@ def steps(size: int) -> dict[str, dict[str, float]]:
     for run in range(RUNS + 1):
         clock = time.process_time_ns
         began = clock()
-        batches = [path.reader.read(read).trades for read in reads]
+        batches = [path.decoder.decode(read).trades for read in reads]
         read_at = clock()
         for batch in batches:
             assert batch is not None
@@ -96,9 +95,8 @@ def steps(size: int) -> dict[str, dict[str, float]]:
 
 
 def _warm_up() -> None:
-    exact.warm_up()
-    framing.warm_up()
-    frames.warm_up("aggTrade")
+    decimals.warm_up()
+    decode.warm_up("aggTrade")
     recent.warm_up()
 
 
@@ -110,10 +108,10 @@ class _Path:
         self._sink, push = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
         self._sink.bind("inproc://sink")
         push.connect("inproc://sink")
-        self.reader = FrameReader("aggTrade", Decimals(dict.fromkeys(NAMES, (2, 3))), lambda *_: None)
-        self.reader.expect(NAMES)
+        self.decoder = FrameDecoder("aggTrade", Decimals(dict.fromkeys(NAMES, (2, 3))), lambda *_: None)
+        self.decoder.expect(NAMES)
         self.memory, self._outbox = Recent(), Outbox(push)
-        self.memory.begins(NAMES)
+        self.memory.streams_began(NAMES)
 
     def push(self, batch: Trades) -> None:
         self._outbox.send(batch)
@@ -135,7 +133,7 @@ async def _once(certificate: Path | None, chunks: list[bytes], trades: int, bare
         reads += 1
         seen += len(messages.spans)
         if not bare:
-            batch = path.reader.read(messages).trades
+            batch = path.decoder.decode(messages).trades
             assert batch is not None
             path.memory.add(batch)
             path.push(batch)

@@ -1,7 +1,7 @@
-"""klagg's command line: start one room, look at the configuration, replay a recording, verify a history.
+"""klagg's command line: start one service, check the configuration, replay a recording, verify a history.
 
-Decides only what the words of a command mean. It is no room, so it may start rooms, each as `python -m services.<room>`
-would.
+Decides what a command and its arguments mean. It is no service, so that it may start all of them,
+each as `python -m services.<name>` would.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from shared.sockets import ipc
 if TYPE_CHECKING:
     from services.persist.store import Connection
 
-ROOMS = {
+SERVICES = {
     "ingest": "the exchange's trades, as events for the engine",
     "engine": "trades into klines; publishes them",
     "persist": "klines into the database",
@@ -39,7 +39,7 @@ ROOMS = {
 
 PROGRESS_S = 2.0
 DIFFERENCES_MAX = 20
-"""Minutes told of one symbol; all are counted."""
+"""Minutes printed of one symbol; all are counted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,10 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
                 return _replay(options)
             case "verify":
                 return _verify(load(), options)
-            case room:
-                # Ends the process itself, with the room's exit code.
-                runpy.run_module(f"services.{room}", run_name="__main__", alter_sys=True)
-                raise AssertionError(f"{room} came back")
+            case service:
+                # Ends this process with the exit code of the service.
+                runpy.run_module(f"services.{service}", run_name="__main__", alter_sys=True)
+                raise AssertionError(f"{service} returned")
     except ConfigError as error:
         print(f"klagg: configuration: {error}", file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    # Here, because a room that is started by its name needs none of it.
+    # Imported here, because a service that is started by its name does not need it.
     from services.replay import ReplayFailed, replay
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="klagg replay: %(message)s")
@@ -89,7 +89,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _verify(config: Config, options: argparse.Namespace) -> int:
     import psycopg
 
-    from shared.postgres import database_url, words_of
+    from shared.postgres import database_url, error_text
 
     if options.since is not None and not options.against_exchange:
         print("klagg verify: --since is for --against-exchange; the tables are verified as a whole", file=sys.stderr)
@@ -100,20 +100,20 @@ def _verify(config: Config, options: argparse.Namespace) -> int:
                 return asyncio.run(_compare(config, connection, options.symbols, options.since or 0))
             return _verify_tables(connection, options.symbols)
     except psycopg.Error as error:
-        print(f"klagg verify: {words_of(error, config.database.url)}", file=sys.stderr)
+        print(f"klagg verify: {error_text(error, config.database.url)}", file=sys.stderr)
         return 2
 
 
 def _verify_tables(connection: "Connection", symbols: list[str] | None) -> int:
     from services.persist.verify import UNKNOWABLE, verify
 
-    told = time.monotonic()
+    printed_at = time.monotonic()
 
-    def progress(name: str, done: int, number: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > PROGRESS_S:
-            told = time.monotonic()
-            print(f"klagg verify: {name}: {done} of {number} symbols", file=sys.stderr)
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal printed_at
+        if time.monotonic() - printed_at > PROGRESS_S:
+            printed_at = time.monotonic()
+            print(f"klagg verify: {name}: {done} of {total} symbols", file=sys.stderr)
 
     results = verify(connection, progress, symbols)
     for result in results:
@@ -132,57 +132,61 @@ def _verify_tables(connection: "Connection", symbols: list[str] | None) -> int:
 async def _compare(config: Config, connection: "Connection", symbols: list[str] | None, since: int) -> int:
     """Compare stored minutes with the exchange's own. Return the exit code."""
     from services.engine.comparison import Comparison
-    from services.ingest.binance import Malformed
-    from services.ingest.official import Minutes, Official, session
+    from services.ingest.binance.messages import Malformed
+    from services.ingest.kline_history import ExchangeMinutes, MinuteRange, http_session
     from services.ingest.rest import RestError
     from services.persist.minutes import closed_minutes, traded
 
     code = 0
-    async with session() as http:
-        official = Official(config, http)
-        for of in traded(connection):
-            if symbols is not None and of.symbol not in symbols:
+    async with http_session() as http:
+        exchange = ExchangeMinutes(config, http)
+        for known in traded(connection):
+            if symbols is not None and known.symbol not in symbols:
                 continue
-            comparison = Comparison(of.price_decimals, of.quantity_decimals)
+            comparison = Comparison(known.price_decimals, known.quantity_decimals)
             try:
-                for ours in closed_minutes(connection, of, since):
-                    minutes = Minutes(of.symbol, int(ours[0]["open_time"]), int(ours[-1]["open_time"]), *of[1:])
-                    comparison.take(ours, await official.rows(minutes))
+                for ours in closed_minutes(connection, known, since):
+                    minutes = MinuteRange(
+                        known.symbol, int(ours[0]["open_time"]), int(ours[-1]["open_time"]), *known[1:]
+                    )
+                    comparison.take(ours, await exchange.rows(minutes))
             except (RestError, Malformed) as error:
-                print(f"klagg verify: {of.symbol}: the exchange does not answer: {error}", file=sys.stderr)
+                print(f"klagg verify: {known.symbol}: the exchange does not answer: {error}", file=sys.stderr)
                 return 2
             counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(comparison.counts.items()))
-            print(f"{of.symbol:20} {'DIFFERS' if comparison.differences else 'ok':12} minutes: {counts or 'none'}")
+            print(f"{known.symbol:20} {'DIFFERS' if comparison.differences else 'ok':12} minutes: {counts or 'none'}")
             for open_time, fields in comparison.differences[:DIFFERENCES_MAX]:
-                words = ", ".join(f"{name} {ours} here, {theirs} there" for name, (ours, theirs) in fields.items())
-                print(f"    {of.symbol} 1m {utc(open_time)}: {words or 'the exchange has no such minute'}")
+                differences = ", ".join(
+                    f"{name} {ours} here, {theirs} there" for name, (ours, theirs) in fields.items()
+                )
+                print(f"    {known.symbol} 1m {utc(open_time)}: {differences or 'the exchange has no such minute'}")
             if comparison.differences:
                 code = 1
     return code
 
 
 def check(config: Config) -> int:
-    """Say what will listen where, and what would keep klagg from running. Return the exit code. Raises NotPrivate."""
-    ipc(config.run_path, "events")  # Of a long data_dir, the sockets' folder must be ours.
-    places = [("viz", "http://", config.viz.host, config.viz.port)]
+    """Print what will listen where, and what would keep klagg from running. Return the exit code. Raises NotPrivate."""
+    ipc(config.run_path, "events")  # If data_dir is long, the sockets are in a folder of /tmp, which must be private.
+    addresses = [("viz", "http://", config.viz.host, config.viz.port)]
     if config.exchange.name == "simulator":
-        places.append(("simulator", "http://", config.simulator.host, config.simulator.port))
+        addresses.append(("simulator", "http://", config.simulator.host, config.simulator.port))
     if not config.database.url and config.database.port:
-        places.append(("database", "", "127.0.0.1", config.database.port))
+        addresses.append(("database", "", "127.0.0.1", config.database.port))
     host, port = listener(config.engine.snapshots)
     if host:
-        places.append(("engine", "tcp://", host, port))
+        addresses.append(("engine", "tcp://", host, port))
     running = _running(config)
     code = 0
     with ExitStack() as probes:
-        # The probes stay until the end: two settings may name the same address.
-        for section, protocol, host, port in places:
+        # The probes stay open until the end: two settings may name the same address.
+        for section, protocol, host, port in addresses:
             reason = _why_not(host, port, probes)
-            place = at(host, port)
+            address = at(host, port)
             if reason and not running:
                 another = f"PORT={port + 1}" if section != "engine" else f"SNAPSHOTS=tcp://127.0.0.1:{port + 1}"
                 print(
-                    f"klagg: {section} cannot listen on {place}: {reason}. "
+                    f"klagg: {section} cannot listen on {address}: {reason}. "
                     f"To use another address: KLAGG_{section.upper()}_{another}",
                     file=sys.stderr,
                 )
@@ -190,15 +194,15 @@ def check(config: Config) -> int:
             else:
                 public = "" if is_loopback(host) else "  (other machines can reach it)"
                 taken = f"  ({reason}: klagg runs on this folder, process {running})" if reason else ""
-                print(f"{section:10} {protocol}{place}{public}{taken}")
+                print(f"{section:10} {protocol}{address}{public}{taken}")
     if not listener(config.engine.snapshots)[0]:
         print(f"{'engine':10} {config.engine.snapshots}")
-    # The tables of a klagg that runs on this folder are its own.
+    # A klagg that runs on this folder holds the tables.
     return code if running else max(code, _check_database(config))
 
 
 def _check_database(config: Config) -> int:
-    """Look at a database of one's own. One that is not there is told of, and no obstacle: persist waits for it."""
+    """Check the database of `database.url`. One that does not answer is no error: persist waits for it."""
     if not config.database.url:
         return 0
     from services.persist.tables import look
@@ -210,7 +214,7 @@ def _check_database(config: Config) -> int:
 
 
 def _running(config: Config) -> str:
-    """Return the process of a room that runs on this data_dir, by the lock that it holds; empty if there is none."""
+    """Return the pid of a service that runs on this data_dir, by its lock; empty if there is none."""
     for path in config.run_path.glob("*.lock"):
         try:
             with path.open() as file:
@@ -224,7 +228,7 @@ def _running(config: Config) -> str:
 
 
 def _why_not(host: str, port: int, probes: ExitStack) -> str:
-    """Return why nobody could listen there; empty if one can, and then the probe does until `probes` end."""
+    """Return why nothing can listen there; empty if it can, and then a probe does until `probes` end."""
     if host in dict(socket.if_nameindex()).values():
         return ""  # ZeroMQ takes the name of an interface as well.
     try:
@@ -232,7 +236,7 @@ def _why_not(host: str, port: int, probes: ExitStack) -> str:
             "0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         probe = probes.enter_context(socket.socket(family))
-        # As servers do it: the last connections of a server that has just ended do not count.
+        # As servers do: connections of a server that has just ended are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
         probe.listen()
@@ -248,8 +252,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings: klagg.toml, or KLAGG_<SECTION>_<KEY> in the environment. `make run` runs everything.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room, what in ROOMS.items():
-        commands.add_parser(room, help=f"run one process: {what}", description=f"Run one process: {what}.")
+    for service, what in SERVICES.items():
+        commands.add_parser(service, help=f"run one process: {what}", description=f"Run one process: {what}.")
     commands.add_parser(
         "check",
         help="say what will listen where, whether it can, and whether the database is fit",

@@ -1,7 +1,7 @@
-"""Tell the engine of every symbol that it does not know, with its history, a few at a time.
+"""Announce every symbol that the engine does not know, with its history, a few at a time.
 
-Decides how many are under way and how long the rest will take. Which symbol is next is decided by symbols.py, what is
-asked of the exchange by history.py. A crash here costs nothing: the engine says again what it knows.
+Decides how many are fetched at once and how long the rest will take. Which symbol is next is decided by symbols.py,
+what is asked of the exchange by kline_history.py. A crash here costs nothing: the engine says again what it knows.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from datetime import date, timedelta
 
 from msgspec.structs import replace
 
-from services.ingest.binance import Malformed
-from services.ingest.complaints import Complaints
-from services.ingest.governor import Governor
-from services.ingest.history import History
+from services.ingest.binance.messages import Malformed
+from services.ingest.kline_history import KlineHistory
+from services.ingest.rate_limit import WeightBudget
 from services.ingest.rest import RestError
 from services.ingest.symbols import Symbols
+from services.ingest.throttled_log import ThrottledLog
 from shared.interval import INTERVAL_NAMES
 from shared.wire import AddSymbol
 
 UNDER_WAY_MAX = 4
-"""Symbols whose history is fetched at once: enough to keep REST busy, and the first ones are soon there."""
+"""Symbols whose history is fetched at once: enough to keep REST busy, and few enough that the first are done soon."""
 RETRY_S = 10.0
 EPOCH = date(1970, 1, 1)
 
@@ -34,23 +34,23 @@ class Announcer:
     def __init__(
         self,
         symbols: Symbols,
-        history: History,
-        governor: Governor,
-        complaints: Complaints,
+        history: KlineHistory,
+        weight_budget: WeightBudget,
+        throttled_log: ThrottledLog,
         rows: int,
         symbol_weight: int,
         first_days: Mapping[str, date],
         rest_now: Callable[[], int],
         send: Callable[[AddSymbol], None],
     ) -> None:
-        """Announce with up to `rows` klines an interval, which weighs `symbol_weight` a symbol.
+        """Announce with up to `rows` klines an interval, which costs a weight of `symbol_weight` a symbol.
 
         `first_days`: where 3d klines count from, of symbols that have none yet.
         """
         self._symbols = symbols
         self._history = history
-        self._governor = governor
-        self._complaints = complaints
+        self._weight_budget = weight_budget
+        self._throttled_log = throttled_log
         self._rows = rows
         self._symbol_weight = symbol_weight
         self._first_days = first_days
@@ -61,7 +61,7 @@ class Announcer:
         self._began_with = 0
         self.counts: Counter[str] = Counter()
 
-    def go(self, tasks: asyncio.TaskGroup) -> None:
+    def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start as many announcements as may be under way; each one that ends starts the next."""
         if not self._under_way:
             self._began_at = time.monotonic()
@@ -77,7 +77,7 @@ class Announcer:
         try:
             event = await self._history.announcement(symbol, self._rows)
         except (RestError, Malformed) as error:
-            self._complaints.note("history not fetched", f"{symbol}: {error}")
+            self._throttled_log.warn("history not fetched", f"{symbol}: {error}")
             tasks.create_task(self._try_again(symbol, tasks))
         else:
             if self._symbols.announced(symbol):
@@ -87,29 +87,29 @@ class Announcer:
                     event = replace(event, grid_3d=(first_day - EPOCH) // timedelta(milliseconds=1))
                 self._send(event)
         self._under_way -= 1
-        self.go(tasks)
+        self.start(tasks)
 
     async def _try_again(self, symbol: str, tasks: asyncio.TaskGroup) -> None:
         await asyncio.sleep(RETRY_S)
         self._symbols.failed(symbol)
-        self.go(tasks)
+        self.start(tasks)
 
     def time_left_ms(self) -> int:
-        """Return how long the rest will take: by the weight it costs, or by how it went so far if that is longer."""
+        """Return how long the rest will take: by its weight, or by the pace so far if that is longer."""
         announced, to_announce = self._symbols.progress
         left = to_announce - announced
         if left <= 0:
             return 0
-        by_budget = self._governor.estimate_ms(left * self._symbol_weight, self._rest_now())
+        by_budget = self._weight_budget.estimate_ms(left * self._symbol_weight, self._rest_now())
         done = announced - self._began_with
         elapsed = time.monotonic() - self._began_at
         return max(by_budget, int(elapsed * 1000 / done * left) if done > 0 else 0)
 
-    def tell_progress(self) -> None:
+    def log_progress(self) -> None:
         announced, to_announce = self._symbols.progress
         log.info("history: %d of %d symbols, %d s left", announced, to_announce, round(self.time_left_ms() / 1000))
 
 
 def symbol_weight(kline_weight: int) -> int:
-    """Return what a symbol's history weighs."""
+    """Return the weight of a symbol's history."""
     return kline_weight * len(INTERVAL_NAMES)

@@ -1,11 +1,11 @@
-"""The room's loop: sockets, timers, and who is told what. No rule of the domain stands here.
+"""The process: sockets, timers and tasks, and nothing else. What is to be done is decided by ingest.py.
 
-asyncio on uvloop. Frames come in by a callback of the connection and leave as one message in the same turn; commands
-are drained from the engine's socket whenever its file descriptor says so; everything that waits is a task of one
-group, so that a mistake of ours ends the process instead of a task.
+asyncio on uvloop. Frames come by a callback of a connection, and their trades are sent before anything else is done.
+Commands are read from the engine's socket whenever its file descriptor is readable. Everything that waits is a task of
+one group, so that a bug of ours ends the process instead of a task.
 
-A crash at any step costs the trades until the next start, which the engine sees by their ids and asks for. Nothing is
-written, and the exchange keeps no state of ours but the weight that was spent.
+A crash at any step costs the trades until the next start, which the engine misses by their ids and asks for. Nothing is
+written but a ban, and the exchange keeps no state of ours but the weight that was spent.
 """
 
 import asyncio
@@ -13,82 +13,65 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine, Iterable
-from typing import Any, assert_never
+from collections.abc import Coroutine
+from typing import Any
 
 import aiohttp
 import uvloop
 import zmq
 
-from services.ingest import exact, frames, framing, klines, recent, scan
+from services.ingest import decimals, decode, klines, recent, websocket
 from services.ingest.announcer import Announcer, symbol_weight
-from services.ingest.ban import Ban
-from services.ingest.binance import (
-    TICKER_STREAM,
-    stream_name,
-    symbol_of,
-)
-from services.ingest.complaints import Complaints
+from services.ingest.binance import scan
+from services.ingest.binance.endpoints import TICKER_ROUTE, venue_of
+from services.ingest.binance.messages import TICKER_STREAM, stream_name
+from services.ingest.clock import ClockSync
 from services.ingest.connection import Connection
-from services.ingest.frames import FrameReader
-from services.ingest.framing import Frames
-from services.ingest.governor import Governor
-from services.ingest.hearing import Hearing
-from services.ingest.history import History
+from services.ingest.decode import FrameDecoder
+from services.ingest.ingest import NOTHING, Actions, Fetch, Ingest
+from services.ingest.kline_history import KlineHistory
 from services.ingest.metadata import Metadata
 from services.ingest.outbox import Outbox
 from services.ingest.proxy import proxy_of
+from services.ingest.rate_limit import Ban, WeightBudget
 from services.ingest.recent import Recent
 from services.ingest.rest import IN_FLIGHT_MAX, TIMEOUT_S, Rest
 from services.ingest.symbols import Symbols
-from services.ingest.timekeeper import Timekeeper
-from services.ingest.venue import TICKER_ROUTE, venue_of
+from services.ingest.throttled_log import ThrottledLog
+from services.ingest.trade_fetch import TradeFetch
+from services.ingest.websocket import Frames
 from shared.config import Config
 from shared.interval import INTERVAL_NAMES
 from shared.kline import TRADE
-from shared.process import spare_garbage_collection, take_short_turns, take_small_pages
-from shared.sockets import connect, ipc, lock_room
-from shared.wire import (
-    Command,
-    FeedState,
-    FetchKlines,
-    FetchTrades,
-    Listed,
-    Prefer,
-    RemoveSymbol,
-    Subscribe,
-    Unsubscribe,
-    WireError,
-    decode_command,
-)
+from shared.sockets import connect, ipc, lock_service
+from shared.tuning import disable_huge_pages, freeze_objects, request_short_slices
+from shared.wire import FetchTrades, WireError, decode_command
 
 HEARTBEAT_S = 0.5
-UNHEARD_AFTER = 3
-"""Silences of a connection that a single stream may be silent for while its symbol trades."""
 COUNTERS_EVERY, PROGRESS_EVERY = 120, 10
 """Heartbeats."""
-MEET_S = 1.0
-"""How long REST may take at start before the websockets go ahead with what the engine knows."""
-CLOCK_LOOK_S = 0.01
-"""How often it is looked at start whether the exchange's time is known."""
+READY_WAIT_S = 1.0
+"""How long the websockets wait at start for REST; then they go ahead with the symbols that the engine knows."""
+CLOCK_POLL_S = 0.01
+"""How often it is checked at start whether the exchange's time is known."""
 OPEN_WAIT_S = 5.0
-"""How long the first word to the engine waits for the connections; they go on trying behind it."""
+"""How long commands of the engine wait at start for the connections, which keep trying after that."""
 
 log = logging.getLogger(__name__)
 
 
 def main(config: Config) -> int:
-    take_short_turns()  # Before there are threads.
-    take_small_pages()
-    lock = lock_room(config.run_path, "ingest")
+    request_short_slices()  # Before there are threads.
+    disable_huge_pages()
+    lock = lock_service(config.run_path, "ingest")
     try:
-        exact.warm_up()
+        decimals.warm_up()
         klines.warm_up()
-        framing.warm_up()
-        frames.warm_up(config.exchange.stream)
+        websocket.warm_up()
+        decode.warm_up(config.exchange.stream)
         recent.warm_up()
         scan.warm_up()
-        spare_garbage_collection()
+        freeze_objects()
         return uvloop.run(_run(config))
     finally:
         lock.close()
@@ -98,12 +81,12 @@ async def _run(config: Config) -> int:
     """Serve until a signal; return the exit code."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    for stop_signal in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(stop_signal, ended.set)
     failures: list[dict[str, Any]] = []
 
     def fail(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # An exception in a callback is ours: without this, the loop would log it and go on.
+        # An exception in a callback is a bug of ours: without this, asyncio would log it and go on.
         failures.append(context)
         log.critical("%s", context.get("message"), exc_info=context.get("exception"))
         ended.set()
@@ -114,7 +97,7 @@ async def _run(config: Config) -> int:
     connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
     try:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            work = loop.create_task(Ingest(config, context, session).run())
+            work = loop.create_task(Loop(config, context, session).run())
             stop = loop.create_task(ended.wait())
             await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
@@ -127,93 +110,108 @@ async def _run(config: Config) -> int:
     return 1 if failures else 0
 
 
-class Ingest:
+class Loop:
     def __init__(
         self, config: Config, context: "zmq.Context[zmq.Socket[bytes]]", session: aiohttp.ClientSession
     ) -> None:
-        self._settings = config.exchange
-        self._session = time.monotonic_ns()
-        self._time = Timekeeper(self._settings.clock_speed)
-        self._clock = self._time.clock
-        self._complaints = Complaints()
+        settings = config.exchange
+        self._clock_sync = ClockSync(settings.clock_speed)
+        self._clock = self._clock_sync.clock
+        self._throttled_log = ThrottledLog()
         self._trades = 0
-        self._push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
-        # At once, or the engine answers our first word before it has whom to answer.
+        push = connect(context, zmq.PUSH, ipc(config.run_path, "events"))
+        # Connected from the start: the engine may answer the first event at once.
         self._pull = connect(context, zmq.PULL, ipc(config.run_path, "commands"))
-        self._outbox = Outbox(self._push)
-        self._recent = Recent()
+        self._outbox = Outbox(push)
+        recent = Recent()
 
-        self._venue = venue_of(config)
-        self._ban = Ban(config.data_path / "ban", self._venue.rest)
-        self._governor = Governor(self._venue.weight_limit, self._settings.weight_share)
-        through = proxy_of(self._venue.rest)
-        if through:
+        venue = venue_of(config)
+        self._ban = Ban(config.data_path / "ban", venue.rest)
+        self._weight_budget = WeightBudget(venue.weight_limit, settings.weight_share)
+        proxy_url = proxy_of(venue.rest)
+        if proxy_url:
             log.info("the exchange is reached through the proxy that the environment names")
-        self._rest = Rest(session, self._venue, self._governor, self._rest_now, self._banned, through)
-        self._symbols = Symbols(self._settings.symbols, self._settings.symbols_max)
-        self._reader = FrameReader(self._settings.stream, self._symbols.decimals, self._complaints.refuse)
-        self._history = History(
+        self._rest = Rest(session, venue, self._weight_budget, self._rest_now, self._banned, proxy_url)
+        self._symbols = Symbols(settings.symbols, settings.symbols_max)
+        decimals = self._symbols.decimals
+        self._decoder = FrameDecoder(settings.stream, decimals, self._throttled_log.refuse)
+        self._kline_history = KlineHistory(
             self._rest,
-            self._venue,
-            self._settings.stream,
-            self._symbols,
+            venue,
+            settings.stream,
+            decimals,
             self._clock.now,
-            self._complaints,
-            self._recent,
-            self._delivers,
+            self._throttled_log,
             self._outbox.send,
         )
-        rows = self._settings.backfill_rows
+        self._trade_fetch = TradeFetch(
+            self._rest,
+            venue,
+            settings.stream,
+            decimals,
+            self._clock.now,
+            self._throttled_log,
+            recent,
+            self._wait_delivered,
+            self._outbox.send,
+        )
+        self._ingest = Ingest(
+            settings,
+            time.monotonic_ns(),
+            self._symbols,
+            recent,
+            self._clock_sync,
+            self._decoder,
+            self._throttled_log.refuse,
+            self._trade_fetch.is_under_way,
+        )
+        rows = settings.backfill_rows
         self._announcer = Announcer(
             self._symbols,
-            self._history,
-            self._governor,
-            self._complaints,
+            self._kline_history,
+            self._weight_budget,
+            self._throttled_log,
             rows,
-            symbol_weight(self._venue.klines("", INTERVAL_NAMES[0], rows + 1).weight),
-            self._settings.first_days,
+            symbol_weight(venue.klines("", INTERVAL_NAMES[0], rows + 1).weight),
+            settings.first_days,
             self._rest_now,
             self._outbox.send,
         )
         self._metadata = Metadata(
             self._rest,
-            self._venue,
-            self._governor,
-            self._time,
+            venue,
+            self._weight_budget,
+            self._clock_sync,
             self._symbols,
-            self._complaints,
-            self._settings.symbols_refresh_ms,
-            self._remove,
-            self._listed,
+            self._throttled_log,
+            settings.symbols_refresh_ms,
+            lambda symbol: self._outbox.send(self._ingest.removed(symbol, time.monotonic_ns())),
+            lambda: self._act(self._ingest.symbols_read()),
         )
         self._connections = {
             route: Connection(
                 route,
                 url,
-                self._settings.silence_ms,
-                self._settings.connection_max_ms,
+                settings.silence_ms,
+                settings.connection_max_ms,
                 route == TICKER_ROUTE,
                 self._received,
                 self._connection_changed,
                 proxy_of(url),
             )
-            for route, url in self._venue.routes(self._settings.stream).items()
+            for route, url in venue.routes(settings.stream).items()
         }
-        self._trade_connection = self._connections[self._venue.route(f"@{self._settings.stream}")]
-        self._hearing = Hearing(UNHEARD_AFTER * self._settings.silence_ms)
-        self._connected = False
-        self._engine = 0
-        """The session of the engine that spoke last."""
-        self._since = 0
+        self._kind = settings.stream
+        self._trade_connection = self._connections[venue.route(f"@{settings.stream}")]
         self._all_open = asyncio.Event()
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
-            self._recall_ban()
+            self._obey_ban()
             self._start(self._metadata.run())
-            await self._meet()
+            await self._wait_ready()
             self._connections[TICKER_ROUTE].subscribe([TICKER_STREAM])
             for connection in self._connections.values():
                 self._start(connection.run())
@@ -224,130 +222,78 @@ class Ingest:
             if not self._clock.known:
                 log.warning("no time yet: the exchange's answers, its events and this machine's clock do not agree")
             while not self._clock.known:
-                await asyncio.sleep(CLOCK_LOOK_S)
-            self._since = self._clock.now(time.monotonic_ns())
-            self._open_commands()
+                await asyncio.sleep(CLOCK_POLL_S)
+            self._ingest.start(time.monotonic_ns())
+            # Commands are read from here on: answers to them carry the exchange's time.
+            asyncio.get_running_loop().add_reader(self._pull, self._read_commands)
+            self._read_commands()
             try:
-                await self._beat()
+                await self._heartbeat()
             finally:
-                # Nobody may start anything in a group that ends.
+                # A group that ends takes no new tasks.
                 asyncio.get_running_loop().remove_reader(self._pull)
-                self._tell_counters()
+                self._log_counters()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.create_task(work)
 
-    def _recall_ban(self) -> None:
+    def _obey_ban(self) -> None:
         banned_ms = self._ban.until - self._rest_now()
         if banned_ms > 0:
             log.warning("the exchange has banned this address: waiting for %.0f s", banned_ms / 1000)
-            self._governor.stop(self._rest_now() + banned_ms, self._rest_now())
+            self._weight_budget.stop(self._rest_now() + banned_ms, self._rest_now())
 
-    async def _meet(self) -> None:
-        """Wait until REST has said what there is, but not for long: what the engine knows can be had without."""
+    async def _wait_ready(self) -> None:
+        """Wait for the first answers of REST, but not for long: the symbols that the engine knows need none."""
         try:
-            await asyncio.wait_for(self._metadata.met.wait(), 0 if self._governor.stopped_until else MEET_S)
+            wait_s = 0 if self._weight_budget.stopped_until else READY_WAIT_S
+            await asyncio.wait_for(self._metadata.ready.wait(), wait_s)
         except TimeoutError:
             log.warning("REST has not answered: the websockets go ahead with what the engine knows")
 
     def _rest_now(self) -> int:
-        if self._time.measured:
-            return self._time.rest_now(time.monotonic_ns())
+        if self._clock_sync.measured:
+            return self._clock_sync.rest_now(time.monotonic_ns())
         return time.time_ns() // 1_000_000
 
     def _banned(self, wait_ms: int) -> None:
         self._ban.extend(time.time_ns() // 1_000_000 + wait_ms)
-        self._note_ban()
+        self._save_ban()
 
-    def _note_ban(self) -> None:
+    def _save_ban(self) -> None:
         try:
-            self._ban.note(time.time_ns() // 1_000_000)
+            self._ban.save(time.time_ns() // 1_000_000)
         except OSError as error:
-            self._complaints.note("ban not written", f"it is kept in memory, and a restart would forget it: {error}")
-
-    def _listed(self) -> None:
-        self._announcer.go(self._tasks)
-        self._outbox.send(Listed(self._symbols.names))
-
-    def _remove(self, symbol: str) -> None:
-        self._outbox.send(RemoveSymbol(symbol, self._clock.now(time.monotonic_ns())))
+            self._throttled_log.warn("ban not written", f"it is kept in memory, and a restart would forget it: {error}")
 
     def _received(self, connection: Connection, frames: Frames) -> None:
         """Take frames that arrived together."""
-        read = self._reader.read(frames)
-        if read.trades is not None:
-            self._trades += len(read.trades.rows) // TRADE.itemsize
-            self._outbox.send(read.trades)
-            self._recent.add(read.trades)
-        for reply in read.replies:
-            self._recent.begins(self._symbols_of(connection.replied(reply)))
-        if read.shutdown:
+        decoded = self._decoder.decode(frames)
+        if decoded.trades is not None:
+            self._trades += len(decoded.trades.rows) // TRADE.itemsize
+            self._outbox.send(decoded.trades)
+        begun = [stream for reply in decoded.replies for stream in connection.take_reply(reply)]
+        if decoded.shutdown:
             connection.renew("the exchange is going to close this one")
-        moved = self._time.move_to(read.event_time, time.monotonic_ns())
-        if read.event_time:
-            self._time.hear(read.event_time, time.monotonic_ns(), time.time_ns() // 1_000_000)
-        if read.tickers:
-            self._hear(read.tickers, time.monotonic_ns() // 1_000_000)
-            if self._time.is_off(read.ticker_time, time.monotonic_ns()):
-                self._metadata.measure()
-            if moved:
-                self._tell_state()
+        now_ns, machine_ms = time.monotonic_ns(), time.time_ns() // 1_000_000
+        self._act(self._ingest.take_frames(decoded, begun, self._delivered, now_ns, machine_ms))
 
-    def _hear(self, prices: dict[str, str], now_ms: int) -> None:
-        """Take what the ticker says: of symbols that we do not know, and of those that we should have heard."""
-        if self._symbols.worth_a_look(prices, now_ms):
-            self._metadata.look()
-        delivered = self._symbols_of(self._trade_connection.delivered)
-        unheard = self._hearing.unheard(prices, {symbol: self._recent.heard(symbol) for symbol in delivered}, now_ms)
-        if unheard:
-            self._complaints.counts["streams unheard"] += len(unheard)
-            self._trade_connection.renew(f"silent though they trade: {' '.join(unheard[:5])}")
+    def _delivered(self) -> set[str]:
+        return self._trade_connection.delivered
 
-    def _symbols_of(self, streams: Iterable[str]) -> list[str]:
-        symbols = (symbol_of(stream, self._settings.stream) for stream in streams)
-        return [symbol for symbol in symbols if symbol is not None]
+    async def _wait_delivered(self, symbol: str) -> None:
+        """Wait until a symbol's stream has begun: what is traded before that must be in an answer of REST."""
+        await self._trade_connection.wait_delivered(stream_name(symbol, self._kind))
 
     def _connection_changed(self) -> None:
         connected = all(connection.connected for connection in self._connections.values())
-        if not self._trade_connection.connected:
-            self._recent.breaks()
-        if connected != self._connected:
-            self._connected = connected
-            self._since = self._clock.now(time.monotonic_ns())
-            if connected and self._all_open.is_set():
-                # Who knows what happened to the exchange meanwhile, to its clock and to its symbols.
-                self._metadata.measure()
-                self._metadata.look()
-            if connected:
-                self._all_open.set()
-            self._tell_state()
+        actions = self._ingest.connections_changed(connected, self._trade_connection.connected, time.monotonic_ns())
+        if connected:
+            self._all_open.set()
+        self._act(actions)
 
-    def _tell_state(self) -> None:
-        if not self._clock.known:
-            return
-        now = time.monotonic_ns()
-        announced, to_announce = self._symbols.progress
-        self._outbox.send(
-            FeedState(
-                self._session,
-                self._connected,
-                self._since,
-                self._clock.now(now),
-                now,
-                announced,
-                to_announce,
-                self._announcer.time_left_ms(),
-                self._engine,
-            )
-        )
-
-    def _open_commands(self) -> None:
-        # Not before there is a time: answers carry it.
-        asyncio.get_running_loop().add_reader(self._pull, self._drain)
-        self._drain()
-
-    def _drain(self) -> None:
-        # The descriptor is edge-triggered: whatever is left now would wait for the next message.
+    def _read_commands(self) -> None:
+        # The descriptor is edge-triggered: a command that is left would wait until the next one comes.
         while True:
             try:
                 message = self._pull.recv(zmq.NOBLOCK)
@@ -356,76 +302,73 @@ class Ingest:
             try:
                 command = decode_command(message)
             except WireError as error:
-                self._complaints.refuse("command", str(error).encode())
+                self._throttled_log.refuse("command", str(error).encode())
                 continue
-            self._obey(command)
+            self._act(self._ingest.take_command(command, time.monotonic_ns()))
 
-    def _obey(self, command: Command) -> None:
-        match command:
-            case Subscribe():
-                self._subscribe(command)
-            case Unsubscribe():
-                for stream in command.streams:
-                    symbol = symbol_of(stream, self._settings.stream)
-                    if symbol is not None:
-                        self._symbols.engine_unsubscribed(symbol)
-                        self._recent.breaks(symbol)
-                    self._trade_connection.unsubscribe([stream])
-            case FetchTrades() | FetchKlines():
-                self._history.answer(command, self._tasks)
-            case Prefer():
-                self._symbols.prefer(command.symbols)
-            case _:
-                assert_never(command)
+    def _act(self, actions: Actions) -> None:
+        """Do what is to be done, in the order that `Actions` has."""
+        if actions is NOTHING:
+            return
+        if actions.unsubscribe:
+            self._trade_connection.unsubscribe(actions.unsubscribe)
+        if actions.subscribe:
+            self._trade_connection.subscribe(actions.subscribe)
+        if actions.fetch is not None:
+            self._fetch(actions.fetch)
+        if actions.announce:
+            self._announcer.start(self._tasks)
+        for event in actions.events:
+            self._outbox.send(event)
+        if actions.state:
+            self._send_state()
+        for part in actions.last_trades:
+            self._outbox.send(part)
+        if actions.renew:
+            self._trade_connection.renew(actions.renew)
+        if actions.refresh_symbols:
+            self._metadata.refresh_symbols()
+        if actions.measure_clock:
+            self._metadata.measure_clock()
 
-    def _subscribe(self, command: Subscribe) -> None:
-        symbols = self._symbols_of(command.streams)
-        if command.complete:
-            log.info("the engine knows %d symbols", len(symbols))
-            self._engine = command.engine
-            refused = self._symbols.engine_knows(symbols)
-        else:
-            refused = [symbol for symbol in symbols if not self._symbols.engine_subscribed(symbol)]
-        for symbol in refused:
-            self._remove(symbol)
-        symbols = [symbol for symbol in symbols if symbol in self._symbols.known]
-        self._reader.expect(symbols)
-        self._trade_connection.subscribe(stream_name(symbol, self._settings.stream) for symbol in symbols)
-        if command.complete:
-            if self._symbols.left_out:
-                log.warning("%d symbols are beyond symbols_max and left out", self._symbols.left_out)
-            self._announcer.go(self._tasks)
-            self._outbox.send(Listed(self._symbols.names))
-            self._tell_state()
-            # What was sent before this engine came is lost. A symbol that trades seldom would not show it for long.
-            for part in self._recent.newest():
-                self._outbox.send(part)
+    def _fetch(self, ask: Fetch) -> None:
+        work = self._trade_fetch.fetch(ask) if isinstance(ask, FetchTrades) else self._kline_history.fetch(ask)
+        self._tasks.create_task(work).add_done_callback(lambda _: self._ingest.fetched(ask))
 
-    async def _delivers(self, symbol: str) -> None:
-        """Wait until a symbol's stream has begun: what is traded before it does must be in an answer of REST."""
-        await self._trade_connection.delivers(stream_name(symbol, self._settings.stream))
+    def _send_state(self) -> None:
+        state = self._ingest.state(self._announcer.time_left_ms(), time.monotonic_ns())
+        if state is not None:
+            self._outbox.send(state)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         beats = 0
         was_busy = False
         while True:
             self._outbox.retry()
-            self._note_ban()
-            self._drain()
-            self._tell_state()
+            self._save_ban()
+            self._read_commands()
+            self._send_state()
             await asyncio.sleep(HEARTBEAT_S)
             beats += 1
             announced, to_announce = self._symbols.progress
             busy = announced < to_announce
             if (busy and beats % PROGRESS_EVERY == 0) or (was_busy and not busy):
-                self._announcer.tell_progress()
+                self._announcer.log_progress()
             was_busy = busy
             if beats % COUNTERS_EVERY == 0:
-                self._tell_counters()
+                self._log_counters()
 
-    def _tell_counters(self) -> None:
+    def _log_counters(self) -> None:
         counts = Counter({"trades": self._trades})
-        for part in (self._reader, self._announcer, self._rest, self._outbox, self._time, self._complaints):
+        for part in (
+            self._decoder,
+            self._ingest,
+            self._announcer,
+            self._rest,
+            self._outbox,
+            self._clock_sync,
+            self._throttled_log,
+        ):
             counts.update(part.counts)
         for connection in self._connections.values():
             counts.update({f"{connection.route} {name}": count for name, count in connection.counts.items()})
@@ -433,7 +376,7 @@ class Ingest:
         log.info(
             "%d streams, weight %d of %d this minute; since start: %s",
             streams,
-            self._governor.used(self._rest_now()),
-            self._governor.budget,
+            self._weight_budget.used(self._rest_now()),
+            self._weight_budget.per_minute,
             ", ".join(f"{name} {count}" for name, count in sorted(counts.items())),
         )

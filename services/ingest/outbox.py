@@ -1,7 +1,7 @@
-"""What goes to the engine, and what happens to it while the engine does not take it.
+"""Events to the engine, and what happens to them while the engine does not take any.
 
-Batches of trades are dropped and counted: their ids make them recoverable. Everything else is kept, in order, and
-tried again; a state is outdated by the next one. Sends never wait.
+Batches of trades are dropped and counted: their ids make them recoverable. A `FeedState` is dropped too, because the
+next one replaces it. All other events are kept, in order, and sent again. No send waits.
 """
 
 import logging
@@ -14,7 +14,7 @@ from shared.sockets import send
 from shared.wire import AppEvent, FeedState, Trades, encode
 
 KEPT_MAX = 2_000
-"""Announcements of all symbols, some 200 KB each, and as many others; an engine that comes back asks for all anew."""
+"""Announcements of all symbols, some 200 KB each, and as many others; an engine that comes back asks for all again."""
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from services.ingest.binance import STREAMS_MAX
+from services.ingest.binance.messages import STREAMS_MAX
 from services.ingest.connection import Connection, backoff_max_s, failures_after
-from services.ingest.frames import FrameReader
-from services.ingest.framing import Frames
-from services.ingest.symbols import Decimals
-from services.ingest.websocket import Websocket
+from services.ingest.decimals import Decimals
+from services.ingest.decode import FrameDecoder
+from services.ingest.websocket import Frames, Websocket
 from tests.ingest.played import START, Exchange, Fill, agg_frame
 
 
@@ -25,28 +24,28 @@ class Client:
     """A connection and what it brought."""
 
     def __init__(
-        self, url: str, silence_ms: int = 15_000, steady: bool = True, life_ms: int = 86_400_000, through: str = ""
+        self, url: str, silence_ms: int = 15_000, steady: bool = True, age_max_ms: int = 86_400_000, proxy_url: str = ""
     ) -> None:
         self.reads: list[list[bytes]] = []
         self.changes: list[bool] = []
         self.begun: list[str] = []
-        self._reader = FrameReader("aggTrade", Decimals({"BTCUSDT": (2, 3)}), lambda *_: None)
+        self._decoder = FrameDecoder("aggTrade", Decimals({"BTCUSDT": (2, 3)}), lambda *_: None)
         self.connection = Connection(
             "market",
             url,
             silence_ms,
-            life_ms,
+            age_max_ms,
             steady,
             self._received,
             lambda: self.changes.append(self.connection.connected),
-            through,
+            proxy_url,
         )
 
     def _received(self, connection: Connection, frames: Frames) -> None:
         assert connection is self.connection
         self.reads.append(frames.messages())
-        for reply in self._reader.read(frames).replies:
-            self.begun += connection.replied(reply)
+        for reply in self._decoder.decode(frames).replies:
+            self.begun += connection.take_reply(reply)
 
     @property
     def frames(self) -> list[bytes]:
@@ -206,7 +205,7 @@ def test_an_old_websocket_goes_when_its_successor_delivers(monkeypatch: pytest.M
     monkeypatch.setattr("services.ingest.connection.OVERLAP_S", 0.5)
     with Exchange() as exchange:
         exchange.reply_after_s = 0.2
-        client = Client(url(exchange), life_ms=1_000)
+        client = Client(url(exchange), age_max_ms=1_000)
         client.connection.subscribe(["a@aggTrade", "b@aggTrade"])
 
         async def story(client: Client) -> None:

@@ -14,10 +14,10 @@ import pytest
 import uvloop
 
 from harness.processes import Room, free_port, wait_for, write_config
-from services.ingest.governor import Governor
+from services.ingest.binance.endpoints import venue_of
 from services.ingest.proxy import proxy_of
+from services.ingest.rate_limit import WeightBudget
 from services.ingest.rest import Priority, Rest, RestError
-from services.ingest.venue import venue_of
 from shared.config import Config, SimulatorConfig
 from shared.process import Unavailable
 from shared.wire import AddSymbol, Subscribe
@@ -185,7 +185,7 @@ def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange
 def test_a_secure_websocket_goes_through_a_proxy_that_wants_a_password(secure: Exchange) -> None:
     with Proxy("me:se cret") as proxy:
         url = f"wss://{NAME}:{secure.port}/market/stream"
-        client = Client(url, through=f"http://me:se%20cret@127.0.0.1:{proxy.port}")
+        client = Client(url, proxy_url=f"http://me:se%20cret@127.0.0.1:{proxy.port}")
         client.connection.subscribe(["btcusdt@aggTrade"])
         frame = agg_frame("BTCUSDT", Fill(1, START))
 
@@ -196,7 +196,7 @@ def test_a_secure_websocket_goes_through_a_proxy_that_wants_a_password(secure: E
 
         client.play(story)
         assert proxy.asked == [f"CONNECT {NAME}:{secure.port} HTTP/1.1"]
-        stranger = Client(url, through=f"http://127.0.0.1:{proxy.port}")
+        stranger = Client(url, proxy_url=f"http://127.0.0.1:{proxy.port}")
 
         async def refused(client: Client) -> None:
             await client.until(lambda: client.connection.counts["lost"] >= 2)
@@ -212,7 +212,7 @@ def test_rest_goes_through_a_proxy_and_its_refusal_is_an_error(proxy: Proxy, sec
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
             rest = Rest(
-                session, venue, Governor(2400, 1.0), lambda: START, lambda _: None, f"http://127.0.0.1:{proxy.port}"
+                session, venue, WeightBudget(2400, 1.0), lambda: START, lambda _: None, f"http://127.0.0.1:{proxy.port}"
             )
             proxy.refuses = True
             with pytest.raises(RestError):

@@ -39,7 +39,7 @@ def test_what_it_answers_is_what_came_and_the_rest_is_asked_for(
     batches: list[list[tuple[str, int]]], first: int, length: int
 ) -> None:
     recent = Recent(rows_max=16)
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     came = []
     for each in batches:
         recent.add(batch(*each))
@@ -59,14 +59,14 @@ def test_what_it_answers_is_what_came_and_the_rest_is_asked_for(
 
 def test_the_newest_of_every_symbol_is_known_while_it_is_remembered() -> None:
     recent = Recent(rows_max=4)
-    assert recent.newest() == []
+    assert recent.last_trades() == []
     recent.add(batch(("AUSDT", 1), ("AUSDT", 2), ("BUSDT", 7)))
-    (part,) = recent.newest()
+    (part,) = recent.last_trades()
     names = [instrument.symbol for instrument in instruments_of(part)]
     assert {(names[row["symbol"]], row["id"]) for row in trade_rows(part.rows)} == {("AUSDT", 2), ("BUSDT", 7)}
     assert part.covered == []
     recent.add(batch(*(("BUSDT", number) for number in range(8, 12)), decimals=4))
-    (part,) = recent.newest()
+    (part,) = recent.last_trades()
     assert [(each.symbol, each.price_decimals) for each in instruments_of(part)] == [("BUSDT", 4)]
     assert ids([part]) == [11]
 
@@ -82,7 +82,7 @@ def test_what_came_in_order_is_known_as_far_back_as_memory_goes(count: int, firs
 
 def test_it_knows_that_nothing_is_newer_unless_a_connection_was_lost() -> None:
     recent = Recent()
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     recent.add(batch(("AUSDT", 8), ("BUSDT", 5), ("AUSDT", 9)))
     answer = recent.answer(FetchTrades("AUSDT", 8, -1))
     assert (ids(answer.parts), answer.rest) == ([8, 9], [])
@@ -92,24 +92,24 @@ def test_it_knows_that_nothing_is_newer_unless_a_connection_was_lost() -> None:
     assert recent.answer(FetchTrades("AUSDT", 6, -1)).rest == [FetchTrades("AUSDT", 6, 7)]
     # Whoever asks for more than the next one knows of trades that never came here.
     assert recent.answer(FetchTrades("AUSDT", 12, -1)).rest == [FetchTrades("AUSDT", 12, -1)]
-    recent.breaks()
+    recent.streams_ended()
     assert recent.answer(FetchTrades("AUSDT", 8, -1)).rest == [FetchTrades("AUSDT", 8, -1)]
     # A trade that comes before the exchange has acknowledged the stream says nothing of those before it.
     recent.add(batch(("AUSDT", 12)))
     assert recent.answer(FetchTrades("AUSDT", 9, -1)).rest == [FetchTrades("AUSDT", 9, -1)]
-    recent.begins(["AUSDT"])
+    recent.streams_began(["AUSDT"])
     assert recent.answer(FetchTrades("AUSDT", 9, -1)).rest == [FetchTrades("AUSDT", 9, -1)]
     recent.add(batch(("AUSDT", 13)))
     answer = recent.answer(FetchTrades("AUSDT", 9, -1))
     assert (ids(answer.parts), answer.rest) == ([9, 12, 13], [FetchTrades("AUSDT", 10, 11)])
-    recent.breaks("AUSDT")
+    recent.streams_ended("AUSDT")
     recent.add(batch(("AUSDT", 14)))
     assert recent.answer(FetchTrades("AUSDT", 14, -1)).rest == [FetchTrades("AUSDT", 14, -1)]
 
 
 def test_two_connections_at_once_make_no_order_and_nothing_is_missed() -> None:
     recent = Recent()
-    recent.begins(["AUSDT"])
+    recent.streams_began(["AUSDT"])
     for number in (8, 9, 10, 12, 9, 10, 11, 8, 9):
         recent.add(batch(("AUSDT", number)))
     answer = recent.answer(FetchTrades("AUSDT", 10, -1))
@@ -142,7 +142,7 @@ def test_trades_keep_the_decimals_they_came_with() -> None:
 
 def test_ids_that_begin_anew_are_another_sequence() -> None:
     recent = Recent()
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     for number in range(1_000, 1_100):
         recent.add(batch(("AUSDT", number), ("BUSDT", number), time=number))
     for number in range(1, 4):
@@ -152,11 +152,11 @@ def test_ids_that_begin_anew_are_another_sequence() -> None:
     # Of the former one nothing is known any more, and whoever asks for newer ids is not told that there are none.
     assert recent.answer(FetchTrades("AUSDT", 1_050, 1_060)) == ([], [FetchTrades("AUSDT", 1_050, 1_060)])
     assert recent.answer(FetchTrades("AUSDT", 1_050, -1)) == ([], [FetchTrades("AUSDT", 1_050, -1)])
-    assert ids(recent.newest()) == [3, 1_099]
+    assert ids(recent.last_trades()) == [3, 1_099]
     # The others are as they were.
     assert ids(recent.answer(FetchTrades("BUSDT", 1_098, -1)).parts) == [1_098, 1_099]
     # Where a connection was lost, nothing newer is vouched for.
-    recent.breaks("BUSDT")
+    recent.streams_ended("BUSDT")
     recent.add(batch(("BUSDT", 1), time=6_000))
     assert recent.answer(FetchTrades("BUSDT", 1, -1)).rest == [FetchTrades("BUSDT", 1, -1)]
     assert ids(recent.answer(FetchTrades("BUSDT", 1, 1)).parts) == [1]
@@ -164,7 +164,7 @@ def test_ids_that_begin_anew_are_another_sequence() -> None:
 
 def test_a_single_id_that_is_absurd_is_forgotten_with_the_next() -> None:
     recent = Recent()
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     recent.add(batch(("AUSDT", 7), time=7))
     recent.add(batch(("AUSDT", 2**60), time=8))
     for number in (8, 9):
@@ -175,7 +175,7 @@ def test_a_single_id_that_is_absurd_is_forgotten_with_the_next() -> None:
 
 def test_what_is_out_of_order_is_the_same_sequence() -> None:
     recent = Recent()
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     for number in (10, 11, 14, 12, 13, 10, 15):
         recent.add(batch(("AUSDT", number), time=number // 2))
     assert ids(recent.answer(FetchTrades("AUSDT", 10, -1)).parts) == [10, 11, 12, 13, 14, 15]
@@ -183,7 +183,7 @@ def test_what_is_out_of_order_is_the_same_sequence() -> None:
 
 def test_an_id_that_the_stream_lost_is_not_covered_by_those_around_it() -> None:
     recent = Recent()
-    recent.begins(NAMES)
+    recent.streams_began(NAMES)
     recent.add(batch(*(("AUSDT", number) for number in (5, 6, 9, 10, 12))))
     for ask in (FetchTrades("AUSDT", 5, -1), FetchTrades("AUSDT", 5, 12)):
         answer = recent.answer(ask)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from harness.processes import RECORDINGS
-from services.ingest.binance import read_klines
-from services.ingest.frames import FrameReader
-from services.ingest.framing import frames_of
+from services.ingest.binance.messages import read_klines
+from services.ingest.binance.scan import plain_klines
+from services.ingest.decimals import Decimals
+from services.ingest.decode import FrameDecoder
 from services.ingest.instruments import NAME_MAX, Instruments
-from services.ingest.scan import plain_klines
-from services.ingest.symbols import Decimals
+from services.ingest.websocket import frames_of
 from services.simulator.frames import TradeTemplate
 from services.simulator.rows import AGG_ROW, KINDS, KLINE_ROW, TRADE_ROW
 from services.simulator.rows import Instrument as Simulated
@@ -32,35 +32,35 @@ STREAMS = sorted(path.name for path in RECORDINGS.glob("*-stream-*.jsonl.gz"))
 
 
 class Outcome:
-    """What a reader made of reads: every row in words, and everything that it counted."""
+    """What a decoder made of reads: every row in words, and everything that it counted."""
 
     def __init__(self, kind: str, decimals: dict[str, tuple[int, int]]) -> None:
         self.decimals = Decimals(decimals)
         self.refused: Counter[str] = Counter()
-        self.reader = FrameReader(kind, self.decimals, lambda why, _: self.refused.update([why]))
+        self.decoder = FrameDecoder(kind, self.decimals, lambda why, _: self.refused.update([why]))
         self.reads: list[Any] = []
 
     def take(self, frames: list[bytes]) -> None:
-        read = self.reader.read(frames_of(frames))
+        read = self.decoder.decode(frames_of(frames))
         rows: list[Any] = []
         if read.trades is not None:
             instruments = instruments_of(read.trades)
             rows = [(instruments[row[0]], *row[1:]) for row in trade_rows(read.trades.rows).tolist()]
             rows.append(read.trades.event_time)
         said = (read.event_time, read.tickers, read.ticker_time, read.replies, read.shutdown)
-        self.reads.append((rows, said, self.refused.copy(), self.reader.foreign))
+        self.reads.append((rows, said, self.refused.copy(), self.decoder.other_market))
 
 
 def agree(kind: str, reads: list[list[bytes]], decimals: dict[str, tuple[int, int]]) -> Outcome:
-    """Let the same frames be scanned and decoded; return what the scanner's reader made of them."""
+    """Let the same frames be scanned and decoded; return what the scanner's decoder made of them."""
     scanned, decoded = Outcome(kind, decimals), Outcome(kind, decimals)
-    scanned.reader.expect(list(decimals))
+    scanned.decoder.expect(list(decimals))
     for frames in reads:
         scanned.take(frames)
         # A space in front changes nothing but that the frame is not plain.
         decoded.take([b" " + frame for frame in frames])
         assert scanned.reads[-1] == decoded.reads[-1]
-    assert decoded.reader.decoded == sum(len(frames) for frames in reads)
+    assert decoded.decoder.not_plain == sum(len(frames) for frames in reads)
     assert {symbol: scanned.decimals[symbol] for symbol in decimals} == {
         symbol: decoded.decimals[symbol] for symbol in decimals
     }
@@ -215,7 +215,7 @@ def test_what_is_scanned_is_what_would_be_decoded(kind: str) -> None:
         reads = [[arbitrary(dice, kind) for _ in range(dice.choice([1, 1, 2, 9]))] for _ in range(8)]
         outcome = agree(kind, reads, dict.fromkeys(SYMBOLS, (2, 3)))
         frames += sum(map(len, reads))
-        scanned += sum(map(len, reads)) - outcome.reader.decoded
+        scanned += sum(map(len, reads)) - outcome.decoder.not_plain
     # Both ways were gone, or nothing was compared.
     assert 0.25 * frames < scanned < 0.75 * frames
 
@@ -230,7 +230,7 @@ def test_a_recording_is_scanned_to_the_last_frame(name: str) -> None:
         needs[row["s"]] = (max(price, decimals_of(row["p"])), max(quantity, decimals_of(row["q"])))
     reads = [frames[at : at + 50] for at in range(0, len(frames), 50)]
     scanned = agree(data[0]["e"], reads, needs)
-    assert scanned.reader.decoded == 0
+    assert scanned.decoder.not_plain == 0
     assert not scanned.refused
 
 
@@ -252,7 +252,7 @@ def test_what_the_simulator_writes_is_scanned(kind: str) -> None:
         b'{"stream":"%b@%b","data":%b}' % (instrument.stream_base.encode(), kind.encode(), text) for text in texts
     ]
     scanned = agree(kind, [frames[:1], frames[1:]], {instrument.symbol: (2, 0)})
-    assert scanned.reader.decoded == 0
+    assert scanned.decoder.not_plain == 0
     assert not scanned.refused
     assert len(scanned.reads[1][0]) == 20
 
@@ -261,29 +261,29 @@ def test_what_the_simulator_writes_is_scanned(kind: str) -> None:
 def test_the_table_is_packed_again_only_when_it_changes(kind: str) -> None:
     decimals = Decimals({f"S{number}": (2, 3) for number in range(1_000)})
     instruments = Instruments(decimals)
-    assert instruments.numbers(f"S{number}" for number in range(1_000)) == list(range(1_000))
+    assert instruments.indexes(f"S{number}" for number in range(1_000)) == list(range(1_000))
     packed = instruments.packed
     decimals.grow("OTHER", 1, 1)
     decimals.grow("S5", 1, 1)
-    instruments.renew()
+    instruments.refresh()
     assert instruments.packed == packed
     decimals.grow("S5", 4, 1)
-    instruments.renew()
+    instruments.refresh()
     assert instruments.packed != packed
     assert instruments.decimals[5].tolist() == [4, 3]
-    assert instruments.numbers(["S7", "S0"]) == [7, 0]
+    assert instruments.indexes(["S7", "S0"]) == [7, 0]
 
 
 def test_what_is_expected_is_scanned_from_the_first_trade_on() -> None:
     frame = b'{"stream":"","data":{"s":"%b","a":1,"p":"1.5","q":"2","f":1,"l":1,"T":7,"E":7,"m":true}}'
     outcome = Outcome("aggTrade", {"A": (1, 0), "B": (1, 0)})
-    outcome.reader.expect(["A"])
+    outcome.decoder.expect(["A"])
     outcome.take([frame % b"A"])
-    assert outcome.reader.decoded == 0
+    assert outcome.decoder.not_plain == 0
     outcome.take([frame % b"B"])
-    assert outcome.reader.decoded == 1
+    assert outcome.decoder.not_plain == 1
     outcome.take([frame % b"A", frame % b"B"])
-    assert outcome.reader.decoded == 1
+    assert outcome.decoder.not_plain == 1
     assert [len(rows) for rows, *_ in outcome.reads] == [2, 2, 3]
 
 
@@ -295,7 +295,7 @@ def test_decimals_that_grow_elsewhere_are_those_of_the_next_read() -> None:
     outcome.decimals.grow("A", 3, 1)
     outcome.take([frame % 3])
     assert [rows[0][3:5] for rows, *_ in outcome.reads] == [(15, 2), (15, 2), (1500, 20)]
-    assert outcome.reader.decoded == 1
+    assert outcome.decoder.not_plain == 1
 
 
 def klines_agree(body: bytes) -> bool:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.ingest.binance import Listing
-from services.ingest.symbols import LOOK_MAX_MS, LOOK_MS, Symbols
+from services.ingest.binance.messages import Listing
+from services.ingest.symbols import REFRESH_MAX_MS, REFRESH_MS, Symbols
 
 
 def listings(*names: str, halted: tuple[str, ...] = ()) -> list[Listing]:
@@ -68,7 +68,7 @@ def test_an_empty_list_changes_nothing() -> None:
     symbols.refresh(listings("A"))
     symbols.engine_knows(["A"])
     assert symbols.refresh([]) == ([], [])
-    assert symbols.wants("A")
+    assert "A" in symbols.names
 
 
 def test_an_engine_that_lost_everything_hears_everything_again() -> None:
@@ -111,27 +111,27 @@ def test_a_history_that_failed_comes_again_after_the_others() -> None:
     assert announced(symbols) == ["B", "C", "A"]
 
 
-def test_an_unknown_name_in_the_ticker_is_worth_a_look_ever_less_often() -> None:
+def test_an_unknown_name_in_the_ticker_is_looked_up_ever_less_often() -> None:
     symbols = Symbols([], 100)
     symbols.refresh(listings("A", "OLD", halted=("OLD",)))
-    assert not symbols.worth_a_look(["A"], 0)
-    assert symbols.worth_a_look(["A", "NEW"], 0)
-    assert not symbols.worth_a_look(["NEW"], LOOK_MS - 1)
-    assert symbols.worth_a_look(["NEW"], LOOK_MS)
-    assert not symbols.worth_a_look(["NEW"], LOOK_MS * 3 - 1)
-    looks, now = 0, 0
+    assert not symbols.should_refresh(["A"], 0)
+    assert symbols.should_refresh(["A", "NEW"], 0)
+    assert not symbols.should_refresh(["NEW"], REFRESH_MS - 1)
+    assert symbols.should_refresh(["NEW"], REFRESH_MS)
+    assert not symbols.should_refresh(["NEW"], REFRESH_MS * 3 - 1)
+    refreshes, now = 0, 0
     for now in range(0, 24 * 3_600_000, 1000):
-        looks += symbols.worth_a_look(["OLD"], now)
-    assert looks <= 24 * 3_600_000 // LOOK_MAX_MS + 10
+        refreshes += symbols.should_refresh(["OLD"], now)
+    assert refreshes <= 24 * 3_600_000 // REFRESH_MAX_MS + 10
     # Once it trades it is no longer a question.
     symbols.refresh(listings("A", "NEW"))
-    assert not symbols.worth_a_look(["NEW"], now + LOOK_MAX_MS)
+    assert not symbols.should_refresh(["NEW"], now + REFRESH_MAX_MS)
 
 
-def test_names_outside_the_configuration_are_not_worth_a_look() -> None:
+def test_names_outside_the_configuration_are_not_should_refresh() -> None:
     symbols = Symbols(["A"], 100)
     symbols.refresh(listings("A"))
-    assert not symbols.worth_a_look(["B"], 0)
+    assert not symbols.should_refresh(["B"], 0)
 
 
 def test_decimals_only_grow() -> None:
@@ -164,16 +164,16 @@ def test_a_name_is_found_as_people_write_it(written: str) -> None:
     assert symbols.engine_knows(["BTCUSDT", "ETHUSDT"]) == ["ETHUSDT"]
     symbols.refresh(listings("BTCUSDT", "BTCUSDC", "币安人生USDT", "ETHUSDT"))
     assert symbols.unknown == {}
-    assert symbols.wants("BTCUSDT")
-    assert symbols.wants("币安人生USDT")
-    assert symbols.trading == 2
+    assert "BTCUSDT" in symbols.names
+    assert "币安人生USDT" in symbols.names
+    assert symbols.trading_count == 2
 
 
 def test_a_name_that_is_a_symbol_s_own_means_that_one_alone() -> None:
     symbols = Symbols(["BTCUSDT_261225", "ETH_USDT", "solusdt_261225"], 100)
     symbols.refresh(listings("BTCUSDT", "BTCUSDT_261225", "ETHUSDT", "ETH_USDT", "SOLUSDT_261225"))
-    assert [name for name in ("BTCUSDT", "ETHUSDT") if symbols.wants(name)] == []
-    assert symbols.trading == 3
+    assert [name for name in ("BTCUSDT", "ETHUSDT") if name in symbols.names] == []
+    assert symbols.trading_count == 3
 
 
 def test_a_name_that_nobody_has_is_told_with_the_nearest_until_it_is_listed() -> None:
@@ -184,13 +184,13 @@ def test_a_name_that_nobody_has_is_told_with_the_nearest_until_it_is_listed() ->
         "qqqqqqqq": "",
         "": "",
     }
-    assert symbols.trading == 1
+    assert symbols.trading_count == 1
     assert "NEW-USDT" in symbols.unknown
-    assert symbols.worth_a_look(["NEWUSDT"], 0)
-    assert not symbols.worth_a_look(["OTHERUSDT"], 0)
+    assert symbols.should_refresh(["NEWUSDT"], 0)
+    assert not symbols.should_refresh(["OTHERUSDT"], 0)
     symbols.refresh(listings("BTCUSDT", "NEWUSDT"))
     assert "NEW-USDT" not in symbols.unknown
-    assert symbols.wants("NEWUSDT")
+    assert "NEWUSDT" in symbols.names
 
 
 def test_who_is_preferred_is_next_and_nobody_is_lost() -> None:

@@ -11,8 +11,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from services.ingest.framing import Frames
-from services.ingest.websocket import MESSAGE_MAX, READ_MAX, Websocket
+from services.ingest.websocket import MESSAGE_MAX, READ_MAX, Frames, Websocket
 
 SIZES = (0, 1, 124, 125, 126, 127, 300, 65_535, 65_536, READ_MAX, READ_MAX + 1)
 """Of messages: around the lengths that are spelled otherwise, and that one read has no room for."""

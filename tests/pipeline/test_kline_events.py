@@ -16,9 +16,9 @@ import pytest
 from harness.processes import RECORDINGS
 from services.engine.book import settle
 from services.engine.engine import KlineEngine
-from services.ingest.frames import FrameReader
-from services.ingest.framing import frames_of
-from services.ingest.symbols import Decimals
+from services.ingest.decimals import Decimals
+from services.ingest.decode import FrameDecoder
+from services.ingest.websocket import frames_of
 from shared.config import EngineConfig
 from shared.interval import MINUTE_MS
 from shared.wire import AddSymbol, FeedState, Restored, decode_event, encode
@@ -42,14 +42,14 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do() -> None:
     decimals = Decimals({trade["s"]: (0, 0) for trade in trades})
     # What is held after each aggregate, by the last trade in it.
     held: dict[tuple[str, int], dict[str, Decimal]] = {}
-    engine, reader = started(trades[0]["T"]), FrameReader("aggTrade", decimals, refuse)
+    engine, decoder = started(trades[0]["T"]), FrameDecoder("aggTrade", decimals, refuse)
     for frame, content in zip(frames, contents, strict=True):
         if content["e"] != "aggTrade":
             continue
         symbol = content["s"]
         if symbol not in engine.table.index:
             engine.apply(AddSymbol(symbol, 0, 0, "", [], 0, content["T"]), 0)
-        batch = reader.read(frames_of([frame])).trades
+        batch = decoder.decode(frames_of([frame])).trades
         assert batch is not None
         engine.apply(decode_event(encode(batch)), 0)
         held[symbol, content["l"]] = sums(engine, symbol, content["T"])

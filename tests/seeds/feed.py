@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.ingest.binance import Listing
+from services.ingest.binance.messages import Listing
 from services.ingest.recent import Recent
 from services.ingest.symbols import Symbols
 from shared.kline import KLINE
@@ -62,9 +62,9 @@ class Feed:
         if connected != self.connected:
             self.connected, self.since = connected, self.world.now
             if connected:
-                self.recent.begins(self.subscribed)
+                self.recent.streams_began(self.subscribed)
             else:
-                self.recent.breaks()
+                self.recent.streams_ended()
             self.tell()
 
     def traded(self, symbol: str, trades: list[Trade]) -> None:
@@ -76,7 +76,7 @@ class Feed:
         if symbol in self.begins_anew and trades[-1].id >= self.exchange.relisted[symbol]:
             self.begins_anew.remove(symbol)
             self.recent = Recent(rows_max=MEMORY_ROWS)
-            self.recent.begins(self.subscribed)
+            self.recent.streams_began(self.subscribed)
         arriving = [self.exchange.told(symbol, trade) for trade in trades if trade == last or not world.fails(0.02)]
         if world.fails(0.05):
             arriving += arriving
@@ -119,7 +119,7 @@ class Feed:
                 while (name := self.symbols.take()) is not None:
                     self.announce(name)
                 self.tell()
-                self.later(world.source.uniform(0, 300), *self.recent.newest())
+                self.later(world.source.uniform(0, 300), *self.recent.last_trades())
             case Subscribe():
                 for stream in command.streams:
                     self.symbols.engine_subscribed(self.symbol(stream))
@@ -135,7 +135,7 @@ class Feed:
 
     def subscribe(self, symbols: list[str]) -> None:
         if self.connected:
-            self.recent.begins(symbol for symbol in symbols if symbol not in self.subscribed)
+            self.recent.streams_began(symbol for symbol in symbols if symbol not in self.subscribed)
         self.subscribed |= set(symbols)
 
     def announce(self, name: str) -> None:

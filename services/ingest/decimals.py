@@ -1,15 +1,18 @@
-"""Decimal text into int64, exactly: the columns of a batch become rows of `TRADE`.
+"""Decimal text into int64, exactly, and how many decimals each symbol has, which only ever grow.
 
-Decides which numbers are taken and which are refused, and in units of which decimals. Knows nothing of how the
-exchange spells its messages.
+Decides which numbers are taken and which are refused, and in units of which decimals. Knows nothing of how the exchange
+spells its messages.
 
-The kernel takes what is plain: digits with at most one point, no more decimals than the symbol has, inside int64.
-It is integer arithmetic from beginning to end, so there is nothing to round. A batch in which anything is not plain
-goes row by row through `shared.decimals`, which is where the rules for refusing and for growing decimals stand.
+Compiled code takes what is plain: digits with at most one point, no more decimals than the symbol has, inside int64. It
+is integer arithmetic from beginning to end, so there is nothing to round. A batch in which anything is not plain goes
+row by row through `parse_number`, which has the rules for refusing. A number that needs more decimals makes those of
+its symbol grow, by `Decimals.grow` alone. Rows name their own decimals, so that older rows stay right.
 """
 
 import re
 from array import array
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,48 +35,79 @@ _CUTOFF = (INT64_MAX - 9) // 10
 _NEWLINE, _POINT, _ZERO, _NINE = 10, 46, 48, 57
 
 
-class NotExact(ValueError):
-    """A number that cannot be taken, with the kind of the reason."""
+class Decimals:
+    """Price and quantity decimals of every symbol there was. They only grow."""
+
+    def __init__(self, known: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> None:
+        self._known = dict(known)
+        self.version = 0
+        """Another number after every change."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, symbol: object) -> bool:
+        return symbol in self._known
+
+    def __getitem__(self, symbol: str) -> tuple[int, int]:
+        return self._known[symbol]
+
+    def of(self, symbol: str) -> tuple[int, int]:
+        """Return a symbol's decimals; (0, 0) if it is not known."""
+        return self._known.get(symbol, (0, 0))
+
+    def grow(self, symbol: str, price_decimals: int, quantity_decimals: int) -> tuple[int, int]:
+        """Let a symbol have at least these decimals; return what it has."""
+        price, quantity = self.of(symbol)
+        grown = (max(price, price_decimals), max(quantity, quantity_decimals))
+        if self._known.get(symbol) != grown:
+            self._known[symbol] = grown
+            self.version += 1
+        return grown
+
+
+class RefusedNumber(ValueError):
+    """A number that is not taken, with the kind of the reason."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text[:TEXT_MAX]!r}")
         self.kind = kind
 
 
-def number(text: str, largest: int = INT64_MAX) -> tuple[int, int]:
+def parse_number(text: str, largest: int = INT64_MAX) -> tuple[int, int]:
     """Return (mantissa, decimals) of a number, with as few decimals as it needs; the mantissa up to `largest`.
 
-    Raises NotExact: `not a number`, `negative`, `too many decimals`, `too large`.
+    Raises RefusedNumber: `not a number`, `negative`, `too many decimals`, `too large`.
     """
     if len(text) > TEXT_MAX or not _PLAIN.fullmatch(text):
-        raise NotExact("not a number", text)
+        raise RefusedNumber("not a number", text)
     decimals = decimals_of(text)
     if decimals > DECIMALS_MAX:
-        raise NotExact("too many decimals", text)
+        raise RefusedNumber("too many decimals", text)
     try:
         mantissa = scaled(text, decimals, largest)
     except ValueError as error:
-        raise NotExact("too large", text) from error
+        raise RefusedNumber("too large", text) from error
     if mantissa < 0:
-        raise NotExact("negative", text)
+        raise RefusedNumber("negative", text)
     return mantissa, decimals
 
 
-def numbers(texts: list[str]) -> tuple[Integers, Integers, Integers]:
+def parse_numbers(texts: list[str]) -> tuple[Integers, Integers, Integers]:
     """Return (mantissas, decimals, highs) of a column; decimals are -1 where the number cannot be taken.
 
-    A mantissa beyond 64 bits is what stands there and `high * QUOTE_BASE`, as quote volumes are.
+    A mantissa beyond 64 bits is `high * QUOTE_BASE + mantissa`, as with quote volumes.
     """
     mantissas, decimals, highs = (np.zeros(len(texts), np.int64) for _ in range(3))
     if not _parse(_buffer(texts), mantissas, decimals):
-        for place, text in enumerate(texts):
+        for n, text in enumerate(texts):
             try:
-                mantissa, decimals[place] = number(text, QUOTE_MAX)
-            except NotExact:
-                mantissa, decimals[place] = 0, -1
+                mantissa, decimals[n] = parse_number(text, QUOTE_MAX)
+            except RefusedNumber:
+                mantissa, decimals[n] = 0, -1
             if mantissa > INT64_MAX:
-                highs[place], mantissa = divmod(mantissa, QUOTE_BASE)
-            mantissas[place] = mantissa
+                highs[n], mantissa = divmod(mantissa, QUOTE_BASE)
+            mantissas[n] = mantissa
     return mantissas, decimals, highs
 
 
@@ -95,7 +129,7 @@ def trade_rows(
 
 def warm_up() -> None:
     """Compile, or load what was compiled: the first trades must not wait for it."""
-    numbers(["1"])
+    parse_numbers(["1"])
     trade_rows(["1"], ["1"], array("q", [0, 0, 0, 1, 0]), np.zeros((1, 2), np.int64))
 
 
@@ -112,11 +146,11 @@ def _row_by_row(
             continue
         if column[3] > 0:
             try:
-                price = _part("price", prices[position])
-                quantity = _part("quantity", quantities[position])
+                price = _named_number("price", prices[position])
+                quantity = _named_number("quantity", quantities[position])
                 if price[0] == 0:
-                    raise NotExact("price zero", prices[position])
-            except NotExact as error:
+                    raise RefusedNumber("price zero", prices[position])
+            except RefusedNumber as error:
                 refused.append((position, error.kind))
                 continue
             symbol = column[0]
@@ -128,21 +162,21 @@ def _row_by_row(
     kept = 0
     for (column, price, quantity), position in zip(taken, positions, strict=True):
         price_decimals, quantity_decimals = decimals[column[0]].tolist()
-        exact_price = price[0] * 10 ** (price_decimals - price[1])
-        exact_quantity = quantity[0] * 10 ** (quantity_decimals - quantity[1])
-        if max(exact_price, exact_quantity, exact_price * exact_quantity) > INT64_MAX:
+        scaled_price = price[0] * 10 ** (price_decimals - price[1])
+        scaled_quantity = quantity[0] * 10 ** (quantity_decimals - quantity[1])
+        if max(scaled_price, scaled_quantity, scaled_price * scaled_quantity) > INT64_MAX:
             refused.append((position, "too large"))
             continue
-        rows[kept] = (*column[:3], exact_price, exact_quantity, *column[3:])
+        rows[kept] = (*column[:3], scaled_price, scaled_quantity, *column[3:])
         kept += 1
     return rows[:kept], refused
 
 
-def _part(name: str, text: str) -> tuple[int, int]:
+def _named_number(name: str, text: str) -> tuple[int, int]:
     try:
-        return number(text)
-    except NotExact as error:
-        raise NotExact(f"{name} {error.kind}", text) from error
+        return parse_number(text)
+    except RefusedNumber as error:
+        raise RefusedNumber(f"{name} {error.kind}", text) from error
 
 
 def _buffer(texts: list[str]) -> NDArray[np.uint8]:
@@ -151,17 +185,17 @@ def _buffer(texts: list[str]) -> NDArray[np.uint8]:
 
 
 @compiled
-def next_number(text, at, mark):  # type: ignore[no-untyped-def]
-    """Read a plain number that ends with `mark`, or with the text.
+def next_number(text, at, terminator):  # type: ignore[no-untyped-def]
+    """Read a plain number that begins at `at` and ends with the byte `terminator`, or with the text.
 
-    Return (mantissa, decimals, the place behind the mark); decimals -1 for what is not plain.
+    Return (mantissa, decimals, offset behind the terminator); decimals are -1 if the number is not plain.
     """
     end = min(len(text), at + TEXT_MAX)
     mantissa = 0
     decimals = -1
     zeros = 0
     digits = 0
-    while at < end and text[at] != mark:
+    while at < end and text[at] != terminator:
         character = text[at]
         at += 1
         if character == _POINT:
@@ -174,7 +208,7 @@ def next_number(text, at, mark):  # type: ignore[no-untyped-def]
             return 0, -1, at
         digits += 1
         if decimals >= 0 and character == _ZERO:
-            # Zeros at the end are no decimals; only a digit after them makes them count.
+            # Zeros at the end are no decimals; they count when another digit follows.
             zeros += 1
             continue
         for _ in range(zeros + 1):
@@ -185,14 +219,14 @@ def next_number(text, at, mark):  # type: ignore[no-untyped-def]
         if decimals >= 0:
             decimals += zeros + 1
             zeros = 0
-    too_long = at < len(text) and text[at] != mark
+    too_long = at < len(text) and text[at] != terminator
     if digits == 0 or decimals > DECIMALS_MAX or too_long:
         return 0, -1, at
     return mantissa, max(decimals, 0), at + 1
 
 
 @compiled
-def fitted(price, price_decimals, quantity, quantity_decimals, decimals):  # type: ignore[no-untyped-def]
+def scaled_trade(price, price_decimals, quantity, quantity_decimals, decimals):  # type: ignore[no-untyped-def]
     """Return (price, quantity) in units of a symbol's decimals; (0, 0) if they do not fit, or the price is zero."""
     price_shift = decimals[0] - price_decimals
     quantity_shift = decimals[1] - quantity_decimals
@@ -208,9 +242,9 @@ def fitted(price, price_decimals, quantity, quantity_decimals, decimals):  # typ
 @compiled
 def _parse(text, mantissas, decimals):  # type: ignore[no-untyped-def]
     at = 0
-    for place in range(len(mantissas)):
-        mantissas[place], decimals[place], at = next_number(text, at, _NEWLINE)
-        if decimals[place] < 0:
+    for n in range(len(mantissas)):
+        mantissas[n], decimals[n], at = next_number(text, at, _NEWLINE)
+        if decimals[n] < 0:
             return False
     return len(mantissas) == 0 or at == len(text) + 1
 
@@ -219,25 +253,25 @@ def _parse(text, mantissas, decimals):  # type: ignore[no-untyped-def]
 def _fill(prices, quantities, columns, decimals, rows):  # type: ignore[no-untyped-def]
     price_at = 0
     quantity_at = 0
-    for place in range(len(rows)):
+    for n in range(len(rows)):
         price, price_decimals, price_at = next_number(prices, price_at, _NEWLINE)
         quantity, quantity_decimals, quantity_at = next_number(quantities, quantity_at, _NEWLINE)
-        count = columns[place, 3]
+        count = columns[n, 3]
         if price_decimals < 0 or quantity_decimals < 0 or count < 0:
             return False
         if count == 0:
             price = 0
             quantity = 0
         else:
-            price, quantity = fitted(price, price_decimals, quantity, quantity_decimals, decimals[columns[place, 0]])
+            price, quantity = scaled_trade(price, price_decimals, quantity, quantity_decimals, decimals[columns[n, 0]])
             if price == 0:
                 return False
-        row = rows[place]
-        row.symbol = columns[place, 0]
-        row.id = columns[place, 1]
-        row.time = columns[place, 2]
+        row = rows[n]
+        row.symbol = columns[n, 0]
+        row.id = columns[n, 1]
+        row.time = columns[n, 2]
         row.price = price
         row.quantity = quantity
         row.trade_count = count
-        row.buyer_is_maker = columns[place, 4]
+        row.buyer_is_maker = columns[n, 4]
     return len(rows) == 0 or (price_at == len(prices) + 1 and quantity_at == len(quantities) + 1)

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from harness.processes import Room, wait_for, write_config
-from services.ingest import ban
+from services.ingest.rate_limit import write_ban
 from shared.config import load
 from shared.wire import AddSymbol, FeedState, FetchTrades, RemoveSymbol, Subscribe, Trades, instruments_of
 from tests.ingest.played import START, Engine, Exchange, Fill, agg_frame, playing
@@ -19,7 +19,7 @@ def be_banned(folder: Path, exchange: Exchange, seconds: float) -> None:
     """Leave what an ingest leaves that was told 418."""
     (folder / "data").mkdir()
     until = time.time_ns() // 1_000_000 + int(seconds * 1000)
-    ban.remember(folder / "data" / "ban", f"http://127.0.0.1:{exchange.port}/fapi/v1", until)
+    write_ban(folder / "data" / "ban", f"http://127.0.0.1:{exchange.port}/fapi/v1", until)
 
 
 def test_what_the_engine_knows_is_live_although_the_address_is_banned(exchange: Exchange, tmp_path: Path) -> None:

@@ -1,20 +1,20 @@
-"""Trades and klines in their plain form, straight from bytes to numbers: the exchange's border, compiled.
+"""Trades and klines in their plain form, straight from bytes to numbers, compiled.
 
 A frame is plain if it is `{"stream":"...","data":{...}}` without a space, `data` holds strings without escapes, whole
 numbers, true and false, no key that we read comes twice, and everything that a row needs is there and fits. Keys may
-come in any order, and those that we do not read are skipped. Every other frame is *left*: binance.py decodes it, and
-decides what is refused of it and why. So nothing is refused here, and what is taken must be what would be read there.
+come in any order, and those that we do not read are skipped. Every other frame is *left*: messages.py decodes it, and
+decides what is refused of it and why. So nothing is refused here, and a row must be what messages.py would have read.
 
 An answer to /klines is plain if it holds nothing but rows as they are documented, without a space. One that is not is
 decoded as a whole.
 
-The keys and spellings stand in binance.py; here is only the grammar around them.
+The keys and spellings are in messages.py; here is only the grammar around them.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.ingest.binance import (
+from services.ingest.binance.messages import (
     AFTER_STREAM,
     BEFORE_STREAM,
     COUNT_MAX,
@@ -23,18 +23,18 @@ from services.ingest.binance import (
     TIME_MAX,
     TRADE_FIELDS,
 )
-from services.ingest.exact import fitted, next_number
+from services.ingest.decimals import next_number, scaled_trade
 from services.ingest.instruments import find
-from services.ingest.klines import NUMBERS, Columns
+from services.ingest.klines import DECIMAL_FIELDS, KlineColumns
 from shared.compiled import compiled, inlined
 
-LEFT, TAKEN, FOREIGN = 0, 1, 2
-"""What became of a frame: left to be decoded, a row, or one of the other market."""
+LEFT, TAKEN, OTHER_MARKET = 0, 1, 2
+"""What became of a frame: left to be decoded, a row, or a trade of the exchange's other market."""
 
 KEYS = 1 << 16
-"""Keys of one or two letters, as numbers; all others are not ours."""
+"""Keys of one or two letters, as numbers; no longer key is read."""
 DIGITS_MAX = 18
-"""A whole number of so many digits fits an int64, and is an id, whatever they are."""
+"""A whole number of so many digits fits an int64, and is within the bounds of an id."""
 
 
 def key_table(keys: dict[str, str]) -> NDArray[np.uint8]:
@@ -79,35 +79,34 @@ _NEWLINE, _SPACE, _QUOTE, _COMMA, _COLON, _BACKSLASH, _CLOSE, _DELETE = (ord(sig
 _BEGIN_LIST, _END_LIST = ord("["), ord("]")
 _ZERO, _NINE = ord("0"), ord("9")
 _NAME = np.array([byte >= _SPACE and byte not in (_QUOTE, _BACKSLASH) for byte in range(256)])
-"""Bytes of a string that is not read as text, only compared or skipped, by their number: no escapes, ..."""
+"""By byte: whether it may stand in a string that is only compared or skipped, which excludes escapes, ..."""
 _ASCII = _NAME & (np.arange(256) < _DELETE)
-"""... and of one that must be text."""
+"""... and in one that is read as text."""
 
 
 @compiled
-def scan(frames, keys, needed, spelled, slots, decimals, values, rows, outcomes):  # type: ignore[no-untyped-def]
-    """Read `Frames`. Return (how many were not taken, the newest event time of those that were).
+def scan(frames, keys, needed, names, slots, decimals, values, rows, outcomes):  # type: ignore[no-untyped-def]
+    """Read `Frames`. Return (how many did not become rows, the newest event time of those that did).
 
-    `keys`, `needed`: what a frame may hold and what it must (`key_table`, `set_of`). `spelled`, `slots`, `decimals`:
-    of `Instruments`. `values`: int64[VALUES] to work with. Frame n becomes rows[n]: TRADE, if outcomes[n]: uint8 says
-    so.
+    `keys`, `needed`: what a frame may hold and what it must (`key_table`, `set_of`). `names`, `slots`, `decimals`: of
+    `Instruments`. `values`: int64[VALUES] to work with. Frame n becomes rows[n]: TRADE, if outcomes[n]: uint8 is TAKEN.
     """
     text = frames.text
     others = 0
     newest = 0
     for n in range(len(frames.spans)):
         end = frames.spans[n, 1]
-        behind = text[end]
+        replaced = text[end]
         text[end] = _NEWLINE
         outcome = LEFT
         if _read(text, frames.spans[n, 0], keys, needed, values) == end:
-            number = find(text, values[_SYMBOL], values[_SYMBOL_END], spelled, slots)
-            if number >= 0 and values[_MARKET] != OUR_MARKET:
-                outcome = FOREIGN
-            elif number >= 0 and _fill(values, number, decimals, rows[n]):
+            index = find(text, values[_SYMBOL], values[_SYMBOL_END], names, slots)
+            if index >= 0 and values[_MARKET] != OUR_MARKET:
+                outcome = OTHER_MARKET
+            elif index >= 0 and _fill(values, index, decimals, rows[n]):
                 outcome = TAKEN
                 newest = max(newest, values[_EVENT_TIME])
-        text[end] = behind
+        text[end] = replaced
         if outcome != TAKEN:
             others += 1
         outcomes[n] = outcome
@@ -116,8 +115,8 @@ def scan(frames, keys, needed, spelled, slots, decimals, values, rows, outcomes)
 
 @compiled
 def _read(text, at, keys, needed, values):  # type: ignore[no-untyped-def]
-    """Read a frame into `values`, by field. Return the place of its end, or -1 if it is not plain."""
-    # A newline stands behind the frame, and is part of nothing plain, so reading never goes beyond it.
+    """Read a frame into `values`, by field. Return where it ends, or -1 if it is not plain."""
+    # A newline follows the frame, and is part of nothing plain, so reading never goes beyond it.
     at = _word(text, at, _BEFORE)
     if at > 0:
         at = _string_end(text, at, _NAME)
@@ -169,7 +168,7 @@ def _value(text, at, field, values):  # type: ignore[no-untyped-def]
         if field in (_PRICE, _QUANTITY):
             decimals = _PRICE_DECIMALS if field == _PRICE else _QUANTITY_DECIMALS
             values[field], values[decimals], at = next_number(text, begin, _QUOTE)
-            # What is no number may be a price all the same: a void id's.
+            # A void id may have a price that is no number.
             return at if values[decimals] >= 0 else _string_end(text, begin, _ASCII)
         end = _string_end(text, begin, _ASCII) if field == _KIND else -1
         values[field] = end > 0 and _word(text, begin, _MARKET_TRADE) == end - 1
@@ -183,12 +182,12 @@ def _value(text, at, field, values):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fill(values, number, decimals, row):  # type: ignore[no-untyped-def]
+def _fill(values, index, decimals, row):  # type: ignore[no-untyped-def]
     """Make a row of a frame's values; False if they do not fit."""
     trade_count = values[_LAST_FILL] - values[_FIRST_FILL] + 1
     if trade_count < 1:
         return False
-    row.symbol = number
+    row.symbol = index
     row.id = values[_ID]
     row.time = values[_TIME]
     row.price = 0
@@ -197,26 +196,27 @@ def _fill(values, number, decimals, row):  # type: ignore[no-untyped-def]
     row.buyer_is_maker = values[_BUYER_IS_MAKER]
     if values[_KIND]:
         row.trade_count = trade_count
-        row.price, row.quantity = fitted(
-            values[_PRICE], values[_PRICE_DECIMALS], values[_QUANTITY], values[_QUANTITY_DECIMALS], decimals[number]
+        row.price, row.quantity = scaled_trade(
+            values[_PRICE], values[_PRICE_DECIMALS], values[_QUANTITY], values[_QUANTITY_DECIMALS], decimals[index]
         )
         return row.price > 0
     return True
 
 
-def plain_klines(body: bytes) -> Columns | None:
+def plain_klines(body: bytes) -> KlineColumns | None:
     """Read an answer to /klines, or return None if it is not plain."""
     rows = max(0, body.count(b"[") - 1)
-    numbers = (rows, len(NUMBERS))
-    columns = Columns(*(np.zeros(size, np.int64) for size in (rows, rows, rows, numbers, numbers, numbers)))
+    decimal_fields = (rows, len(DECIMAL_FIELDS))
+    sizes = (rows, rows, rows, decimal_fields, decimal_fields, decimal_fields)
+    columns = KlineColumns(*(np.zeros(size, np.int64) for size in sizes))
     return columns if scan_klines(np.frombuffer(body + b"\n", np.uint8), *columns[:-1]) else None
 
 
 @compiled
 def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals):  # type: ignore[no-untyped-def]
-    """Read an answer, behind which a newline stands, into `Columns`. Return whether it is plain and fills them.
+    """Read an answer, which a newline follows, into `KlineColumns`. Return whether it is plain and fills them.
 
-    A number beyond 64 bits is not plain: there are no high fields here.
+    A number beyond 64 bits is not plain: the high fields are not read here.
     """
     if text[0] != _BEGIN_LIST:
         return False
@@ -228,23 +228,23 @@ def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals
             at += 1
         if text[at] != _BEGIN_LIST:
             return False
-        number = 0
-        for place in range(11):
+        field = 0
+        for position in range(11):
             at += 1
             if _ZERO <= text[at] <= _NINE:
-                if place == 0:
+                if position == 0:
                     at = _whole(text, at, row, open_times)
-                elif place == 6:
+                elif position == 6:
                     at = _whole(text, at, row, close_times)
-                elif place == 8:
+                elif position == 8:
                     at = _whole(text, at, row, trade_counts)
                 else:
                     return False
-            elif text[at] == _QUOTE and place not in (0, 6, 8):
-                mantissas[row, number], decimals[row, number], at = next_number(text, at + 1, _QUOTE)
-                if decimals[row, number] < 0:
+            elif text[at] == _QUOTE and position not in (0, 6, 8):
+                mantissas[row, field], decimals[row, field], at = next_number(text, at + 1, _QUOTE)
+                if decimals[row, field] < 0:
                     return False
-                number += 1
+                field += 1
             else:
                 return False
             if at < 0 or text[at] != _COMMA:
@@ -273,7 +273,7 @@ def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
 
 @inlined
 def _string_end(text, at, plain):  # type: ignore[no-untyped-def]
-    """Return where a string ends that began before `at`, behind its quote; -1 if a byte is not plain."""
+    """Return the offset behind the quote of a string that began before `at`; -1 if a byte is not plain."""
     while plain[text[at]]:
         at += 1
     return at + 1 if text[at] == _QUOTE else -1
@@ -281,7 +281,7 @@ def _string_end(text, at, plain):  # type: ignore[no-untyped-def]
 
 @compiled
 def _word(text, at, word):  # type: ignore[no-untyped-def]
-    """Return where a word ends that stands at `at`; -1 if it does not."""
+    """Return where a word ends that begins at `at`; -1 if it is not there."""
     for character in word:
         if text[at] != character:
             return -1
@@ -290,5 +290,5 @@ def _word(text, at, word):  # type: ignore[no-untyped-def]
 
 
 def warm_up() -> None:
-    """Compile what the first klines would wait for, or load what was compiled."""
+    """Compile, or load what was compiled: the first klines must not wait for it."""
     plain_klines(b"[]")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from harness.processes import RECORDINGS
-from services.ingest.binance import Reply
-from services.ingest.frames import FrameReader, Read
-from services.ingest.framing import frames_of
-from services.ingest.symbols import Decimals
+from services.ingest.binance.messages import Reply
+from services.ingest.decimals import Decimals
+from services.ingest.decode import Decoded, FrameDecoder
+from services.ingest.websocket import frames_of
 from shared.wire import Trades, instruments_of, trade_rows
 from tests.ingest.played import START, Fill, agg_frame, ticker_frame, trade_frame
 
@@ -26,16 +26,16 @@ STREAMS = [
 ]
 
 
-class Reader(FrameReader):
-    """A frame reader that remembers what it refused."""
+class Decoder(FrameDecoder):
+    """A decoder that remembers what it refused."""
 
     def __init__(self, kind: str = "aggTrade", *symbols: str) -> None:
         self.refused: Counter[str] = Counter()
         self.decimals = Decimals(dict.fromkeys(symbols or ("BTCUSDT", "ETHUSDT"), (2, 3)))
         super().__init__(kind, self.decimals, lambda why, _: self.refused.update([why]))
 
-    def take(self, *frames: str) -> Read:
-        return self.read(frames_of([frame.encode() for frame in frames]))
+    def take(self, *frames: str) -> Decoded:
+        return self.decode(frames_of([frame.encode() for frame in frames]))
 
 
 def ids(trades: Trades | None) -> list[int]:
@@ -52,19 +52,19 @@ def test_a_recording_decodes_without_a_refusal_and_to_the_last_digit(name: str) 
     frames = [line for line in gzip.decompress((RECORDINGS / name).read_bytes()).splitlines() if b"@kline" not in line]
     data = [json.loads(line)["data"] for line in frames]
     kind = data[0]["e"]
-    reader = Reader(kind, *{row["s"] for row in data})
+    decoder = Decoder(kind, *{row["s"] for row in data})
     at = 0
     while at < len(frames):
         size = generator.choice([1, 2, 10, 200])
-        read = reader.read(frames_of(frames[at : at + size]))
-        assert read.trades is not None
-        rows = trade_rows(read.trades.rows)
+        decoded = decoder.decode(frames_of(frames[at : at + size]))
+        assert decoded.trades is not None
+        rows = trade_rows(decoded.trades.rows)
         assert len(rows) == len(data[at : at + size])
         for row, said in zip(rows, data[at : at + size], strict=True):
-            check(read.trades, row, said)
-        assert read.event_time == read.trades.event_time == max(said["E"] for said in data[at : at + size])
+            check(decoded.trades, row, said)
+        assert decoded.event_time == decoded.trades.event_time == max(said["E"] for said in data[at : at + size])
         at += size
-    assert not reader.refused
+    assert not decoder.refused
 
 
 def check(trades: Trades, row: Any, said: dict[str, Any]) -> None:
@@ -108,49 +108,49 @@ def check(trades: Trades, row: Any, said: dict[str, Any]) -> None:
     ],
 )
 def test_a_bad_frame_is_refused_by_kind_and_the_rest_of_its_read_is_kept(frame: str, kind: str) -> None:
-    reader = Reader()
-    read = reader.take(agg_frame("BTCUSDT", Fill(41, START)), frame, agg_frame("ETHUSDT", Fill(42, START)))
-    assert ids(read.trades) == [41, 42]
-    assert reader.refused == {kind: 1}
+    decoder = Decoder()
+    decoded = decoder.take(agg_frame("BTCUSDT", Fill(41, START)), frame, agg_frame("ETHUSDT", Fill(42, START)))
+    assert ids(decoded.trades) == [41, 42]
+    assert decoder.refused == {kind: 1}
 
 
 def test_two_broken_frames_do_not_heal_each_other() -> None:
-    reader = Reader()
+    decoder = Decoder()
     one, two = agg_frame("BTCUSDT", Fill(1, START)), agg_frame("BTCUSDT", Fill(2, START))
-    read = reader.take(one[:-2], "}}", two)
-    assert ids(read.trades) == [2]
-    assert reader.refused["not JSON"] == 2
+    decoded = decoder.take(one[:-2], "}}", two)
+    assert ids(decoded.trades) == [2]
+    assert decoder.refused["not JSON"] == 2
 
 
 def test_rows_of_the_other_market_are_left_out_and_are_no_error() -> None:
-    reader = Reader()
-    read = reader.take(
+    decoder = Decoder()
+    decoded = decoder.take(
         agg_frame("BTCUSDT", Fill(1, START), st=2),
         agg_frame("BTCUSDT", Fill(2, START)),
         ticker_frame("BTCUSD_PERP", st=2),
         ticker_frame("BTCUSDT", "NEWUSDT", event_time=START + 7),
     )
-    assert ids(read.trades) == [2]
-    assert list(read.tickers) == ["BTCUSDT", "NEWUSDT"]
-    assert (read.ticker_time, read.event_time) == (START + 7, START + 7)
-    assert reader.foreign == 1
-    assert not reader.refused
+    assert ids(decoded.trades) == [2]
+    assert list(decoded.tickers) == ["BTCUSDT", "NEWUSDT"]
+    assert (decoded.ticker_time, decoded.event_time) == (START + 7, START + 7)
+    assert decoder.other_market == 1
+    assert not decoder.refused
 
 
 def test_replies_and_notices_are_told_apart_from_data() -> None:
-    reader = Reader()
-    read = reader.take(
+    decoder = Decoder()
+    decoded = decoder.take(
         '{"result":null,"id":3}',
         agg_frame("BTCUSDT", Fill(1, START)),
         '{"error":{"code":4,"msg":"Too many subscriptions"}}',
         '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1770123456789}}',
     )
-    assert ids(read.trades) == [1]
-    assert read.replies[0] == Reply(3)
-    assert read.replies[1].number is None
-    assert "Too many subscriptions" in read.replies[1].error
-    assert read.shutdown
-    assert not reader.refused
+    assert ids(decoded.trades) == [1]
+    assert decoded.replies[0] == Reply(3)
+    assert decoded.replies[1].message_id is None
+    assert "Too many subscriptions" in decoded.replies[1].error
+    assert decoded.shutdown
+    assert not decoder.refused
 
 
 @pytest.mark.parametrize(
@@ -165,37 +165,37 @@ def test_replies_and_notices_are_told_apart_from_data() -> None:
     ],
 )
 def test_whatever_comes_costs_itself_alone(garbage: bytes) -> None:
-    reader = Reader()
+    decoder = Decoder()
     good = [agg_frame("BTCUSDT", Fill(number, START)).encode() for number in (1, 2)]
-    read = reader.read(frames_of([good[0], garbage, good[1]]))
-    assert ids(read.trades) == [1, 2]
-    assert reader.refused.total() == 1
+    decoded = decoder.decode(frames_of([good[0], garbage, good[1]]))
+    assert ids(decoded.trades) == [1, 2]
+    assert decoder.refused.total() == 1
 
 
 def test_only_market_trades_have_a_price_and_the_others_are_void() -> None:
-    reader = Reader("trade")
-    read = reader.take(
+    decoder = Decoder("trade")
+    decoded = decoder.take(
         trade_frame("BTCUSDT", Fill(1, START, "100.5", "2")),
         trade_frame("BTCUSDT", Fill(2, START, "0", "0"), X="NA"),
         trade_frame("BTCUSDT", Fill(3, START, "7.123456", "5"), X="INSURANCE_FUND"),
         trade_frame("BTCUSDT", Fill(4, START, "100.5", "2", buyer_is_maker=True), X="ADL"),
     )
-    assert read.trades is not None
-    assert [row[1:] for row in trade_rows(read.trades.rows).tolist()] == [
+    assert decoded.trades is not None
+    assert [row[1:] for row in trade_rows(decoded.trades.rows).tolist()] == [
         (1, START, 10050, 2000, 1, 0),
         (2, START, 0, 0, 0, 0),
         (3, START, 0, 0, 0, 0),
         (4, START, 0, 0, 0, 1),
     ]
-    assert reader.decimals["BTCUSDT"] == (2, 3)
+    assert decoder.decimals["BTCUSDT"] == (2, 3)
 
 
 def test_decimals_grow_with_a_frame_that_needs_more_and_never_shrink() -> None:
-    reader = Reader()
-    first = reader.take(agg_frame("BTCUSDT", Fill(1, START, "1.5")), agg_frame("BTCUSDT", Fill(2, START, "1.23456")))
+    decoder = Decoder()
+    first = decoder.take(agg_frame("BTCUSDT", Fill(1, START, "1.5")), agg_frame("BTCUSDT", Fill(2, START, "1.23456")))
     assert first.trades is not None
     assert instruments_of(first.trades)[0].price_decimals == 5
     assert trade_rows(first.trades.rows)["price"].tolist() == [150000, 123456]
-    later = reader.take(agg_frame("BTCUSDT", Fill(3, START, "1.5")))
+    later = decoder.take(agg_frame("BTCUSDT", Fill(3, START, "1.5")))
     assert later.trades is not None
     assert trade_rows(later.trades.rows)["price"].tolist() == [150000]

@@ -1,10 +1,10 @@
-"""The exchange's time on virtual time: one voice moves nothing, several that agree do."""
+"""The exchange's time on virtual time: one measurement moves nothing, several that agree do."""
 
 import random
 
 import pytest
 
-from services.ingest.timekeeper import ANSWERS_MIN, DRIFT, EVENTS_MIN, KEPT, OFF_MS, Timekeeper
+from services.ingest.clock import ANSWERS_MIN, DRIFT, EVENTS_MIN, KEPT, OFF_MS, ClockSync
 from tests.ingest.played import START
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -20,7 +20,7 @@ class World:
         self.asleep = 0
         """How far our monotonic clock is behind."""
         self.machine_off = machine_off
-        self.keeper = Timekeeper(speed)
+        self.sync = ClockSync(speed)
 
     @property
     def ours_ns(self) -> int:
@@ -33,11 +33,11 @@ class World:
     def answer(self, wrong: int = 0, way: int = 40) -> None:
         sent, told = self.ours_ns, self.time + way // 2 + wrong
         self.time += way
-        self.keeper.take(told, sent, self.ours_ns, self.machine)
+        self.sync.take_answer(told, sent, self.ours_ns, self.machine)
 
     def event(self, wrong: int = 0, late: int = 30) -> None:
         self.time += 100
-        self.keeper.hear(self.time - late + wrong, self.ours_ns, self.machine)
+        self.sync.take_event(self.time - late + wrong, self.ours_ns, self.machine)
 
     def events(self, count: int = 2 * KEPT) -> None:
         for _ in range(count):
@@ -53,23 +53,23 @@ class World:
     @property
     def off(self) -> int:
         """How wrong the calendar is, ms."""
-        return self.keeper.clock.now(self.ours_ns) - self.time
+        return self.sync.clock.now(self.ours_ns) - self.time
 
     @property
     def off_for_rest(self) -> int:
-        return self.keeper.rest_now(self.ours_ns) - self.time
+        return self.sync.rest_now(self.ours_ns) - self.time
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_one_wrong_answer_moves_nothing_and_is_asked_about_again(wrong: int) -> None:
     world = World().begin()
     world.answer(wrong)
-    assert world.keeper.in_doubt
+    assert world.sync.unconfirmed
     assert (world.off, world.off_for_rest) == (0, 0)
     world.events()
     assert (world.off, world.off_for_rest) == (0, 0)
     world.answer()
-    assert not world.keeper.in_doubt
+    assert not world.sync.unconfirmed
     # Once again, at another time, is once again.
     world.time += 10 * MINUTE
     world.answer(wrong)
@@ -85,7 +85,7 @@ def test_a_first_answer_that_is_wrong_is_not_believed(wrong: int, machine_off: i
     world = World(machine_off if isinstance(machine_off, int) else wrong)
     for number in range(ANSWERS_MIN + 1):
         world.answer(0 if number else wrong)
-        assert not world.keeper.measured or world.off == 0
+        assert not world.sync.measured or world.off == 0
     world.events()
     assert world.off == 0
 
@@ -94,17 +94,17 @@ def test_a_first_time_needs_several_answers_and_somebody_else_s_word() -> None:
     world = World()
     world.answer()
     world.answer()
-    assert not world.keeper.clock.known
+    assert not world.sync.clock.known
     world.answer()
     assert world.off == 0
     world = World(machine_off=HOUR)
     for _ in range(KEPT):
         world.answer()
-    assert not world.keeper.clock.known
+    assert not world.sync.clock.known
     world.events(EVENTS_MIN - 1)
-    assert not world.keeper.clock.known
+    assert not world.sync.clock.known
     world.event()
-    assert world.keeper.measured
+    assert world.sync.measured
     assert world.off == 0
 
 
@@ -118,7 +118,7 @@ def test_answers_that_all_lie_do_not_win_against_events() -> None:
     world.machine_off = 6 * HOUR
     world.answer(6 * HOUR)
     assert world.off == 0
-    assert world.keeper.counts.total() == 0
+    assert world.sync.counts.total() == 0
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -130,9 +130,9 @@ def test_an_event_of_a_wrong_time_moves_nothing(wrong: int) -> None:
         world.event()
     told = world.time + wrong
     for _ in range(KEPT):
-        world.keeper.hear(told, world.ours_ns, world.machine)
+        world.sync.take_event(told, world.ours_ns, world.machine)
     assert world.off == 0
-    assert world.keeper.is_off(world.time + wrong, world.ours_ns) == (abs(wrong) > OFF_MS)
+    assert world.sync.is_off(world.time + wrong, world.ours_ns) == (abs(wrong) > OFF_MS)
 
 
 @pytest.mark.parametrize("jump", [6 * HOUR, HOUR, 20_000, -20_000, -6 * HOUR])
@@ -144,10 +144,10 @@ def test_a_jump_that_answers_and_events_agree_upon_is_followed(jump: int, events
     assert world.off == -jump
     if events_first:
         world.events()
-        assert world.keeper.is_off(world.time, world.ours_ns)
+        assert world.sync.is_off(world.time, world.ours_ns)
         for number in range(ANSWERS_MIN):
             assert world.off == -jump
-            assert world.keeper.in_doubt == (number > 0)
+            assert world.sync.unconfirmed == (number > 0)
             world.answer()
     else:
         for _ in range(ANSWERS_MIN):
@@ -156,8 +156,8 @@ def test_a_jump_that_answers_and_events_agree_upon_is_followed(jump: int, events
             assert world.off == -jump
             world.event()
     assert (world.off, world.off_for_rest) == (0, 0)
-    assert not world.keeper.in_doubt
-    assert world.keeper.counts["jumps of the exchange's clock"] == 1
+    assert not world.sync.unconfirmed
+    assert world.sync.counts["jumps of the exchange's clock"] == 1
 
 
 def test_a_wrong_answer_in_the_middle_of_a_jump_delays_it_and_no_more() -> None:
@@ -181,7 +181,7 @@ def test_the_quickest_answer_counts_until_it_is_old() -> None:
     world = World()
     for way in (400, 40, 400):
         world.answer(way=way)
-    assert world.keeper._doubt_ns == 20 * MS
+    assert world.sync._error_ns == 20 * MS
     # An answer that may be wrong by 200 ms says nothing while ours cannot be.
     world.answer(way=400, wrong=100)
     assert world.off == 0
@@ -189,7 +189,7 @@ def test_the_quickest_answer_counts_until_it_is_old() -> None:
     world.time += HOUR // 2
     world.answer(way=400, wrong=100)
     assert world.off == 100
-    assert not world.keeper.in_doubt
+    assert not world.sync.unconfirmed
 
 
 def test_a_clock_that_runs_a_little_wrong_is_not_a_jump_and_one_that_runs_very_wrong_is() -> None:
@@ -197,19 +197,19 @@ def test_a_clock_that_runs_a_little_wrong_is_not_a_jump_and_one_that_runs_very_w
     world.time += HOUR
     # Within 1 in 10,000 of the time since, the two ways' 20 ms, and 50 of the scheduler's.
     world.answer(wrong=HOUR // 10_000 + 80)
-    assert not world.keeper.in_doubt
+    assert not world.sync.unconfirmed
     assert world.off == HOUR // 10_000 + 80
     world = World().begin()
     world.time += HOUR
     world.answer(wrong=HOUR // 10_000 + 100)
-    assert world.keeper.in_doubt
+    assert world.sync.unconfirmed
     assert world.off == 0
 
 
 def test_until_it_is_measured_events_that_agree_move_the_clock() -> None:
     world = World(machine_off=DAY)
     world.event(wrong=HOUR)
-    assert not world.keeper.clock.known
+    assert not world.sync.clock.known
     world.events(EVENTS_MIN)
     assert world.off == -30
     # The least late one counts.
@@ -225,15 +225,15 @@ def test_until_it_is_measured_events_that_agree_move_the_clock() -> None:
     world.asleep -= HOUR
     world.events()
     assert abs(world.off) < 100
-    assert not world.keeper.measured
+    assert not world.sync.measured
     # Answers that differ from the events by hours do not count, nor one that agrees.
     for _ in range(ANSWERS_MIN):
         world.answer(wrong=HOUR)
     world.answer()
-    assert not world.keeper.measured
+    assert not world.sync.measured
     world.answer()
     world.answer()
-    assert world.keeper.measured
+    assert world.sync.measured
     assert world.off == 0
     # From here on events do not move it.
     for _ in range(KEPT):
@@ -247,21 +247,21 @@ def test_this_machine_s_clock_makes_the_first_event_enough() -> None:
     assert world.off == -30
     stranger = World(machine_off=10_000)
     stranger.event()
-    assert not stranger.keeper.clock.known
+    assert not stranger.sync.clock.known
 
 
 def test_in_a_replay_one_answer_is_the_beginning_and_events_alone_move_the_time() -> None:
     world = World(machine_off=DAY, speed=0.0)
     world.answer()
-    begin = world.keeper.clock.now(world.ours_ns)
+    begin = world.sync.clock.now(world.ours_ns)
     assert begin == START + 20
     world.time += HOUR
     world.answer()
-    assert world.keeper.clock.now(world.ours_ns) == begin
-    assert not world.keeper.in_doubt
-    assert world.keeper.move_to(begin + 5, world.ours_ns)
-    assert not world.keeper.move_to(begin + 5, world.ours_ns)
-    assert world.keeper.clock.now(world.ours_ns) == begin + 5
+    assert world.sync.clock.now(world.ours_ns) == begin
+    assert not world.sync.unconfirmed
+    assert world.sync.move_to(begin + 5, world.ours_ns)
+    assert not world.sync.move_to(begin + 5, world.ours_ns)
+    assert world.sync.clock.now(world.ours_ns) == begin + 5
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -281,10 +281,10 @@ def test_whatever_is_said_by_a_few_the_calendar_is_the_exchange_s(seed: int) -> 
             world.answer(wrong, way=source.randrange(10, 300))
         else:
             world.event(wrong, late=source.randrange(5, 900))
-        if world.keeper.clock.known:
-            assert -1_000 < world.off < (250 if world.keeper.measured else OFF_MS), (seed, step)
+        if world.sync.clock.known:
+            assert -1_000 < world.off < (250 if world.sync.measured else OFF_MS), (seed, step)
     world.events()
     for _ in range(KEPT):
         world.answer()
-    assert world.keeper.measured
+    assert world.sync.measured
     assert abs(world.off) < 250

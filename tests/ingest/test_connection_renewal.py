@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.processes import wait_for
-from services.ingest import ban
+from services.ingest.rate_limit import read_ban, write_ban
 from shared.wire import FeedState, FetchTrades
 from tests.ingest.played import START, Exchange, Fill, agg_frame, playing, ticker_frame
 
@@ -88,7 +88,7 @@ def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange:
         assert not (tmp_path / "data" / "ban").exists()
         in_the_way.rmdir()
         rest = f"http://127.0.0.1:{exchange.port}/fapi/v1"
-        until = wait_for("the file", lambda: ban.recall(tmp_path / "data" / "ban", rest))
+        until = wait_for("the file", lambda: read_ban(tmp_path / "data" / "ban", rest))
         assert abs(until - time.time_ns() // 1_000_000 - 55_000) < 10_000
         played.engine.ask(FetchTrades("BTCUSDT", 1, 2))
         seen = len(played.engine.of(FeedState))
@@ -100,12 +100,12 @@ def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange:
 
 def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "ban"
-    assert ban.recall(path, "here") == 0
-    ban.remember(path, "here", 17)
-    assert (ban.recall(path, "here"), ban.recall(path, "elsewhere")) == (17, 0)
+    assert read_ban(path, "here") == 0
+    write_ban(path, "here", 17)
+    assert (read_ban(path, "here"), read_ban(path, "elsewhere")) == (17, 0)
     for text in ("", "{", "[1]", '{"rest": "here"}', '{"rest": "here", "until": "x"}'):
         path.write_text(text)
-        assert ban.recall(path, "here") == 0
+        assert read_ban(path, "here") == 0
 
 
 def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_first_answer_about_the_time_is_not_believed_alone(exchange: Exchange,
         exchange.wrong_ms = [wrong_ms]
         # The ticker's word that something is off makes ingest ask for the time.
         exchange.say(ticker_frame("BTCUSDT", event_time=exchange.now + wrong_ms))
-        wait_for("doubt", lambda: "time doubted: the exchange says" in played.room.log)
+        wait_for("doubt", lambda: "time not confirmed: the exchange says" in played.room.log)
         seen = len(played.engine.of(FeedState))
         wait_for("two more heartbeats", lambda: len(played.engine.of(FeedState)) > seen + 1)
         assert len(exchange.requests("time")) >= 7

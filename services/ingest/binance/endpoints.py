@@ -1,4 +1,4 @@
-"""The border's other half: where the exchange is, how it is asked, and what a question weighs.
+"""Where the exchange is, how it is asked, and what a request weighs.
 
 Decides addresses, routes, paths, parameters and weights of the three venues (the sections named are those of the
 exchange's protocol). Sends nothing.
@@ -12,7 +12,7 @@ from shared.addresses import at
 from shared.config import Config
 
 TICKER_ROUTE = "market"
-"""Where the stream of all tickers is."""
+"""The route that has the stream of all tickers."""
 PAGE_MAX = 1000
 """Rows of one page of trades (§3.4)."""
 KEYED_PAGE_MAX = 500
@@ -125,9 +125,9 @@ def venue_of(config: Config) -> Venue:
         base = "wss://fstream.binance.com"
         rest = "https://fapi.binance.com/fapi/v1"
     else:
-        place = at(config.simulator.host, config.simulator.port)
-        base = f"ws://{place}"
-        rest = f"http://{place}/fapi/v1"
+        address = at(config.simulator.host, config.simulator.port)
+        base = f"ws://{address}"
+        rest = f"http://{address}/fapi/v1"
         key = key or "simulator"
     sockets = {route: f"{base}/{route}/stream" for route in ("market", "public")}
     return Venue(rest=rest, sockets=sockets, api_key=key, **_FUTURES)

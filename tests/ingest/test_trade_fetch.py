@@ -1,28 +1,15 @@
-"""What is asked of history: trades by id or since a time, klines, and what neither costs a request twice."""
+"""Missing trades: by id or since a time, from memory or by REST, and none of them requested twice."""
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-import aiohttp
-import pytest
-
 from harness.processes import wait_for
-from services.ingest.complaints import Complaints
-from services.ingest.governor import Governor
-from services.ingest.history import History
-from services.ingest.recent import Recent
-from services.ingest.rest import Rest
-from services.ingest.symbols import Symbols
-from services.ingest.venue import venue_of
-from shared.config import Config, SimulatorConfig
-from shared.wire import FetchKlines, FetchTrades, Klines, RemoveSymbol, Subscribe, Trades, kline_rows
+from shared.wire import FetchTrades, RemoveSymbol, Subscribe, Trades
 from tests.ingest.played import (
     FORMING,
-    MINUTE,
     START,
     Exchange,
     Fill,
@@ -211,20 +198,6 @@ def test_looking_back_ends_where_nothing_is_older(exchange: Exchange, tmp_path: 
         assert {first for first, _ in played.covered() if first < 3_000_000_000} == {0}
 
 
-def test_klines_are_fetched_closed_ones_only(exchange: Exchange, tmp_path: Path) -> None:
-    with playing(tmp_path, exchange) as played:
-        played.subscribe("btcusdt@aggTrade")
-        first = FORMING - 2000 * MINUTE
-        played.engine.ask(FetchKlines("BTCUSDT", "1m", first, FORMING + 10 * MINUTE))
-        wait_for("both pages", lambda: len(played.engine.of(Klines)) == 2)
-        opens = [row for page in played.engine.of(Klines) for row in kline_rows(page.rows)["open_time"].tolist()]
-        assert opens == list(range(first, FORMING, MINUTE))
-        assert [asked["limit"] for asked in exchange.requests("klines") if "startTime" in asked] == ["1500", "511"]
-        played.engine.ask(FetchKlines("BTCUSDT", "1M", FORMING, FORMING))
-        empty = played.engine.wait(Klines, lambda page: page.interval == "1M")
-        assert empty.rows == b""
-
-
 def test_rest_stops_at_429_and_goes_on_when_it_may(exchange: Exchange, tmp_path: Path) -> None:
     exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(1, 10)]
     with playing(tmp_path, exchange) as played:
@@ -302,35 +275,3 @@ def test_an_aggregate_is_never_a_void_id(exchange: Exchange, tmp_path: Path) -> 
         played.engine.ask(FetchTrades("BTCUSDT", 7, 7))
         wait_for("its word", lambda: "trades unreachable: BTCUSDT 7 to 7" in played.room.log)
         assert len(played.rows()) == 2
-
-
-@pytest.mark.parametrize(("after_ms", "is_closed"), [(0, False), (2_900, False), (3_100, True)])
-def test_a_kline_that_has_just_ended_is_not_taken_for_closed(
-    exchange: Exchange, after_ms: int, is_closed: bool
-) -> None:
-    exchange.jump(60)
-    venue = venue_of(Config(simulator=SimulatorConfig(port=exchange.port)))
-    ended = FORMING + MINUTE
-    expected = ended if is_closed else FORMING
-    sent: list[Klines] = []
-
-    async def run() -> None:
-        async with aiohttp.ClientSession() as session:
-            rest = Rest(session, venue, Governor(2400, 1.0), lambda: START, lambda _: None)
-            history = History(
-                rest,
-                venue,
-                "aggTrade",
-                Symbols([], 10),
-                lambda _: ended + after_ms,
-                Complaints(),
-                Recent(10),
-                lambda _: asyncio.sleep(0),
-                sent.append,  # type: ignore[arg-type]
-            )
-            assert (await history.announcement("BTCUSDT", 5)).klines_until == expected
-            await history.fetch_klines(FetchKlines("BTCUSDT", "1m", FORMING - 3 * MINUTE, ended))
-
-    asyncio.run(run())
-    (page,) = sent
-    assert kline_rows(page.rows)["open_time"].tolist()[-1] == expected - MINUTE

@@ -1,8 +1,8 @@
-"""The border: every key and spelling that the exchange uses in its frames and answers, and nothing of them elsewhere.
+"""Every key and spelling that the exchange uses in its frames and answers; no other file has one.
 
 Decides how a frame or an answer is read and how a control message is written (the sections named are those of the
-exchange's protocol). What is read leaves as our own words: frames in named fields, columns, listings. Holds no socket
-and no clock. Where the exchange is and how it is asked stands in venue.py.
+exchange's protocol). What is read is returned under our own names: frames as named fields, columns, listings. Holds no
+socket and no clock. Where the exchange is and how it is asked is in endpoints.py.
 """
 
 import string
@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from services.ingest.exact import DECIMALS_MAX, numbers
-from services.ingest.klines import NUMBERS, Columns
+from services.ingest.decimals import DECIMALS_MAX, parse_numbers
+from services.ingest.klines import DECIMAL_FIELDS, KlineColumns
 from shared.decimals import decimals_of
 from shared.names import is_name
 from shared.wire import NOT_DECODED
@@ -27,7 +27,7 @@ STREAMS_MAX = 1024
 """Streams of one connection; one more and the exchange closes it (§1.3)."""
 
 Refuse = Callable[[str, bytes], None]
-"""Takes the kind of what was refused, and how it begins."""
+"""Called with the kind of what is refused, and its content."""
 
 TIME_MAX = 100_000_000_000_000
 """Milliseconds until the year 5138; microseconds would be beyond it."""
@@ -56,9 +56,9 @@ def symbol_of(stream: str, kind: str) -> str | None:
     return name.translate(_TO_UPPER) if name and suffix == kind else None
 
 
-def control_message(method: str, streams: list[str], number: int) -> bytes:
+def control_message(method: str, streams: list[str], message_id: int) -> bytes:
     """Write SUBSCRIBE or UNSUBSCRIBE (§1.4)."""
-    return msgspec.json.encode({"method": method, "params": streams, "id": number})
+    return msgspec.json.encode({"method": method, "params": streams, "id": message_id})
 
 
 _TRADE_KEYS = {
@@ -76,9 +76,9 @@ _AGG_KEYS = _TRADE_KEYS | {"id": "a", "first_fill": "f", "last_fill": "l"}
 MARKET_TRADE = "MARKET"
 """The kind of an ordinary trade (§2.4)."""
 OUR_MARKET = 1
-"""The other market's rows share the ticker, and a client that can trade both gets both."""
+"""The exchange's other market shares the ticker, and a client that may trade both gets rows of both."""
 BEFORE_STREAM, AFTER_STREAM = b'{"stream":"', b',"data":{'
-"""How the exchange spells what is around a trade (§1.2): the name of a stream ends between them."""
+"""What surrounds the name of a stream in a data frame (§1.2)."""
 
 
 class AggTrade(msgspec.Struct, gc=False, rename=_AGG_KEYS):
@@ -143,7 +143,7 @@ def message_type(kind: str) -> Any:
 
 
 TRADE_FIELDS = (*_AGG_KEYS,)
-"""Everything that is read of a trade's frame."""
+"""All fields that are read of a trade's frame."""
 
 
 def trade_keys(kind: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -153,9 +153,9 @@ def trade_keys(kind: str) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 class Reply(NamedTuple):
-    """The exchange's answer to a control message; `number` is None if it could not tell which one."""
+    """The exchange's answer to a control message; `message_id` is None if it could not tell which one."""
 
-    number: int | None
+    message_id: int | None
     error: str = ""
 
 
@@ -164,7 +164,7 @@ class Shutdown:
 
 
 def read_control(frame: bytes) -> Reply | Shutdown | None:
-    """Read what is not data; None if it is nothing known. Raises Malformed if it is not JSON at all."""
+    """Read a frame that is not data; None if it is of no known kind. Raises Malformed if it is not JSON at all."""
     try:
         content = msgspec.json.decode(frame)
     except NOT_DECODED as error:
@@ -174,8 +174,8 @@ def read_control(frame: bytes) -> Reply | Shutdown | None:
     if content.get("stream") == "!serverShutdown" or content.get("e") == "serverShutdown":
         return Shutdown()
     if "stream" not in content and ("id" in content or "error" in content):
-        number, refusal = content.get("id"), content.get("error")
-        return Reply(number if type(number) is int else None, str(refusal) if refusal else "")
+        message_id, refusal = content.get("id"), content.get("error")
+        return Reply(message_id if type(message_id) is int else None, str(refusal) if refusal else "")
     return None
 
 
@@ -216,7 +216,7 @@ class _Info(msgspec.Struct):
 
 
 def read_exchange_info(body: bytes, refuse: Refuse) -> tuple[list[Listing], int | None]:
-    """Return (listings, weight limit a minute if it says one). Raises Malformed; a symbol that is odd is refused."""
+    """Return (listings, weight limit a minute if it names one). Raises Malformed; an odd symbol is refused alone."""
     info = _decode(_Info, body)
     limit = next(
         (
@@ -246,7 +246,7 @@ def _listing(symbol: _Symbol) -> Listing:
     return Listing(symbol.symbol, symbol.status == "TRADING", price_decimals, quantity_decimals)
 
 
-class _Time24(msgspec.Struct):
+class _Volume(msgspec.Struct):
     symbol: str
     quoteVolume: str
 
@@ -261,9 +261,9 @@ def read_time(body: bytes) -> int:
 
 
 def read_volumes(body: bytes) -> dict[str, float]:
-    """Return the 24 h quote volume of each symbol: good for an order, not for a sum. Raises Malformed."""
+    """Return the 24 h quote volume of each symbol: exact enough to sort by. Raises Malformed."""
     try:
-        return {row.symbol: float(row.quoteVolume) for row in _decode(list[_Time24], body)}
+        return {row.symbol: float(row.quoteVolume) for row in _decode(list[_Volume], body)}
     except ValueError as error:
         raise Malformed(str(error)) from error
 
@@ -273,12 +273,8 @@ class _Error(msgspec.Struct):
     msg: str = ""
 
 
-TOO_OLD = -4166
-"""Error code: the exchange does not go back that far (§3.4)."""
-
-
 def read_error(body: bytes) -> tuple[int, str]:
-    """Return (code, message) of a refused request; code 0 if it says none."""
+    """Return (code, message) of a refused request; code 0 if there is none."""
     try:
         error = msgspec.json.decode(body, type=_Error)
     except NOT_DECODED:
@@ -321,8 +317,8 @@ class TradePage(NamedTuple):
     quantities: list[str]
     buyer_is_maker: list[bool]
 
-    def beginning_at(self, place: int) -> "TradePage":
-        return TradePage(*(column[place:] for column in self))  # type: ignore[arg-type]
+    def from_index(self, index: int) -> "TradePage":
+        return TradePage(*(column[index:] for column in self))  # type: ignore[arg-type]
 
 
 def read_agg_trades(body: bytes) -> TradePage:
@@ -354,15 +350,15 @@ def _page(rows: list[Any], trade_counts: list[int]) -> TradePage:
 _KlineRow = tuple[_Time, str, str, str, str, str, _Time, str, _Count, str, str, Any]
 
 
-def read_klines(body: bytes) -> Columns:
+def read_klines(body: bytes) -> KlineColumns:
     """Raises Malformed."""
     rows = _decode(list[_KlineRow], body)
     texts = [text for row in rows for text in (row[1], row[2], row[3], row[4], row[5], row[7], row[9], row[10])]
-    return Columns(
+    return KlineColumns(
         np.array([row[0] for row in rows], np.int64),
         np.array([row[6] for row in rows], np.int64),
         np.array([row[8] for row in rows], np.int64),
-        *(column.reshape(len(rows), len(NUMBERS)) for column in numbers(texts)),
+        *(column.reshape(len(rows), len(DECIMAL_FIELDS)) for column in parse_numbers(texts)),
     )
 
 

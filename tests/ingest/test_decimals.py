@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.ingest.exact import DECIMALS_MAX, NotExact, number, numbers, trade_rows
+from services.ingest.decimals import DECIMALS_MAX, RefusedNumber, parse_number, parse_numbers, trade_rows
 from shared.decimals import INT64_MAX
 from shared.kline import QUOTE_MAX
 
@@ -47,7 +47,7 @@ ANYTHING = st.one_of(
 @QUIET
 @given(PLAIN)
 def test_a_plain_number_is_its_decimal(text: str) -> None:
-    mantissa, decimals = number(text)
+    mantissa, decimals = parse_number(text)
     assert Decimal(mantissa).scaleb(-decimals) == Decimal(text)
     assert decimals == max(0, -int(Decimal(text).normalize().as_tuple().exponent)) if mantissa else decimals == 0
 
@@ -55,13 +55,13 @@ def test_a_plain_number_is_its_decimal(text: str) -> None:
 @QUIET
 @given(st.lists(ANYTHING, max_size=12))
 def test_a_column_is_read_as_its_numbers_one_by_one(texts: list[str]) -> None:
-    mantissas, decimals, highs = numbers(texts)
+    mantissas, decimals, highs = parse_numbers(texts)
     whole = [mantissa + high * 10**18 for mantissa, high in zip(mantissas.tolist(), highs.tolist(), strict=True)]
     for text, mantissa, count in zip(texts, whole, decimals.tolist(), strict=True):
         try:
-            assert (mantissa, count) == number(text, QUOTE_MAX)
+            assert (mantissa, count) == parse_number(text, QUOTE_MAX)
             assert Decimal(mantissa).scaleb(-count) == Decimal(text)
-        except NotExact:
+        except RefusedNumber:
             assert (mantissa, count) == (0, -1)
 
 
@@ -100,22 +100,22 @@ def test_rows_hold_exactly_what_the_texts_say_or_are_refused(
     ],
 )
 def test_what_is_no_exact_number_is_refused_with_its_kind(text: str, kind: str) -> None:
-    with pytest.raises(NotExact) as caught:
-        number(text)
+    with pytest.raises(RefusedNumber) as caught:
+        parse_number(text)
     assert caught.value.kind == kind
 
 
 def test_a_number_of_64_bits_is_exact_to_the_last_digit() -> None:
-    assert number("9223372036854775807") == (INT64_MAX, 0)
-    assert number("922337203685477.5807") == (INT64_MAX, 4)
+    assert parse_number("9223372036854775807") == (INT64_MAX, 0)
+    assert parse_number("922337203685477.5807") == (INT64_MAX, 4)
     # Beyond 51 bits a float would have rounded.
-    assert numbers(["36028797018963.97", "36028797018963.98"])[0].tolist() == [3602879701896397, 3602879701896398]
+    assert parse_numbers(["36028797018963.97", "36028797018963.98"])[0].tolist() == [3602879701896397, 3602879701896398]
 
 
 def test_zeros_at_the_end_are_no_decimals() -> None:
-    assert number("100.0000000000000") == (100, 0)
-    assert number("0.00") == (0, 0)
-    assert number("1e-7") == (1, 7)
+    assert parse_number("100.0000000000000") == (100, 0)
+    assert parse_number("0.00") == (0, 0)
+    assert parse_number("1e-7") == (1, 7)
 
 
 def test_a_void_row_has_no_price_and_needs_none() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from harness.processes import RECORDINGS
-from services.ingest.binance import (
+from services.ingest.binance.endpoints import venue_of
+from services.ingest.binance.messages import (
     Malformed,
     banned_until,
     control_message,
@@ -20,9 +21,8 @@ from services.ingest.binance import (
     stream_name,
     symbol_of,
 )
+from services.ingest.binance.scan import plain_klines
 from services.ingest.klines import decimals_for, kline_rows, parse
-from services.ingest.scan import plain_klines
-from services.ingest.venue import venue_of
 from shared.config import Config, ExchangeConfig, SimulatorConfig
 from shared.kline import CLOSED, EXCHANGE, FINAL, figure
 from tests.ingest.played import listing

@@ -17,7 +17,7 @@ from bench import floor
 from bench.whole import BUSY_MS, SINGLE_TRADES, Whole, shares, whole
 from harness.figures import Seen, latencies, percentiles, spread
 from harness.truth import ask
-from shared.wire import kline_topic
+from shared.snapshot import kline_topic
 
 RATES = (1_000, 5_000, 20_000, 50_000)
 RANKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)

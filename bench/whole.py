@@ -17,7 +17,7 @@ from harness.figures import cpu_seconds, memory_mib
 from harness.processes import Room, wait_for, write_config
 from harness.truth import ask
 from shared.config import Config, load
-from shared.wire import HEALTH_TOPIC, kline_topic
+from shared.snapshot import HEALTH_TOPIC, kline_topic
 
 ROOMS = ("postgres", "persist", "engine", "simulator", "ingest")
 SAVING_NEVER = {"save_interval_ms": 600_000, "save_rows": 1_000_000}

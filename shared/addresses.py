@@ -1,6 +1,6 @@
-"""Hosts and ports as they are written: which stay on this machine, and how the two stand together.
+"""Hosts and ports as text: which hosts are this machine, and how host and port are written.
 
-Knows text only: nothing is looked up, and whether somebody listens is not known here.
+Nothing is looked up, and whether a port is listened on is not known here.
 """
 
 import ipaddress
@@ -24,17 +24,17 @@ def listener(endpoint: str) -> tuple[str, int]:
 
     The host is an address, `*`, or the name of a network interface. Raises ValueError where nothing could listen.
     """
-    protocol, separator, place = endpoint.partition("://")
-    if protocol == "ipc" and separator and place:
+    protocol, separator, address = endpoint.partition("://")
+    if protocol == "ipc" and separator and address:
         return "", 0
-    host, _, digits = place.rpartition(":")
+    host, _, digits = address.rpartition(":")
     if protocol != "tcp" or not separator or not host:
         raise ValueError("neither tcp://ADDRESS:PORT nor ipc://PATH")
     if not digits.isascii() or not digits.isdigit() or not 1 <= int(digits) <= 65_535:
         raise ValueError(f"the port {digits!r} is outside 1 .. 65535")
     bare = host.removeprefix("[").removesuffix("]")
     if host != (f"[{bare}]" if ":" in bare else bare):
-        raise ValueError("an IPv6 address stands in brackets: tcp://[::1]:5556")
+        raise ValueError("an IPv6 address has brackets: tcp://[::1]:5556")
     if host == "localhost":
         raise ValueError("a name is not looked up here: 127.0.0.1 or [::1]")
     return bare, int(digits)

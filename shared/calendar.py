@@ -1,11 +1,11 @@
-"""The calendar that klines stand on: where a kline of an interval opens, and which one follows it.
+"""The calendar of klines: when a kline of an interval opens, and which one follows it.
 
 Knows nothing of prices and reads no clock: every time is milliseconds since 1970-01-01 UTC, given as an argument
 (protocol §4.6).
 
-A *bucket* numbers the klines of one interval in order, so that a row's place in the book is arithmetic. Three rules
-cover all intervals: fixed lengths counted from an anchor (weeks from a Monday, 3d from the symbol's own grid), and
-calendar months.
+A *bucket* is the number of a kline of one interval, in order, so that the slot of a row is computed from its time.
+Three rules cover all intervals: fixed lengths counted from an anchor (weeks from a Monday, 3d from the symbol's own
+grid), and calendar months.
 """
 
 from shared.compiled import compiled
@@ -54,7 +54,7 @@ def bucket_of(length_ms: int, anchor_ms: int, time_ms: int) -> int:
 
 @compiled
 def bucket_start(length_ms: int, anchor_ms: int, bucket: int) -> int:
-    """Return the open time of a bucket; that of the bucket after it is the first time outside."""
+    """Return the open time of a bucket; the bucket ends where the next one opens."""
     if length_ms == 0:
         return int(month_start(bucket))
     return bucket * length_ms + anchor_ms

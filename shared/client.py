@@ -1,16 +1,16 @@
-"""Attach to the engine's snapshots from Python: the comfortable way.
+"""Subscribe to the engine's snapshots from Python.
 
     for topic, message in Snapshots("tcp://127.0.0.1:5556", ["kline.BTCUSDT.1m", TICKERS_TOPIC]):
         ...
 
-Decides which topics a program gets, and knows when messages of a topic were lost on the way. Holds no klines: a message
-is a full row, so a loss heals with the next one, and asking again (`unsubscribe`, `subscribe`) makes the engine send
-every row of the topic that is not in the database, plus the current one.
+Decides which topics a program gets, and counts messages of a topic that were lost on the way. Holds no klines: a
+message is a whole row, so that the next one makes up for a loss, and a new subscription (`unsubscribe`, `subscribe`)
+makes the engine send every row of the topic that is not in the database, and the current one.
 
 A topic that ends in "." is a prefix (`kline.BTCUSDT.` is every interval of one symbol), as is the empty one (all there
-is); any other is exact. ZeroMQ itself knows only prefixes, so what else comes along is dropped here.
+is); any other is exact. ZeroMQ itself has only prefixes, so that other topics come too, and are dropped here.
 
-Whoever would rather use nothing of klagg finds the same in `examples/subscribe.py`.
+`examples/subscribe.py` does the same without anything of klagg.
 """
 
 import asyncio
@@ -20,39 +20,36 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import zmq
 import zmq.asyncio
 
-from shared.sockets import QUEUE_MAX, take_address
-from shared.wire import (
+from shared.snapshot import (
     HEALTH_TOPIC,
-    NOT_DECODED,
     TICKERS_TOPIC,
     Snapshot,
     Tickers,
     WireError,
+    decode_health,
     decode_snapshot,
     decode_tickers,
 )
+from shared.sockets import QUEUE_MAX, set_address_family
 
 Health = dict[str, Any]
 Message = tuple[str, Snapshot | Tickers | Health]
 
 BURST_MAX = 100
-"""Messages taken in a row before other tasks of the event loop get their turn."""
+"""Messages taken in a row before other tasks of the event loop run."""
 HEARTBEAT_MS = 5_000
-"""A connection over which the engine answers no ping for three of these is opened anew."""
-
-_health_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+"""A connection on which the engine answers no ping for three times as long is opened again."""
 
 
-class Continuity:
-    """Which messages are missing, told from the numbers that messages carry. No socket, no clock."""
+class SequenceTracker:
+    """Which messages are missing, by the sequence numbers of those that came. No socket, no clock."""
 
     def __init__(self) -> None:
         self.lost: Counter[str] = Counter()
-        """Messages that never arrived, a topic."""
+        """By topic: messages that never arrived."""
         self.session = 0
         """The engine's; 0 before its first message."""
         self._sequences: dict[str, tuple[int, int]] = {}
@@ -60,7 +57,7 @@ class Continuity:
     def observe(self, topic: str, session: int, sequence: int) -> int:
         """Return how many messages of the topic are missing between the last one seen and this one.
 
-        The first message of a topic, and the first of another session, begin the count anew.
+        The first message of a topic, and the first of another session, begin a new sequence.
         """
         self.session = session
         before = self._sequences.get(topic)
@@ -72,22 +69,22 @@ class Continuity:
             self.lost[topic] += missing
         return missing
 
-    def forget(self, topic: str) -> None:
-        """Expect nothing of the topics that `topic` stands for: while unsubscribed, messages pass unseen."""
+    def remove(self, topic: str) -> None:
+        """Forget the topics that `topic` covers: messages that come while it is not subscribed are no loss."""
         for known in [known for known in self._sequences if matches(topic, known)]:
             del self._sequences[known]
 
 
-class _Attachment:
-    """What both kinds of iterator share: subscriptions, decoding, and the count of what is lost."""
+class _Subscriber:
+    """What both kinds of iterator share: subscriptions, decoding, and the count of losses."""
 
     _socket: Any
 
     def __init__(self, topics: str | Iterable[str]) -> None:
         self._topics: set[str] = set()
-        self._continuity = Continuity()
+        self._sequences = SequenceTracker()
         self.refused = 0
-        """Messages that are not what their topic promises."""
+        """Messages that could not be decoded."""
         self.refused_last = ""
         self.missing = 0
         """How many messages of the same topic were lost right before the one received last."""
@@ -96,26 +93,26 @@ class _Attachment:
 
     @property
     def lost(self) -> Counter[str]:
-        """Messages lost so far, a topic."""
-        return self._continuity.lost
+        """By topic: messages lost so far."""
+        return self._sequences.lost
 
     @property
     def session(self) -> int:
         """The engine's session; 0 before its first message, another one after it restarted."""
-        return self._continuity.session
+        return self._sequences.session
 
     def subscribe(self, topic: str) -> None:
-        """Ask for a topic. Asking for one that is held already changes nothing."""
+        """Subscribe a topic, if it is not subscribed yet."""
         if topic not in self._topics:
             self._topics.add(topic)
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
 
     def unsubscribe(self, topic: str) -> None:
-        """Give a topic up; a few messages of it that are on their way are dropped."""
+        """Unsubscribe a topic; messages of it that are still on their way are dropped."""
         if topic in self._topics:
             self._topics.discard(topic)
             self._socket.setsockopt(zmq.UNSUBSCRIBE, topic.encode())
-            self._continuity.forget(topic)
+            self._sequences.remove(topic)
 
     def close(self) -> None:
         self._socket.close(linger=0)
@@ -136,15 +133,15 @@ class _Attachment:
 
     def _missing(self, topic: str, message: Snapshot | Tickers | Health) -> int:
         if not isinstance(message, dict):
-            return self._continuity.observe(topic, message.session, message.sequence)
+            return self._sequences.observe(topic, message.session, message.sequence)
         session, sequence = message.get("session"), message.get("sequence")
         if isinstance(session, int) and isinstance(sequence, int):
-            return self._continuity.observe(topic, session, sequence)
+            return self._sequences.observe(topic, session, sequence)
         return 0
 
 
-class Snapshots(_Attachment):
-    """Iterate over (topic, message), waiting for each; the engine may come and go meanwhile."""
+class Snapshots(_Subscriber):
+    """Iterate over (topic, message), waiting for each; the engine may be restarted meanwhile."""
 
     def __init__(self, endpoint: str, topics: str | Iterable[str]) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -179,7 +176,7 @@ class Snapshots(_Attachment):
         self.close()
 
 
-class AsyncSnapshots(_Attachment):
+class AsyncSnapshots(_Subscriber):
     """The same for asyncio: `async for topic, message in AsyncSnapshots(...)`."""
 
     def __init__(self, endpoint: str, topics: str | Iterable[str]) -> None:
@@ -193,7 +190,7 @@ class AsyncSnapshots(_Attachment):
             message = self._read(await self._socket.recv_multipart())
             in_a_row += 1
             if in_a_row >= BURST_MAX:
-                # A receive that need not wait does not let anyone else run either.
+                # A receive that does not have to wait lets no other task run.
                 in_a_row = 0
                 await asyncio.sleep(0)
             if message is not None:
@@ -222,30 +219,27 @@ def decode(topic: str, body: bytes) -> Snapshot | Tickers | Health:
     if topic == TICKERS_TOPIC:
         return decode_tickers(body)
     if topic == HEALTH_TOPIC:
-        try:
-            return _health_decoder.decode(body)
-        except NOT_DECODED as error:
-            raise WireError(f"{error} (message begins {body[:40]!r})") from error
+        return decode_health(body)
     raise WireError(f"unknown topic {topic[:40]!r}")
 
 
 def connectable(endpoint: str) -> str:
-    """Return where to connect to what listens on `endpoint`: "any address" is no address to go to."""
+    """Return the endpoint to connect to where `endpoint` is listened on: any address becomes this machine's."""
     for anywhere, here in (("//*:", "//127.0.0.1:"), ("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
         endpoint = endpoint.replace(anywhere, here)
     return endpoint
 
 
 def attach(context: Any, endpoint: str) -> Any:
-    """Return a SUB socket that is connected, now or whenever the engine appears; it stays so over restarts."""
+    """Return a SUB socket that connects as soon as the engine is there, and again after each of its restarts."""
     socket = context.socket(zmq.SUB)
-    # Options first: a connection takes those that were set before it.
+    # Options first: they count only for connections that are made later.
     socket.setsockopt(zmq.RCVHWM, QUEUE_MAX)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-    take_address(socket, endpoint)
+    set_address_family(socket, endpoint)
     socket.connect(connectable(endpoint))
     return socket

@@ -1,8 +1,8 @@
 """The exchange's time, as far as this machine can know it.
 
-Fed with samples of it and asked with the machine's monotonic clock; reads neither itself. With speed 1 it runs between
-samples, as the live exchange does. With speed 0 it stands still between them, so that a recording replayed at any
-speed moves klagg's time by nothing but its own events.
+Gets samples of it and times of the machine's monotonic clock; reads no clock itself. With speed 1 it runs between
+samples, as the live exchange does. With speed 0 it stands still between them, so that in a replay, at whatever speed,
+only the recording's events move klagg's time.
 """
 
 
@@ -17,7 +17,7 @@ class ExchangeClock:
         return self._sample_ms > 0
 
     def set(self, exchange_ms: int, monotonic_ns: int) -> None:
-        """Take a measurement of the exchange's time, whichever way it moves the clock."""
+        """Take a measurement of the exchange's time, even if it moves the clock back."""
         self._sample_ms = exchange_ms
         self._sample_ns = monotonic_ns
 
@@ -33,7 +33,7 @@ class ExchangeClock:
         return self._sample_ms + int((monotonic_ns - self._sample_ns) * self.speed) // 1_000_000
 
     def wait_ms(self, exchange_ms: int, monotonic_ns: int) -> int | None:
-        """Return how long until the exchange's time is `exchange_ms`; None if only an event can bring it."""
+        """Return how long until the exchange's time is `exchange_ms`; None if only an event can move it there."""
         if not self.known or self.speed == 0:
             return None
         return max(0, int((exchange_ms - self.now(monotonic_ns)) / self.speed))

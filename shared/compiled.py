@@ -24,8 +24,8 @@ Answer = TypeVar("Answer")
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("engine", "ingest", "persist", "simulator")
 """Those that compile something."""
-SOURCES = ("shared/*.py", *(f"services/{room}/*.py" for room in ROOMS))
-"""Whole rooms: what a function has of other modules, a number even, is in the machine code."""
+SOURCES = ("shared/*.py", *(f"services/{room}/{files}" for room in ROOMS for files in ("*.py", "*/*.py")))
+"""All files of a room: what a function has of other modules, a number even, is in the machine code."""
 KEPT_S = 7 * 86_400
 """Machine code of other versions is removed when it has not been used for so long."""
 
@@ -80,7 +80,7 @@ def inlined(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
 def _folder() -> Path:
     digest = hashlib.sha256(sys.version.encode())
     for source in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+        digest.update(str(source.relative_to(ROOT)).encode() + b"\0" + source.read_bytes())
     name = digest.hexdigest()[:16]
     # What numba loads is a pickle, so whoever writes it runs code as us: a folder that is not surely ours is none.
     try:

@@ -1,4 +1,4 @@
-"""Exact decimals: the way of a number from the text that people and exchanges use to an int64.
+"""Exact decimals: from the text of a number to a scaled integer.
 
 A scaled integer is the number times 10**decimals. Nothing here rounds: what does not fit raises.
 """

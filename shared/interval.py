@@ -1,6 +1,6 @@
 """The fifteen intervals of Binance: their names, lengths and children.
 
-Knows no more of time than its units; where klines open is calendar.py's.
+When their klines open is decided by calendar.py.
 """
 
 from datetime import UTC, datetime
@@ -15,9 +15,9 @@ GRID_3D_MS = 3 * DAY_MS
 class Interval(NamedTuple):
     name: str
     length_ms: int
-    """0 for the calendar month, whose length differs."""
+    """0 for the calendar month, whose length varies."""
     child: str
-    """The interval whose klines merge into one of this one; empty for 1m, which only trades make."""
+    """The interval whose klines merge into this one's; empty for 1m, which is made of trades."""
 
 
 INTERVALS: tuple[Interval, ...] = (
@@ -43,5 +43,5 @@ CHILD_INDEX: tuple[int, ...] = tuple(INTERVAL_INDEX.get(interval.child, -1) for 
 
 
 def utc(time_ms: int) -> str:
-    """Return a time as people read it: `2026-11-23T12:34:56.789Z`."""
+    """Return a time as text: `2026-11-23T12:34:56.789Z`."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

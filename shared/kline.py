@@ -1,9 +1,9 @@
-"""A kline and a trade, as all rooms have them; how klines merge is merging.py's.
+"""A kline and a trade, as all services have them. How klines merge is in merging.py.
 
 Prices and quantities are int64 in units of the symbol's last decimal (`price_decimals`, `quantity_decimals`); quote
 volumes are their products, in units of 10**-(price_decimals + quantity_decimals). A busy month has more of those units
-than an int64 holds (9.2e18), so a quote volume is two fields: `quote_volume_high * QUOTE_BASE + quote_volume`, up to
-3.2e22. A kline that more was traded in is *saturated*, and says so.
+than an int64 holds (9.2e18), so that a quote volume is two fields: `quote_volume_high * QUOTE_BASE + quote_volume`, up
+to 3.2e22. A kline in which more was traded is *saturated*, and has a flag for it.
 """
 
 from typing import Any
@@ -47,13 +47,13 @@ KLINE = np.dtype(
         ("close_id", "<i8"),
         ("flags", "<i2"),
         ("revision", "<i2"),  # how often the row was corrected after it closed, up to REVISION_MAX
-        ("quote_volume_high", "<i2"),  # multiples of QUOTE_BASE: what stands in quote_volume is less than one
+        ("quote_volume_high", "<i2"),  # multiples of QUOTE_BASE: quote_volume itself is less than one
         ("taker_buy_quote_volume_high", "<i2"),
     ]
 )
 
 QUOTES = ("quote_volume", "taker_buy_quote_volume")
-"""Numbers that are two fields each; these are the lower ones."""
+"""Numbers that are two fields each; these are the lower fields."""
 
 PLACED_KLINE = np.dtype(
     [
@@ -68,15 +68,15 @@ CLOSED = 1
 FINAL = 4
 """Closed, and proven: every trade before the kline's end was applied, or the exchange itself says what it is."""
 EXCHANGE = 2
-"""The kline holds figures of the exchange's own klines, which carry no ids."""
+"""The kline holds figures of the exchange's own klines, which have no ids."""
 UNEXPLAINED = 8
-"""Ids that belong in the kline, or may, were left out by whoever was asked for them, and nobody has said that they are
-void. It is not final while that is so."""
+"""The kline may lack ids that the exchange left out of its answers, and no row has said that they are void. It is not
+final while that is so."""
 AUDITED = 16
-"""Such ids, and the exchange's own kline has the same prices, volumes and trades: they carry none.
+"""The kline may lack such ids, but the exchange's own kline has the same prices, volumes and trades: they have none.
 Final by that, without ids."""
 SATURATED = 32
-"""More was traded in the kline than its numbers hold: each volume is the true one or the most that fits. Not final."""
+"""More was traded in the kline than its numbers hold: each volume is true or the largest that fits. Not final."""
 
 
 def figure(row: Any, name: str) -> int:

@@ -1,7 +1,7 @@
-"""Names of symbols that come from outside: which of them klagg takes.
+"""Names of symbols: which of them klagg accepts.
 
-Decides the one rule of ingest, replay and store. A name becomes a topic, a key in SQL and a folder of an export, so it
-is text that can be seen and no path. Which names an exchange has is not known here: some are not ASCII.
+One rule for ingest, replay and store. A name becomes a topic, a key in SQL and a folder of an export, so that it is
+printable text and no path. Which names an exchange has is not known here: some are not ASCII.
 """
 
 NAME_MAX = 64
@@ -9,7 +9,7 @@ NAME_MAX = 64
 
 
 def is_name(name: str) -> bool:
-    """Say whether a symbol may be called so: printable (so no NUL), no `/` or `\\`, 1 to 64 characters, no `.` or `..`.
+    """Say whether it may name a symbol: printable (so no NUL), no `/` or `\\`, 1 to 64 characters, no `.` or `..`.
 
     A blank is printable.
     """

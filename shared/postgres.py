@@ -1,8 +1,8 @@
-"""Where the database is, and how one speaks with it: a URL of one's own, or the socket of the server that comes along.
+"""Where the database is, and how a session with it is set up: `database.url`, or the socket of the embedded server.
 
-Decides names, places and the settings of a session; who starts the server and who makes the tables is not known here.
-A database of one's own may have any settings, for its roles, for itself or in the environment (PG*): a session that
-klagg opens sets all that its SQL rests on.
+Decides names, paths and the settings of a session; who starts the server and who makes the tables is not known here.
+The database of `database.url` may have any settings, for its roles, for itself or in the environment (PG*): a session
+that klagg opens sets everything that its SQL relies on.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from shared.config import Config
 from shared.private import private_folder
 
 NAME = "klagg"
-"""The embedded server's database and its owner, who comes by the socket alone."""
+"""The embedded server's database and its owner, who may connect by the socket only."""
 READER = "reader"
-"""Who comes to the embedded server by TCP: reads everything and writes nothing."""
+"""The role that connects to the embedded server by TCP: it reads everything and writes nothing."""
 PORT = 5432
 """Of the socket's name, where no TCP port is configured."""
 FOLDER_MAX = 85
@@ -29,7 +29,7 @@ FOLDER_MAX = 85
 
 
 OPTIONS: dict[str, Any] = {"client_encoding": "UTF8", "connect_timeout": 5}
-"""Of every connection: words about a failed one are UTF-8 as well."""
+"""Of every connection: the error of one that fails is in UTF-8 too."""
 SETTINGS = {
     "client_encoding": "UTF8",
     "DateStyle": "ISO, YMD",
@@ -38,30 +38,30 @@ SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "standard_conforming_strings": "on",
-    # Nobody ends a session that waits, or a statement that takes long: what does so is ours to judge.
+    # No session that waits is ended, and no statement that takes long: klagg has timeouts of its own.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "transaction_timeout": "0",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    # A session whose other end is gone without a word ends after 25 s, and with it the claim that it holds.
+    # A session whose client is gone without closing it ends after 25 s, and with it the lock that it holds.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-"""Those of them that the server has."""
-WORDS_MAX = 300
+"""Set at the beginning of a session, as far as the server has them."""
+TEXT_MAX = 300
 """Characters of an error; the text of one may be a whole statement."""
 SHORT = 4
-"""Characters: a secret of fewer is masked as a word of its own, or half the letters would be."""
+"""Characters: a shorter secret is masked only where it is a word of its own."""
 MASK = "***"
 UNREADABLE = "database.url is none that PostgreSQL can read"
-"""Instead of libpq's own words, which quote it."""
-TOLD = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full", "any", "read-write", "primary"}
-"""Values of a URL's other settings that are words of libpq's: error texts have them without quoting anybody."""
+"""Instead of libpq's own error, which quotes it."""
+SHOWN = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full", "any", "read-write", "primary"}
+"""Values of a URL's other settings that are not masked: they are keywords of libpq, which error texts have anyway."""
 _PLAIN = re.compile(r"[\w.,:*/\[\]-]+")
-"""Hosts, folders and databases as they are; no user and password with a host behind them."""
+"""Hosts, folders and databases that need no mask: a user and password before a host would have other characters."""
 _PORTS = re.compile(r"\d{1,5}(,\d{1,5})*")
 _PASSWORD = re.compile(r"(passw(?:or)?d\s*=\s*)(?:'[^']*'|[^\s&'\"]+)", re.IGNORECASE)
 _USERINFO = re.compile(r"(://)[^\s/'\"]*@")
@@ -81,25 +81,25 @@ def session_settings(url: str, read_only: bool) -> str:
     )
 
 
-def words_of(error: Exception, url: str = "") -> str:
-    """Return what is wrong with the database, in a line and without what may be a password.
+def error_text(error: Exception, url: str = "") -> str:
+    """Return the error of a database in one line, without anything that may be a password.
 
-    `url`: what was connected to. libpq and the server quote of it what they do not understand, and in a mistyped one
-    that may be a password, whatever it has come to be: a user, a host, a port, an option.
+    `url`: of the connection. libpq and the server quote parts of it that they do not understand, and in a mistyped URL
+    that may be the password, taken for a user, a host, a port or an option.
     """
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    words = " ".join((primary or str(error)).split())[:WORDS_MAX] or type(error).__name__
+    text = " ".join((primary or str(error)).split())[:TEXT_MAX] or type(error).__name__
     try:
         secrets = _secrets(url)
     except psycopg.Error:
         return UNREADABLE
     for secret in sorted(secrets, key=len, reverse=True):
-        words = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < SHORT else re.escape(secret), MASK, words)
-    return _USERINFO.sub(rf"\1{MASK}@", _PASSWORD.sub(rf"\1{MASK}", words))
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < SHORT else re.escape(secret), MASK, text)
+    return _USERINFO.sub(rf"\1{MASK}@", _PASSWORD.sub(rf"\1{MASK}", text))
 
 
 def _secrets(url: str) -> set[str]:
-    """Return what of a URL may be a password, as it is written and as it is meant. Raises psycopg.Error."""
+    """Return the parts of a URL that may be a password, decoded and as they are written. Raises psycopg.Error."""
     parts = {name: str(value) for name, value in conninfo_to_dict(url).items() if value}
     is_own = parts.get("user") == NAME or "password" in parts
     found = set()
@@ -110,9 +110,9 @@ def _secrets(url: str) -> set[str]:
             found |= set() if _PORTS.fullmatch(value) else {value}
         elif name in ("host", "hostaddr", "dbname"):
             found |= set() if _PLAIN.fullmatch(value) else {value}
-        elif value not in TOLD:
+        elif value not in SHOWN:
             found.add(value)
-    # As error texts have them in one line, and as a URL has them.
+    # With single blanks, as an error text has them, and percent-encoded, as a URL has them.
     found |= {" ".join(value.split()) for value in found}
     return {secret for value in found for secret in (value, quote(value, safe="")) if secret}
 
@@ -130,12 +130,12 @@ def embedded_url(config: Config, database: str) -> str:
 
 
 def tcp_url(config: Config) -> str:
-    """Return the URL by which other programs read the embedded server, without the password."""
+    """Return the URL with which other programs read from the embedded server, without the password."""
     return f"postgresql://{READER}@127.0.0.1:{port(config)}/{NAME}"
 
 
 def password_file(config: Config) -> Path:
-    """Return where the reader's password is."""
+    """Return the path of the file with the reader's password."""
     return config.data_path / "postgres.password"
 
 
@@ -146,7 +146,7 @@ def port(config: Config) -> int:
 def socket_folder(config: Config) -> Path:
     """Return the folder of the embedded server's Unix socket. Raises NotPrivate.
 
-    Whoever else has that folder could be the server that we are about to talk to, so clients look as well.
+    A user who had that folder could stand in for the server, so that clients check it too.
     """
     folder = config.run_path / "postgres"
     if len(os.fsencode(folder)) > FOLDER_MAX:

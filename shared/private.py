@@ -1,7 +1,8 @@
-"""Folders that nobody but this user can have made, read or written, also where everybody may make some.
+"""Folders that no other user can have made, read or written, even below a folder that all users may write.
 
-Decides whose a folder must be; what is kept in it is not known here. Whoever may write a folder of compiled code runs
-code as us, and whoever may write one of sockets is spoken to in our place, so what is not surely ours is refused.
+Decides who must own a folder and who may open it; what is kept in it is not known here. A user who can write a folder
+of compiled code runs code as us, and one who can write a folder of sockets can stand in for a service, so that a folder
+is refused unless it is surely ours.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 class NotPrivate(RuntimeError):
-    """A folder that another user made or may write, or that is none; in words for the person who runs klagg."""
+    """A folder that another user made or may write, or no folder at all; in words for the person who runs klagg."""
 
 
 def private_folder(*names: str) -> Path:
@@ -23,8 +24,8 @@ def private_folder(*names: str) -> Path:
 def closed_folder(above: Path, *names: str) -> Path:
     """Return the folder `names` below another one; each is made if it is not there. Raises NotPrivate, OSError.
 
-    Each belongs to this user, is none but a folder (no symbolic link), and is closed to others. One that others could
-    only read is closed; what one that they could write holds may be theirs, so it is refused.
+    Each belongs to this user, is a folder and no symbolic link, and is closed to other users. One that they could only
+    read is closed to them; one that they could write is refused, because they may have written what is in it.
     """
     path = above
     opened = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
@@ -41,9 +42,9 @@ def closed_folder(above: Path, *names: str) -> Path:
     return path
 
 
-def _refuse_movable(folder: Path, its: os.stat_result) -> None:
-    """Others may make folders there. Without the sticky bit they may also take ours away, and put theirs instead."""
-    if its.st_mode & stat.S_IWOTH and not its.st_mode & stat.S_ISVTX:
+def _refuse_movable(folder: Path, attributes: os.stat_result) -> None:
+    """Other users may make folders there; without the sticky bit they may also replace ours. Raises NotPrivate."""
+    if attributes.st_mode & stat.S_IWOTH and not attributes.st_mode & stat.S_ISVTX:
         raise NotPrivate(f"{folder} can be changed by every user, and has no sticky bit: chmod +t {folder}")
 
 
@@ -53,22 +54,26 @@ def _open(path: Path, name: str, above: int) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     except OSError as error:
-        # Of a link, systems say one or the other (ELOOP, ENOTDIR); of somebody else's folder, EACCES.
-        its = os.stat(name, dir_fd=above, follow_symlinks=False)
-        what = "is a symbolic link" if stat.S_ISLNK(its.st_mode) else _whose(its) or f"is no folder ({error.strerror})"
+        # For a link, the error is ELOOP or ENOTDIR, depending on the system; for another user's folder, EACCES.
+        attributes = os.stat(name, dir_fd=above, follow_symlinks=False)
+        what = (
+            "is a symbolic link"
+            if stat.S_ISLNK(attributes.st_mode)
+            else _foreign_owner(attributes) or f"is no folder ({error.strerror})"
+        )
         raise NotPrivate(f"{path} {what}; klagg makes a folder of that name: remove it") from error
 
 
 def _close(path: Path, folder: int) -> None:
-    its = os.fstat(folder)
-    reason = _whose(its)
-    if not reason and its.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    attributes = os.fstat(folder)
+    reason = _foreign_owner(attributes)
+    if not reason and attributes.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         reason = "can be written by other users"
     if reason:
         raise NotPrivate(f"{path} {reason}; klagg uses only a folder that it made itself: remove it")
-    if stat.S_IMODE(its.st_mode) & 0o777 != 0o700:
+    if stat.S_IMODE(attributes.st_mode) & 0o777 != 0o700:
         os.fchmod(folder, 0o700)
 
 
-def _whose(its: os.stat_result) -> str:
-    return "" if its.st_uid == os.geteuid() else f"belongs to another user (uid {its.st_uid})"
+def _foreign_owner(attributes: os.stat_result) -> str:
+    return "" if attributes.st_uid == os.geteuid() else f"belongs to another user (uid {attributes.st_uid})"

@@ -1,9 +1,10 @@
-"""Where the rooms meet: the sockets, their names, and who binds them.
+"""The ZeroMQ sockets between the services: their endpoints, how they are made, and the locks of the services.
 
-The engine binds all of its sockets, so that every other process may come and go. A bound PUSH without a peer would
-block; every send here is non-blocking, and its caller says what happens to a message that could not be sent.
+The engine binds all of its sockets, so that every other process may start and end at any time. A send on a bound PUSH
+socket without a peer would block, so that every send here is non-blocking, and its caller decides what happens to a
+message that could not be sent.
 
-An ipc path can be stolen silently by a second bind, so a process that binds one holds a lock on the folder first.
+A second process that binds the same ipc path takes it over without an error, so that a process takes a lock first.
 """
 
 import fcntl
@@ -17,15 +18,15 @@ import zmq
 from shared.private import NotPrivate, private_folder
 
 QUEUE_MAX = 100_000
-"""Messages a queue holds at most; at a batch a message this is minutes of the busiest market."""
+"""Messages a queue holds at most; at a batch a message these are minutes of the busiest market."""
 ENTERED = 0o711
-"""The mode of the folder of sockets and locks where PostgreSQL runs as another user, who enters it."""
+"""The mode of the folder of sockets and locks if PostgreSQL runs as another user, who has to enter it."""
 IPC_PATH_MAX = 100
 """The kernel takes 107 bytes; ZeroMQ and a suffix need a few."""
 
 
 class PortTaken(RuntimeError):
-    """Another process holds what this one was told to bind."""
+    """Another process has what this one was to bind or to lock."""
 
 
 def ipc(run_dir: Path, name: str) -> str:
@@ -37,13 +38,13 @@ def ipc(run_dir: Path, name: str) -> str:
     return f"ipc://{path}"
 
 
-def lock_room(run_dir: Path, room: str) -> IO[str]:
-    """Take the room's lock for as long as the returned file is open, in a folder that others cannot read or write.
+def lock_service(run_dir: Path, service: str) -> IO[str]:
+    """Take the service's lock for as long as the returned file is open, in a folder that other users cannot open.
 
-    Whoever may open a lock may hold it. Raises PortTaken if another process has it, NotPrivate.
+    Any user who could open the file could keep the lock. Raises PortTaken if another process has it, NotPrivate.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = run_dir / f"{room}.lock"
+    path = run_dir / f"{service}.lock"
     try:
         if run_dir.stat().st_mode & 0o777 != ENTERED:
             run_dir.chmod(0o700)
@@ -55,7 +56,7 @@ def lock_room(run_dir: Path, room: str) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise PortTaken(f"another {room} (process {file.read() or '?'}) already runs on {run_dir}") from error
+        raise PortTaken(f"another {service} (process {file.read() or '?'}) already runs on {run_dir}") from error
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -70,8 +71,8 @@ def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) ->
 
 
 def listen(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
-    """Bind a socket, whose options are set before; it is closed if that fails. Raises PortTaken."""
-    take_address(socket, endpoint)
+    """Bind a socket, after its options were set; it is closed if that fails. Raises PortTaken."""
+    set_address_family(socket, endpoint)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -80,9 +81,9 @@ def listen(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
 
 
 def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str) -> "zmq.Socket[bytes]":
-    """Return a socket that connects now or whenever the other side appears."""
+    """Return a socket that connects as soon as the other side is bound."""
     socket = unbound(context, kind)
-    # Who starts again is found at once: to look for a local socket that is not there costs nothing.
+    # Often, so that a process that restarts is found at once: on this machine an attempt costs nothing.
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
     socket.connect(endpoint)
@@ -90,7 +91,7 @@ def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str)
 
 
 def send(socket: "zmq.Socket[bytes]", message: bytes) -> bool:
-    """Send without waiting. Return False if the queue is full or nobody is there; the message is then not sent."""
+    """Send without waiting. Return False if the queue is full or there is no peer; then the message is not sent."""
     try:
         socket.send(message, zmq.NOBLOCK)
     except zmq.Again:
@@ -98,8 +99,8 @@ def send(socket: "zmq.Socket[bytes]", message: bytes) -> bool:
     return True
 
 
-def take_address(socket: Any, endpoint: str) -> None:
-    """Let a socket that is to have this endpoint know which kind of address it is: ZeroMQ expects IPv4 unless told."""
+def set_address_family(socket: Any, endpoint: str) -> None:
+    """Set a socket up for the kind of address that the endpoint has: ZeroMQ expects IPv4 unless told otherwise."""
     if "[" in endpoint:
         socket.setsockopt(zmq.IPV6, 1)
 

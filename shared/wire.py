@@ -1,8 +1,8 @@
-"""Every message between the rooms, and the one codec for them.
+"""Every message between the services, and the one codec for them. What subscribers get is in snapshot.py.
 
-Decides the shapes and what single numbers may be; knows no socket. Messages are frozen, and msgpack on the wire, so a
-stranger reads snapshots with any msgpack library. Between rooms, rows are one binary field: a little-endian structured
-array of `TRADE`, `KLINE` or `PLACED_KLINE` (shared/kline.py), which `np.frombuffer` reads without a copy.
+Decides the shapes; knows no socket and no rule of the domain. Messages are frozen, and msgpack on the wire. Rows travel
+as one binary field: a little-endian structured array of `TRADE`, `KLINE` or `PLACED_KLINE` (shared/kline.py), which
+`np.frombuffer` reads without a copy.
 
 `AppEvent` is what changes the engine's state, beside the clock; `Command` is what the engine asks of ingest;
 `StoreRequest` is what it asks of persist.
@@ -19,18 +19,20 @@ from shared.arrays import Rows
 from shared.bounds import Count, Decimals, Id, Moment, Names, Number, Time
 from shared.interval import INTERVALS
 from shared.kline import KLINE, PLACED_KLINE, TRADE
-from shared.point import StorePoint as StorePoint
+from shared.snapshot import NOT_DECODED as NOT_DECODED
+from shared.snapshot import WireError as WireError
+from shared.snapshot import decode
 
 Message = TypeVar("Message")
 
 ROWS_MAX = 100_000
-"""Of an interval that are asked of the store; memory has some hundred."""
-PACKED_QUICKLY = 1
-"""Of zlib's levels: the others take longer for little."""
+"""Rows of an interval that a `Load` may ask for; the engine's memory has some hundred."""
+COMPRESSION_LEVEL = 1
+"""Of zlib: higher ones take longer and save little."""
 
 
 class Instrument(msgspec.Struct, frozen=True, array_like=True):
-    """A symbol as a batch speaks of it: its rows are integers in units of 10**-decimals."""
+    """A symbol as the rows of a batch refer to it: their integers are in units of 10**-decimals."""
 
     symbol: str
     price_decimals: Decimals
@@ -38,33 +40,33 @@ class Instrument(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Covered(msgspec.Struct, frozen=True, array_like=True):
-    """A range of ids, both ends inclusive, that an answer is about in whole.
+    """A range of ids, both ends inclusive, about which an answer is complete.
 
-    An id of the range that is not among the batch's rows was left out, and nobody has said what it is. Void is only
-    what a row says to be: one with a trade count of 0.
+    An id of the range that is not among the batch's rows was left out by the exchange; it is not known what it is. An
+    id is void only if it has a row that says so: one with a trade count of 0.
     """
 
     instrument: Number
     first_id: Id
     last_id: Id
     older_to: Id = -1
-    """Ids up to this one are older than the time that was asked for: that of a trade which is. -1: none is known."""
+    """The id of a trade that is older than the time that was asked for, as are all ids before it. -1: none is known."""
 
 
 class Trades(msgspec.Struct, frozen=True, tag="trades"):
     """A columnar batch of trades, of the stream or of a repair."""
 
     instruments: bytes
-    """What the rows speak of, and maybe more: `pack_instruments` makes it, `instruments_of` reads it.
+    """The instruments of the rows, and maybe more: `pack_instruments` makes it, `instruments_of` reads it.
 
-    The feed sends the same table with every batch, so that it is packed once, and unpacked when it has changed: as one
-    string of bytes, because to find the end of 500 entries takes longer than all else of a small batch; and compressed,
-    because ZeroMQ writes 8 KB at once and wakes the reader for each write.
+    The feed sends the same table with every batch, so that it is packed once, and unpacked when it has changed. It is
+    one string of bytes, because to decode 500 entries takes longer than all else of a small batch. It is compressed,
+    because ZeroMQ writes at most 8 KB at once and wakes the receiver for each write.
     """
     rows: bytes
     """TRADE[n]; `symbol` indexes the instruments."""
     event_time: Time = 0
-    """The exchange's time of the newest event in it, ms; 0 when the batch says nothing about now."""
+    """The exchange's time of the newest event in it, ms; 0 if the batch is of a repair and says nothing of the time."""
     covered: list[Covered] = []
 
 
@@ -93,7 +95,7 @@ class AddSymbol(msgspec.Struct, frozen=True, tag="add_symbol"):
 
 
 class RemoveSymbol(msgspec.Struct, frozen=True, tag="remove_symbol"):
-    """A symbol that trades no more: no flat klines from here on; its history stays."""
+    """A symbol that trades no more: it gets no flat klines from here on, and its history stays."""
 
     symbol: str
     event_time: Time
@@ -109,22 +111,22 @@ class Klines(msgspec.Struct, frozen=True, tag="klines"):
     rows: bytes
     """KLINE[n], ascending."""
     audit: bool = False
-    """They were asked for to be compared."""
+    """They were requested to be compared with ours."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):
-    """A minute of ours that is not what the exchange says it is."""
+    """A minute of ours that differs from the exchange's own kline."""
 
     open_time: Moment
     fields: dict[str, tuple[Number | str, Number | str]]
-    """Ours and theirs, of the fields that differ, in units of the symbol's last decimal then; text beyond 64 bits."""
+    """What differs: our number and theirs, in units of the symbol's last decimal then; text beyond 64 bits."""
 
 
 class AuditMark(msgspec.Struct, frozen=True):
-    """What comparing a symbol's minutes with the exchange's own klines has shown."""
+    """The result of comparing a symbol's minutes with the exchange's own klines."""
 
     until: Moment = 0
-    """Minutes that open before it have been compared, or cannot be."""
+    """All minutes that open before it have been compared, or cannot be."""
     counts: dict[str, Count] = {}
     """Minutes by outcome (matched, burnt, straddled, mismatched), and the fields of those that do not match."""
     mismatches: list[Mismatch] = []
@@ -132,21 +134,20 @@ class AuditMark(msgspec.Struct, frozen=True):
 
 
 class Unexplained(msgspec.Struct, frozen=True, array_like=True):
-    """Ids that were left out of every answer that was about them, both ends inclusive."""
+    """Ids that every answer that covers them has left out, both ends inclusive."""
 
     first_id: Id
     last_id: Id
     from_time: Moment
-    """The trade before the first is no later, ms, ..."""
+    """The time of the trade before them, or later, ms, ..."""
     to_time: Moment
-    """... and the one behind the last no earlier."""
+    """... and of the one after them, or earlier."""
     outcome: str = "open"
-    """`open`; `audited`: the exchange's own klines show that they carry no trade; `adopted`: those klines took the
-    place of ours."""
+    """`open`; `audited`: the exchange's klines show that they have no trade; `adopted`: those klines replaced ours."""
 
 
 class SymbolMark(msgspec.Struct, frozen=True):
-    """What has been applied of a symbol, at the same instant as the rows that travel with it."""
+    """What has been applied of a symbol, at the same instant as the rows of the same message."""
 
     symbol: str
     price_decimals: Decimals
@@ -157,7 +158,7 @@ class SymbolMark(msgspec.Struct, frozen=True):
     grid_3d: Moment
     """An open time of the symbol's 3d klines."""
     seam_time: Moment
-    """Trades before this time are in the rows by way of the exchange's own klines; their ids add nothing."""
+    """Trades before this time are in the rows as part of the exchange's own klines; their ids are not applied."""
     last_id: Id
     """The highest id applied; -1 before the first."""
     gaps: list[tuple[Id, Id]]
@@ -171,11 +172,32 @@ class SymbolMark(msgspec.Struct, frozen=True):
     """Ascending; the newest, if there are too many."""
 
 
+class StorePoint(msgspec.Struct, frozen=True, array_like=True):
+    """The last batch that the store has. Every answer of persist names it, and the engine compares it with its own.
+
+    A store that was emptied, or set back by a backup or a failover that lagged, has another one.
+    """
+
+    tables: str = ""
+    """The identity of the tables: it changes when they are emptied; empty: nothing was ever saved."""
+    session: Number = 0
+    """The engine that made the last batch, ..."""
+    batch: Number = 0
+    """... and the batch's number."""
+
+    def continues(self, known: "StorePoint", session: int) -> bool:
+        """Say whether this is the point that an engine knows, or a later one of the same engine's batches."""
+        if self == known:
+            return True
+        known_batch = known.batch if known.session == session else -1
+        return self.session == session and self.batch >= known_batch and known.tables in ("", self.tables)
+
+
 class Restored(msgspec.Struct, frozen=True, tag="restored"):
     """The store's answer to `Load`, in one or more parts. A part holds all rows of its symbols."""
 
     session: Number
-    """That of the `Load`: what was meant for a former engine is not for this one."""
+    """That of the `Load`: an answer to a former engine is not for this one."""
     marks: list[SymbolMark]
     rows: bytes
     """PLACED_KLINE[n]; `symbol` indexes `marks`; ascending by open time within a symbol and interval."""
@@ -195,7 +217,7 @@ class Persisted(msgspec.Struct, frozen=True, tag="persisted"):
 
 
 class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
-    """Persist has come up, or the store is not what a batch was for: what is not acknowledged must be sent again."""
+    """Persist has started, or a batch was for another store: what is not acknowledged must be sent again."""
 
     session: Number
     point: StorePoint = StorePoint()
@@ -205,13 +227,13 @@ class StoreState(msgspec.Struct, frozen=True, tag="store_state"):
 
 
 class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
-    """The feed's heartbeat, sent on every change and twice a second."""
+    """The heartbeat of ingest, sent on every change and twice a second."""
 
     session: Number
     """Another number means another ingest."""
     connected: bool
     since: Time
-    """The exchange's time at which `connected` became what it is."""
+    """The exchange's time at which `connected` changed."""
     exchange_time: Time
     """The exchange's time, ms, at the moment `monotonic_ns`."""
     monotonic_ns: Number
@@ -223,7 +245,7 @@ class FeedState(msgspec.Struct, frozen=True, tag="feed_state"):
     announce_ms: Count = 0
     """... and how long the rest will take, ms."""
     engine: Number = 0
-    """The session of the engine that last told it what it knows (`Subscribe.complete`); another one tells it again."""
+    """The session of the engine that sent the last complete `Subscribe`; one of another session sends it again."""
 
 
 class Listed(msgspec.Struct, frozen=True, tag="listed"):
@@ -239,7 +261,7 @@ class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
     complete: bool = False
     """True: these are all the engine knows. Announce (`AddSymbol`) every other symbol that trades."""
     engine: Number = 0
-    """The engine's session, with `complete`: the feed repeats it, so that a lost introduction is noticed."""
+    """The engine's session, with `complete`: `FeedState` repeats it, so that the engine notices a loss."""
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, tag="unsubscribe"):
@@ -257,7 +279,7 @@ class FetchTrades(msgspec.Struct, frozen=True, tag="fetch_trades"):
     from_time: Moment = 0
     """Trades before it are not wanted; used when `first_id` is 0."""
     to_time: Moment = 0
-    """None of them is later: what is missing of an open kline is more urgent than what is of an old one. 0: unknown."""
+    """None of them is later: what an open kline lacks is more urgent than what an old one lacks. 0: unknown."""
 
 
 class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
@@ -268,12 +290,12 @@ class FetchKlines(msgspec.Struct, frozen=True, tag="fetch_klines"):
     start_time: Moment
     end_time: Moment
     audit: bool = False
-    """To be compared with ours: whatever repairs something goes first."""
+    """To be compared with ours: every repair goes first."""
 
 
 class Prefer(msgspec.Struct, frozen=True, tag="prefer"):
     symbols: Names
-    """Somebody looks at these: of those that are still to be announced, they are next."""
+    """Subscribers watch these: of those that are still to be announced, they are next."""
 
 
 Command = Subscribe | Unsubscribe | FetchTrades | FetchKlines | Prefer
@@ -283,8 +305,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     """Ask the store for every symbol's mark and its newest rows."""
 
     session: Number
-    """Of the engine. From here on the store takes the batches of this session alone: one that a former engine left in
-    the queue would put rows into the database that this engine does not know of."""
+    """Of the engine. From here on the store takes the batches of this session alone: a batch that a former engine left
+    in the queue would write rows that this engine does not know of."""
     rows: Annotated[
         list[Annotated[int, Meta(ge=1, le=ROWS_MAX)]], Meta(min_length=len(INTERVALS), max_length=len(INTERVALS))
     ]
@@ -292,7 +314,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
-    """A consistent cut: rows, and the marks of all symbols that the rows speak of. Saved in one transaction."""
+    """A consistent cut: rows, and the marks of all their symbols. Saved in one transaction."""
 
     session: Number
     batch: Number
@@ -305,82 +327,10 @@ class DirtyBatch(msgspec.Struct, frozen=True, tag="dirty_batch"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """The engine has stopped: nothing follows."""
+    """The engine has stopped: no batch follows."""
 
 
 StoreRequest = Load | DirtyBatch | Finished
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One kline as subscribers get it, on topic `kline.<SYMBOL>.<interval>`: always the whole row, in decimals.
-
-    A message is two frames: the topic, and this as a msgpack map.
-    """
-
-    symbol: str
-    interval: str
-    sequence: int
-    """Counts this topic's messages since `session` began: a step of more than 1 is a loss, which this row heals."""
-    session: int
-    """Another number means another engine: its sequences begin anew."""
-    exchange_time: int
-    open_time: int
-    close_time: int
-    """Inclusive, as the exchange has it: the next open time less 1 ms."""
-    open: str
-    high: str
-    low: str
-    close: str
-    volume: str
-    quote_volume: str
-    trade_count: int
-    taker_buy_volume: str
-    taker_buy_quote_volume: str
-    first_id: int
-    """The range of trade ids in it and their number; 0 when it has none."""
-    last_id: int
-    id_count: int
-    closed: bool
-    """The exchange's clock has passed its end."""
-    final: bool
-    """Every trade before its end was applied, by all that is known. Should one turn up all the same, the row says so:
-    `final` off, `revision` up."""
-    gap: bool
-    """Missing trades may belong in it; they are being fetched."""
-    unexplained: bool
-    """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
-    audited: bool
-    """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
-    saturated: bool
-    """More was traded in it than klagg's numbers hold: volumes are the true ones or the most that fits. Never final."""
-    source: str
-    """`trades`, `exchange` (the exchange's own kline) or `both`."""
-    revision: int
-
-
-class Tickers(msgspec.Struct, frozen=True, kw_only=True):
-    """Last price and 24 h figures of all symbols, in columns, on topic `tickers`, twice a second."""
-
-    sequence: int
-    session: int
-    exchange_time: int
-    symbols: list[str]
-    last: list[str]
-    open_24h: list[str]
-    high_24h: list[str]
-    low_24h: list[str]
-    volume_24h: list[str]
-    quote_volume_24h: list[str]
-    active: list[bool]
-
-
-TICKERS_TOPIC = "tickers"
-HEALTH_TOPIC = "engine.health"
-"""A msgpack map of the engine's own figures, twice a second, and more often while trades are missing or do not come."""
-
-
-def kline_topic(symbol: str, interval: str) -> str:
-    return f"kline.{symbol}.{interval}"
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -388,56 +338,37 @@ _instruments_decoder = msgspec.msgpack.Decoder(list[Instrument])
 _event_decoder: msgspec.msgpack.Decoder[AppEvent] = msgspec.msgpack.Decoder(AppEvent)
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _store_decoder: msgspec.msgpack.Decoder[StoreRequest] = msgspec.msgpack.Decoder(StoreRequest)
-_snapshot_decoder = msgspec.msgpack.Decoder(Snapshot)
-_tickers_decoder = msgspec.msgpack.Decoder(Tickers)
 
 encode = _encoder.encode
-
-NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises for bytes that are not what they should be: text that is none and endless nesting too."""
-
-
-class WireError(ValueError):
-    """Bytes that are not the message they should be."""
 
 
 def pack_instruments(instruments: list[Instrument]) -> bytes:
     """Return instruments as `Trades` carries them."""
-    return zlib.compress(encode(instruments), PACKED_QUICKLY)
+    return zlib.compress(encode(instruments), COMPRESSION_LEVEL)
 
 
 def instruments_of(trades: Trades) -> list[Instrument]:
-    """Return what the rows of a batch speak of. Raises WireError."""
+    """Return the instruments of a batch. Raises WireError."""
     try:
         packed = zlib.decompress(trades.instruments)
     except zlib.error as error:
         raise WireError(f"instruments that are not packed: {error}") from error
-    return _decode(_instruments_decoder, packed)
+    return decode(_instruments_decoder, packed)
 
 
 def decode_event(data: bytes) -> AppEvent:
     """Decode an `AppEvent`. Raises WireError."""
-    return _decode(_event_decoder, data)
+    return decode(_event_decoder, data)
 
 
 def decode_command(data: bytes) -> Command:
     """Decode a `Command`. Raises WireError."""
-    return _decode(_command_decoder, data)
+    return decode(_command_decoder, data)
 
 
 def decode_store_request(data: bytes) -> StoreRequest:
     """Decode a `StoreRequest`. Raises WireError."""
-    return _decode(_store_decoder, data)
-
-
-def decode_snapshot(data: bytes) -> Snapshot:
-    """Decode the second frame of a `kline.` topic. Raises WireError."""
-    return _decode(_snapshot_decoder, data)
-
-
-def decode_tickers(data: bytes) -> Tickers:
-    """Decode the second frame of the `tickers` topic. Raises WireError."""
-    return _decode(_tickers_decoder, data)
+    return decode(_store_decoder, data)
 
 
 def trade_rows(rows: bytes) -> Rows:
@@ -453,13 +384,6 @@ def kline_rows(rows: bytes) -> Rows:
 def placed_rows(rows: bytes) -> Rows:
     """Read PLACED_KLINE[n]. Raises WireError. The array is read-only."""
     return _read(rows, PLACED_KLINE)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Message], data: bytes) -> Message:
-    try:
-        return decoder.decode(data)
-    except NOT_DECODED as error:
-        raise WireError(f"{error} (message begins {data[:40]!r})") from error
 
 
 def _read(rows: bytes, dtype: np.dtype[np.void]) -> Rows:

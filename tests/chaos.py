@@ -33,7 +33,7 @@ from harness.processes import Room, wait_for, write_config
 from harness.truth import ask, audited, differences, settle, unproven
 from shared.config import Config, load
 from shared.interval import utc
-from shared.wire import HEALTH_TOPIC, kline_topic
+from shared.snapshot import HEALTH_TOPIC, kline_topic
 from tests import harm
 from tests.disk import Disk
 from tests.hostile import Peer

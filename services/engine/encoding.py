@@ -1,7 +1,7 @@
 """What subscribers get as bytes, compiled: no Python object of a row comes about.
 
 Decides how a row and the day's figures look outside of klagg. What is in them is said by `Snapshot` and `Tickers`
-(shared/wire.py), and the bytes are the ones that `encode` makes of those. Knows no topic and no socket.
+(shared/snapshot.py), and the bytes are the ones that `encode` makes of those. Knows no topic and no socket.
 """
 
 from collections import namedtuple
@@ -18,7 +18,8 @@ from shared.calendar import bucket_of, bucket_start
 from shared.compiled import compiled, fixed
 from shared.interval import INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, QUOTE_BASE, SATURATED, UNEXPLAINED
-from shared.wire import Snapshot, Tickers, encode
+from shared.snapshot import Snapshot, Tickers
+from shared.wire import encode
 
 ROWS_MAX = 512
 """Snapshots written at once: so few that the first need not wait long, so many that the call costs them little."""

@@ -20,8 +20,9 @@ from services.engine.sockets import EngineSockets
 from services.engine.turn import Turns
 from services.engine.warm import warm_up
 from shared.config import Config
-from shared.process import StopSignal, spare_garbage_collection
+from shared.process import StopSignal
 from shared.sockets import send
+from shared.tuning import freeze_objects
 from shared.wire import AppEvent, Finished, Restored, StoreState, WireError, decode_event, encode
 
 TURN_MESSAGES_MAX = 1_000
@@ -49,7 +50,7 @@ class Loop:
         self._publisher = sockets.public.socket
         started_at = time.monotonic()
         warm_up()
-        spare_garbage_collection()
+        freeze_objects()
         self._turns = Turns(config, sockets.session)
         self._turns.snapshots.figures = self._public.figures
         self._load_at = time.monotonic() + LOAD_AGAIN_S if asked else 0.0

@@ -9,8 +9,9 @@ import zmq
 
 from services.engine.sockets import EngineSockets
 from shared.config import Config
-from shared.process import StopSignal, take_short_turns, take_small_pages
-from shared.sockets import lock_room
+from shared.process import StopSignal
+from shared.sockets import lock_service
+from shared.tuning import disable_huge_pages, request_short_slices
 
 STORE_WAIT_MS = 150
 """A store that has lost its engine looks for the next one more often than this."""
@@ -18,9 +19,9 @@ STORE_WAIT_MS = 150
 
 def main(config: Config) -> int:
     stop = StopSignal()
-    take_short_turns()  # Before there are threads.
-    take_small_pages()
-    lock = lock_room(config.run_path, "engine")
+    request_short_slices()  # Before there are threads.
+    disable_huge_pages()
+    lock = lock_service(config.run_path, "engine")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         sockets = EngineSockets(config, context)

@@ -4,7 +4,7 @@ Decides which events are not taken at all, so that whoever sends one harms at mo
 single numbers are shared/bounds.py's, and whether a trade can be is the kernel's. Knows no row and changes none.
 
 The exchange's time has no neighbour to compare it with: one word that is far from what the clock shows is doubted, and
-counts when the next one agrees. Ingest has had its own doubts by then (`ingest/timekeeper.py`).
+counts when the next one agrees. Ingest has had its own doubts by then (`ingest/clock.py`).
 
 What the store says is held against what was sent to it: it cannot have more, nor elsewhere than it said before.
 """

@@ -24,7 +24,8 @@ from shared.compiled import allocating, compiled, fixed
 from shared.decimals import INT64_MAX
 from shared.interval import DAY_MS, INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.kline import QUOTE_BASE
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, encode, kline_topic
+from shared.snapshot import HEALTH_TOPIC, TICKERS_TOPIC, kline_topic
+from shared.wire import encode
 
 Message = tuple[bytes, bytes]
 """Topic and body: the two frames of a message."""

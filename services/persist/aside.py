@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from services.persist.pgcopy import checked
 from shared.names import is_name
-from shared.postgres import words_of
+from shared.postgres import error_text
 from shared.wire import DirtyBatch, placed_rows
 
 AGAIN_S = 60.0
@@ -65,7 +65,7 @@ class Aside:
                 if half:
                     parts += [places[half:], places[:half]]
                 else:
-                    self._refuse(names[places[0]], "the database", words_of(error), now + AGAIN_S)
+                    self._refuse(names[places[0]], "the database", error_text(error), now + AGAIN_S)
             else:
                 for place in places:
                     self._until.pop(names[place], None)

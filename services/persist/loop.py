@@ -21,9 +21,10 @@ from services.persist.pgcopy import warm_up
 from services.persist.tables import NOT_READY
 from shared.config import Config
 from shared.kline import PLACED_KLINE
-from shared.postgres import database_url, words_of
-from shared.process import StopSignal, be_modest
-from shared.sockets import connect, ipc, lock_room
+from shared.postgres import database_url, error_text
+from shared.process import StopSignal
+from shared.sockets import connect, ipc, lock_service
+from shared.tuning import lower_priority
 from shared.wire import (
     AppEvent,
     DirtyBatch,
@@ -58,7 +59,7 @@ class Stopped(Exception):
 
 def main(config: Config) -> int:
     stop = StopSignal()
-    lock = lock_room(config.run_path, "persist")
+    lock = lock_service(config.run_path, "persist")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     loop = Loop(config, context, stop)
     try:
@@ -196,7 +197,7 @@ class Loop:
                     self._connection = store.connect(database_url(self._config), self._session)
                     if not self._config.database.url:
                         # What is stored may wait for what is live.
-                        be_modest(self._connection.info.backend_pid)
+                        lower_priority(self._connection.info.backend_pid)
                 answer = work(self._connection)
             except NOT_READY as error:
                 if isinstance(error, psycopg.Error) and refuses(error):
@@ -218,7 +219,7 @@ class Loop:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        reason = words_of(error, self._config.database.url)
+        reason = error_text(error, self._config.database.url)
         if len(self._away) < REASONS_MAX and reason not in self._away:
             self._away.add(reason)
             log.warning("waiting for the database: %s", reason)

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 
 from services.persist.pgcopy import STAGED
-from shared.postgres import OPTIONS, session_settings, words_of
+from shared.postgres import OPTIONS, error_text, session_settings
 from shared.process import Unavailable
 from shared.wire import SymbolMark
 
@@ -108,7 +108,7 @@ def prepare(connection: Connection) -> None:
     try:
         migrate(connection)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise Unfit(f"{_role(connection)} cannot make klagg's tables: {words_of(error)}") from error
+        raise Unfit(f"{_role(connection)} cannot make klagg's tables: {error_text(error)}") from error
     lacking = connection.execute(
         "SELECT name, column_name FROM unnest(%s::text[], %s::text[]) AS wanted (name, column_name) WHERE NOT EXISTS"
         " (SELECT FROM pg_attribute WHERE attrelid = to_regclass(name) AND attname = column_name AND NOT attisdropped)",
@@ -174,9 +174,9 @@ def look(url: str) -> tuple[str, bool]:
             prepare(connection)
     except psycopg.OperationalError as error:
         # A server that knows us and refuses us says so; otherwise nobody is there, or not yet.
-        return words_of(error, url), connection is not None or "FATAL" not in str(error)
+        return error_text(error, url), connection is not None or "FATAL" not in str(error)
     except (Unavailable, psycopg.Error) as error:
-        return words_of(error, url), False
+        return error_text(error, url), False
     finally:
         if connection is not None:
             connection.close()

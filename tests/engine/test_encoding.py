@@ -13,7 +13,8 @@ from services.engine.encoding import DAY, ROWS_MAX, Encoder
 from shared.calendar import next_open_time, open_time_of
 from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, KLINE, QUOTE_MAX, SATURATED, UNEXPLAINED
-from shared.wire import Snapshot, Tickers, decode_snapshot, decode_tickers, encode
+from shared.snapshot import Snapshot, Tickers, decode_snapshot, decode_tickers
+from shared.wire import encode
 from tests.engine.played import MINUTE, START
 
 WINDOW = 5

@@ -15,9 +15,9 @@ from harness.processes import Room, wait_for, write_config
 from services.engine.loop import LOAD_AGAIN_S
 from shared.config import Config, load
 from shared.interval import INTERVAL_NAMES, MINUTE_MS
+from shared.snapshot import HEALTH_TOPIC, decode_snapshot
 from shared.sockets import bind, connect, ipc
 from shared.wire import (
-    HEALTH_TOPIC,
     AddSymbol,
     DirtyBatch,
     FeedState,
@@ -29,7 +29,6 @@ from shared.wire import (
     StoreState,
     Subscribe,
     decode_command,
-    decode_snapshot,
     decode_store_request,
     encode,
     placed_rows,

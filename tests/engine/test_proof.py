@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.engine.snapshots import Snapshots
 from shared.kline import CLOSED, FINAL
-from shared.wire import Snapshot, decode_snapshot
+from shared.snapshot import Snapshot, decode_snapshot
 from tests.engine.played import (
     FIELDS,
     MINUTE,

@@ -11,7 +11,8 @@ from services.engine.gaps import LEFT_OUT_MS
 from services.engine.repair import LEFT_OUT_MAX
 from services.engine.snapshots import Snapshots
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL, UNEXPLAINED
-from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained, decode_snapshot
+from shared.snapshot import decode_snapshot
+from shared.wire import Covered, FetchKlines, FetchTrades, Klines, Subscribe, Trades, Unexplained
 from tests.engine.played import MINUTE, SESSION, START, PlayedEngine, Trade, batch, history
 from tests.engine.test_proof import traded
 

@@ -8,7 +8,8 @@ from services.engine.encoding import ROWS_MAX
 from services.engine.health import waiting
 from services.engine.snapshots import OWED_ROWS_MAX, OWED_TOPICS, Message, Snapshots
 from shared.interval import INTERVAL_NAMES
-from shared.wire import Listed, Prefer, RemoveSymbol, decode_snapshot, decode_tickers, kline_topic
+from shared.snapshot import decode_snapshot, decode_tickers, kline_topic
+from shared.wire import Listed, Prefer, RemoveSymbol
 from tests.engine.played import MINUTE, MS, START, PlayedEngine, Trade, batch, history, market
 
 SECOND = 1_000 * MS

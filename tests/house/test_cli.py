@@ -12,7 +12,7 @@ import pytest
 
 from harness.processes import ROOT, free_port, write_config
 from shared.config import load
-from shared.sockets import lock_room
+from shared.sockets import lock_service
 
 
 def klagg(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def test_check_refuses_an_address_that_is_not_of_this_machine_and_one_that_is_na
 def test_check_lets_a_port_be_that_klagg_of_this_folder_has(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     config = load({"KLAGG_CONFIG": str(path)})
-    with socket.create_server(("127.0.0.1", config.viz.port)), lock_room(config.run_path, "viz"):
+    with socket.create_server(("127.0.0.1", config.viz.port)), lock_service(config.run_path, "viz"):
         ended = klagg("check", KLAGG_CONFIG=str(path))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"klagg runs on this folder, process {os.getpid()}" in ended.stdout

@@ -14,8 +14,6 @@ LINES_MAX = 450
 LONGER = {
     # One state machine: its transitions are read together or not at all.
     "services/engine/engine.py": 500,
-    # All that the rooms say to each other, in one place.
-    "shared/wire.py": 470,
 }
 WORDS = {"candle", "candles", "bar", "bars", "timeframe", "timeframes", "manager", "utils", "util", "helper", "helpers"}
 WORDS |= {"ohlcv"}

@@ -14,8 +14,8 @@ import pytest
 from harness.processes import ROOT, wait_for, write_config
 from shared.client import Snapshots
 from shared.config import load
-from shared.process import MODEST_NICE
-from shared.wire import Snapshot
+from shared.snapshot import Snapshot
+from shared.tuning import LOW_PRIORITY_NICE
 
 pytestmark = pytest.mark.pipeline
 
@@ -168,9 +168,9 @@ def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(hous
     before = wait_for("klines in the database", saved, timeout=START_MAX_S)[0]
     ((writer,),) = query(house, "select pid from pg_stat_activity where application_name like 'klagg persist%'")
     assert isinstance(writer, int)
-    assert os.getpriority(os.PRIO_PROCESS, writer) == MODEST_NICE
+    assert os.getpriority(os.PRIO_PROCESS, writer) == LOW_PRIORITY_NICE
     group = Path(f"/proc/{writer}/autogroup")
-    assert not group.exists() or group.read_text().split()[-2:] in (["nice", str(MODEST_NICE)], [])
+    assert not group.exists() or group.read_text().split()[-2:] in (["nice", str(LOW_PRIORITY_NICE)], [])
     assert house.stop() < STOP_MAX_S, house.log[-5000:]
     wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=20)
     assert "Traceback" not in house.log

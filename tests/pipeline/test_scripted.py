@@ -21,7 +21,7 @@ from shared.client import Snapshots
 from shared.config import Config, load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
-from shared.wire import HEALTH_TOPIC
+from shared.snapshot import HEALTH_TOPIC
 
 SCRIPT = RECORDINGS.parent / "cases" / "fake_exchange.py"
 SHIFTED = """

@@ -17,7 +17,7 @@ from harness.processes import Room, free_port, wait_for, write_config
 from harness.truth import ask
 from shared.client import Snapshots
 from shared.config import Config, load
-from shared.wire import Snapshot, kline_topic
+from shared.snapshot import Snapshot, kline_topic
 from tests.viz.test_page import ARGUMENTS, CHROMIUM
 
 pytestmark = [

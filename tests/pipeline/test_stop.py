@@ -13,7 +13,7 @@ from harness.truth import ask, differences
 from shared.client import Snapshots
 from shared.config import Config, load
 from shared.postgres import database_url
-from shared.wire import Snapshot, kline_topic
+from shared.snapshot import Snapshot, kline_topic
 
 pytestmark = pytest.mark.pipeline
 

@@ -14,7 +14,7 @@ from shared.client import Snapshots
 from shared.config import Config, load
 from shared.interval import MINUTE_MS
 from shared.postgres import database_url
-from shared.wire import HEALTH_TOPIC, Snapshot
+from shared.snapshot import HEALTH_TOPIC, Snapshot
 
 pytestmark = pytest.mark.pipeline
 
@@ -83,13 +83,13 @@ def test_a_time_that_is_wrong_once_moves_no_calendar_and_loses_no_trade(tmp_path
                 known += 1
                 wait_for("the engine's word", lambda: ingest.log.count("the engine knows") == known)  # noqa: B023
                 listener.count_silence()
-                doubts = ingest.log.count("time doubted")
+                doubts = ingest.log.count("time not confirmed")
                 ask(config, "fault", "POST", kind="event", ms=wrong, symbol="BTCUSDT")
                 ask(config, "fault", "POST", kind="time", ms=wrong)
                 wait_for("a trade with a wrong time", lambda: ask(config, "status")["once"] == ["time"])
                 # A ticker of a wrong time makes ingest ask for the time.
                 ask(config, "fault", "POST", kind="event", ms=wrong)
-                wait_for("doubt", lambda: ingest.log.count("time doubted") > doubts)  # noqa: B023
+                wait_for("doubt", lambda: ingest.log.count("time not confirmed") > doubts)  # noqa: B023
                 assert ask(config, "status")["once"] == []
                 seen = listener.rows
                 wait_for("rows", lambda: listener.rows > seen + 100)  # noqa: B023

@@ -6,7 +6,7 @@ import pytest
 import zmq
 
 from harness.processes import free_port
-from services.ingest.venue import venue_of
+from services.ingest.binance.endpoints import venue_of
 from shared.addresses import at
 from shared.client import attach, connectable
 from shared.config import Config, SimulatorConfig

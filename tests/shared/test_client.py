@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.processes import ROOT, free_port, wait_for
-from shared.client import AsyncSnapshots, Continuity, Snapshots, connectable, matches
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
+from shared.client import AsyncSnapshots, SequenceTracker, Snapshots, connectable, matches
+from shared.snapshot import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 from tests.viz.played import PlayedEngine, made_up
 
 
@@ -138,12 +138,12 @@ def test_the_async_client_yields_the_same(endpoint: str) -> None:
 
 @given(st.lists(st.booleans(), max_size=50))
 def test_the_losses_counted_are_the_messages_that_did_not_arrive(arrives: list[bool]) -> None:
-    continuity = Continuity()
+    sequences = SequenceTracker()
     seen = [sequence for sequence, arrived in enumerate(arrives) if arrived]
     for sequence in seen:
-        continuity.observe("kline.A.1m", 7, sequence)
+        sequences.observe("kline.A.1m", 7, sequence)
     between = seen[-1] - seen[0] + 1 - len(seen) if seen else 0
-    assert continuity.lost.total() == between
+    assert sequences.lost.total() == between
 
 
 def test_subscriptions_are_exact_or_end_in_a_point() -> None:

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from services.ingest.binance import read_exchange_info
+from services.ingest.binance.messages import read_exchange_info
 from services.persist.aside import Aside
 from services.simulator.reading import NotUnderstood, checked_symbol
-from services.viz import api
+from services.viz import database
 from shared.names import NAME_MAX, is_name
 from shared.wire import DirtyBatch
 from tests.ingest.played import listing
@@ -19,7 +19,7 @@ REFUSED = ["", ".", "..", "../../X", "A/B", "A\\B", "A\0B", "A\nB", "A\u202eB", 
 @pytest.mark.parametrize("name", LEGAL)
 def test_a_name_is_taken_everywhere(name: str) -> None:
     assert is_name(name)
-    assert checked_symbol(name) == api.checked_symbol(name) == name
+    assert checked_symbol(name) == database.checked_symbol(name) == name
     listings, _ = read_exchange_info(info(name), lambda *_: pytest.fail("refused"))
     assert [each.symbol for each in listings] == [name]
     assert Aside().save(of([name]), 0.0, lambda _: "tables") == ("tables", [])
@@ -30,8 +30,8 @@ def test_what_is_no_name_is_refused_everywhere_and_costs_nobody_else_anything(na
     assert not is_name(name)
     with pytest.raises(NotUnderstood):
         checked_symbol(name)
-    with pytest.raises(api.BadQuestion):
-        api.checked_symbol(name)
+    with pytest.raises(database.BadRequest):
+        database.checked_symbol(name)
     refused: list[str] = []
     listings, _ = read_exchange_info(info("AUSDT", name, "BUSDT"), lambda kind, _: refused.append(kind))
     assert [each.symbol for each in listings] == ["AUSDT", "BUSDT"]

@@ -10,9 +10,9 @@ import pytest
 from harness.processes import free_port
 from services import cli
 from services.persist.tables import look
-from services.viz.api import DatabaseAway, HistoryQuestion, Reader
+from services.viz.database import DatabaseUnavailable, HistoryRequest, Reader
 from shared.config import ConfigError, load
-from shared.postgres import MASK, OPTIONS, words_of
+from shared.postgres import MASK, OPTIONS, error_text
 
 SECRET = "s3cr3t-Zebra"
 PORT = free_port()
@@ -70,7 +70,7 @@ def test_a_mistyped_url_is_told_without_its_password(
         assert cli._verify(config, cli._parser().parse_args(["verify"])) == 2
         said.append("verified")
     # What refuses it first is not all that there is: each of them by itself keeps it to itself.
-    said += [look(url)[0], words_of(failure(url), url)]
+    said += [look(url)[0], error_text(failure(url), url)]
     said.append(asyncio.run(history(url)))
     out = capsys.readouterr()
     text = "\n".join([*said, out.out, out.err, caplog.text])
@@ -88,9 +88,9 @@ def failure(url: str) -> Exception:
 async def history(url: str) -> str:
     reader = Reader(lambda: url)
     try:
-        with pytest.raises(DatabaseAway) as caught:
-            await reader.history(HistoryQuestion("BTCUSDT", "1m", 10))
-        return f"{caught.value} {reader.away}"
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await reader.history(HistoryRequest("BTCUSDT", "1m", 10))
+        return f"{caught.value} {reader.error}"
     finally:
         await reader.close()
 
@@ -99,10 +99,10 @@ def test_what_the_server_quotes_is_masked_as_well() -> None:
     error = psycopg.OperationalError(
         f'FATAL: no role "klagg.{SECRET}" for postgresql://x:{SECRET}@h/d, password={SECRET} z'
     )
-    assert SECRET not in words_of(error)[words_of(error).index("for") :]
-    assert SECRET not in words_of(error, f"postgresql://klagg.{SECRET}@h/d")
+    assert SECRET not in error_text(error)[error_text(error).index("for") :]
+    assert SECRET not in error_text(error, f"postgresql://klagg.{SECRET}@h/d")
     quoted = psycopg.OperationalError("for user a%20b: a b")
-    assert words_of(quoted, "postgresql://klagg:a%20b@h/d") == f"for user {MASK}: {MASK}"
+    assert error_text(quoted, "postgresql://klagg:a%20b@h/d") == f"for user {MASK}: {MASK}"
 
 
 def test_what_is_no_secret_is_told() -> None:
@@ -112,4 +112,4 @@ def test_what_is_no_secret_is_told() -> None:
         "postgresql://klagg:e@db.example:5432/klagg",
         "postgresql://klagg@db.example/klagg?sslmode=require",
     ):
-        assert words_of(error, url) == str(error)
+        assert error_text(error, url) == str(error)

@@ -14,7 +14,7 @@ from harness.processes import ROOT, write_config
 from shared.config import Config, load
 from shared.postgres import database_url, socket_folder
 from shared.private import NotPrivate, closed_folder, private_folder
-from shared.sockets import ENTERED, IPC_PATH_MAX, PortTaken, ipc, lock_room
+from shared.sockets import ENTERED, IPC_PATH_MAX, PortTaken, ipc, lock_service
 
 SOMEBODY = 12_345
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
@@ -237,8 +237,8 @@ def test_locks_and_their_folder_are_this_users_own_whatever_they_were(tmp_path: 
     for _ in range(2):
         before = os.umask(umask)
         try:
-            with lock_room(run, "engine") as held, pytest.raises(PortTaken, match=str(os.getpid())):
-                assert lock_room(run, "engine") is not held
+            with lock_service(run, "engine") as held, pytest.raises(PortTaken, match=str(os.getpid())):
+                assert lock_service(run, "engine") is not held
         finally:
             os.umask(before)
         assert mode_of(run) == 0o700
@@ -250,14 +250,14 @@ def test_locks_and_their_folder_are_this_users_own_whatever_they_were(tmp_path: 
 
 def test_a_folder_that_another_user_of_the_database_enters_stays_so(tmp_path: Path) -> None:
     tmp_path.chmod(ENTERED)
-    lock_room(tmp_path, "engine").close()
+    lock_service(tmp_path, "engine").close()
     assert mode_of(tmp_path) == ENTERED
 
 
 def test_a_lock_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotPrivate, match=r"engine\.lock cannot be made this user's own"):
-        lock_room(tmp_path, "engine")
+        lock_service(tmp_path, "engine")
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from shared.process import SHORT_TURN_NS
+from shared.tuning import SHORT_SLICE_NS
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275, "riscv64": 275}
 RELEASE = tuple(int(part) for part in platform.release().split(".")[:2]) if sys.platform == "linux" else (0, 0)
 
 ASK = """
 import ctypes, threading
-from shared.process import take_short_turns
+from shared.tuning import request_short_slices
 
 def turn():
     its = ctypes.create_string_buffer(48)
@@ -24,7 +24,7 @@ def turn():
 
 told = []
 turn()
-assert take_short_turns()
+assert request_short_slices()
 turn()
 thread = threading.Thread(target=turn)
 thread.start()
@@ -45,7 +45,7 @@ def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else(
         check=True,
     )
     before, after, thread = (struct.unpack("=IIQiIQQQ", bytes.fromhex(told)) for told in done.stdout.split())
-    assert after[5] == thread[5] == SHORT_TURN_NS < before[5]
+    assert after[5] == thread[5] == SHORT_SLICE_NS < before[5]
     for attributes in (after, thread):
         assert attributes[1:5] == before[1:5]
     assert before[3] == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3), "nice"
@@ -55,8 +55,8 @@ def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else(
 def test_memory_comes_in_small_pages() -> None:
     program = """
 import numpy as np
-from shared.process import take_small_pages
-take_small_pages()
+from shared.tuning import disable_huge_pages
+disable_huge_pages()
 np.zeros(1 << 25, np.uint8)[:] = 1
 told = [*open("/proc/self/status"), *open("/proc/self/smaps_rollup")]
 print(*(line.split()[1] for line in told if line.startswith(("THP_enabled", "AnonHugePages"))))

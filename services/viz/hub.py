@@ -1,18 +1,19 @@
-"""Who watches what, and what each viewer is still to be sent.
+"""Which viewer watches which topic, and what is queued for each viewer.
 
-Decides which topics are wanted of the engine, what is encoded, and what a slow viewer loses. Reads no socket, no
-database and no clock: `now` is seconds of any steady clock, and a viewer is told to wake by a function.
+Decides which topics are subscribed at the engine, what is encoded, and what a slow viewer loses. Reads no socket, no
+database and no clock: `now` is seconds of any steady clock, and a viewer that something was queued for is woken by a
+function.
 
 The rules:
 
 1. A topic is subscribed while at least one viewer watches it. Its live klines are kept meanwhile, for those who come
    later: the engine sends what is not yet in the database to a new subscription only.
 2. A message is encoded once, when the first viewer is ready for it, for all who watch its topic.
-3. A viewer's outbox holds the newest version of each thing, so whoever is slow skips versions and nothing else. An
+3. A viewer's outbox holds the newest version of each thing, so that a slow viewer skips versions and nothing else. An
    outbox that is full all the same drops its oldest kline, counts it, and its viewer gets the history again.
 4. A viewer's history is read after the first live row of its topic, because that row proves that the engine has sent
    everything unsaved: what is not in the database by then is live. It is read again whenever that proof is
-   lost: another session of the engine, a lost message, a database that was away.
+   lost: another session of the engine, a lost message, a database that was unavailable.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,22 +22,22 @@ from typing import Any
 import msgspec
 
 from services.viz.rows import Row, merge_history, row_of
-from services.viz.state import TRADES_SILENT_S, State
-from shared.wire import Snapshot, Tickers, kline_topic
+from services.viz.status import TRADES_SILENT_S, Status
+from shared.snapshot import Snapshot, Tickers, kline_topic
 
 OUTBOX_MAX = 256
-"""Things a viewer is to be sent; attaching brings at most the klines that are not saved yet, usually 1 or 2."""
+"""Messages queued for a viewer; a new subscription brings at most the klines that are not saved yet, usually 1 or 2."""
 LIVE_ROWS_MAX = 1_000
-"""Live klines kept a topic, which covers a database that is away for 16 hours of 1m klines."""
+"""Live klines kept a topic, enough for 16 hours of 1m klines without a database."""
 VIEWERS_MAX = 500
 """Open pages; more than this at once is a mistake or an attack."""
-BEAT_S = 0.5
-"""How often viewers hear how things are."""
+STATUS_S = 0.5
+"""How often viewers are sent the status."""
 RESYNC_MIN_S = 5.0
 """A topic that loses messages again and again is asked for again no more often than this."""
 
 NO_FIGURES = ("",) * 5
-"""Of 24 h."""
+"""In place of the 24 h figures of a ticker."""
 
 Key = tuple[str, int]
 
@@ -61,7 +62,7 @@ class Message:
 
 
 class Viewer:
-    """One page. `wake` is called when its outbox stops being empty, `want_history` when its history must be read."""
+    """One page. `wake` is called when something was queued, `want_history` when its history must be read."""
 
     def __init__(self, wake: Callable[[], None], want_history: Callable[[], None]) -> None:
         self.wake = wake
@@ -70,9 +71,9 @@ class Viewer:
         self.symbol = ""
         self.interval = ""
         self.watch = 0
-        """Numbers what it watches, so that a history that was asked for earlier is known to be late."""
-        self.primed = False
-        """Its history was put: live rows may follow."""
+        """Counts its changes of topic, so that a history that was read for an earlier one is recognized."""
+        self.has_history = False
+        """Its history was queued: live rows may follow."""
         self.skipped = 0
         """Versions replaced by newer ones before they could be sent."""
         self.dropped = 0
@@ -80,7 +81,7 @@ class Viewer:
         self._outbox: dict[Key, Message] = {}
 
     def put(self, key: Key, message: Message) -> bool:
-        """Queue a message in the place of an older one of the same key. Return False if something else was dropped."""
+        """Queue a message, which replaces an older one of the same key. Return False if another one was dropped."""
         if key in self._outbox:
             self.skipped += 1
         self._outbox[key] = message
@@ -101,7 +102,7 @@ class Viewer:
             del self._outbox[key]
 
     def take(self) -> list[bytes]:
-        """Return what is to be sent, oldest first, and forget it."""
+        """Return all queued messages, oldest first, and empty the queue."""
         messages, self._outbox = list(self._outbox.values()), {}
         return [message.text for message in messages]
 
@@ -124,9 +125,9 @@ class Topic:
 
 
 class Hub:
-    """The state of the room: viewers, topics, and the last figures of all symbols.
+    """Viewers, topics, and the last figures of all symbols.
 
-    `subscribe` and `unsubscribe` are called with a kline topic that is wanted of the engine, or no longer.
+    `subscribe` and `unsubscribe` are called with a kline topic that is wanted from the engine, or no longer.
     """
 
     def __init__(
@@ -143,40 +144,40 @@ class Hub:
         self._health_at = 0.0
         self.session = 0
         self.restarts = 0
-        """How often another engine has spoken."""
-        self.beaten_at = float("-inf")
+        """How often the engine's session has changed."""
+        self.status_at = float("-inf")
         self.exchange_time = 0
         self.refused = 0
         """Tickers whose columns differ in length."""
         self.undecoded = 0
         """Messages of the engine that could not be decoded, and ..."""
         self.lost = 0
-        """... those that never arrived, as the subscriber counts them."""
+        """... those that never arrived, as `AsyncSnapshots` counts them."""
         self.skipped = 0
         self.dropped = 0
-        """What viewers who have left had skipped and dropped."""
+        """By viewers who have left."""
         self.database = ""
         """Why there is no database; empty if there is one."""
         self._tickers: dict[str, tuple[Any, ...]] = {}
         self._tickers_live = False
         self._tickers_full = Message({})
-        self._status: Message | None = None
+        self._status_message: Message | None = None
 
     # Viewers.
 
     def join(self, viewer: Viewer) -> bool:
-        """Take a viewer in and greet it with the state of things. Return False if there are too many."""
+        """Add a viewer and queue the status and the tickers for it. Return False if there are too many."""
         if len(self.viewers) >= VIEWERS_MAX:
             return False
         self.viewers.add(viewer)
-        if self._status is not None:
-            viewer.put(("status", 0), self._status)
+        if self._status_message is not None:
+            viewer.put(("status", 0), self._status_message)
         if self._tickers:
             viewer.put(("tickers", 0), self._tickers_full)
         return True
 
     def leave(self, viewer: Viewer) -> None:
-        """Forget a viewer. Leaving twice is harmless."""
+        """Remove a viewer, if it is still there."""
         if viewer in self.viewers:
             self.viewers.discard(viewer)
             self._unwatch(viewer)
@@ -184,7 +185,7 @@ class Hub:
             self.dropped += viewer.dropped
 
     def watch(self, viewer: Viewer, symbol: str, interval: str) -> None:
-        """Let a viewer watch one topic instead of what it watched before; history first, once `prime` brings it."""
+        """Let a viewer watch another topic; its live rows come after its history, which `put_history` queues."""
         name = kline_topic(symbol, interval)
         if name == viewer.topic:
             viewer.want_history()
@@ -201,7 +202,7 @@ class Hub:
 
     def _unwatch(self, viewer: Viewer) -> None:
         viewer.watch += 1
-        viewer.primed = False
+        viewer.has_history = False
         viewer.discard("kline", "history")
         topic = self.topics.get(viewer.topic)
         if topic is not None:
@@ -211,17 +212,17 @@ class Hub:
                 self._unsubscribe(viewer.topic)
         viewer.topic = ""
 
-    def prime(self, viewer: Viewer, watch: int, saved: Iterable[Row] | None) -> bool:
-        """Put a viewer's history: the saved rows (None: no database) merged with the live ones.
+    def put_history(self, viewer: Viewer, watch: int, saved: Iterable[Row] | None) -> bool:
+        """Queue a viewer's history: the saved rows (None: no database) merged with the live ones.
 
-        `watch` is the viewer's at the time of asking; return False, and do nothing, if it watches something else.
+        `watch`: the viewer's own when the history was requested; return False, and do nothing, if it has changed.
         """
         topic = self.topics.get(viewer.topic)
         if watch != viewer.watch or topic is None:
             return False
         rows = merge_history(saved or (), topic.rows.values())
         viewer.discard("kline")
-        viewer.primed = True
+        viewer.has_history = True
         body = {
             "kind": "history",
             "symbol": topic.symbol,
@@ -233,20 +234,20 @@ class Hub:
         viewer.put(("history", 0), Message(body))
         return True
 
-    # What the engine says.
+    # Messages of the engine.
 
     def snapshot(self, snapshot: Snapshot, now: float) -> None:
         """Take a live row of a topic."""
-        self._heard(snapshot.session, snapshot.exchange_time, now)
+        self._note_message(snapshot.session, snapshot.exchange_time, now)
         topic = self.topics.get(kline_topic(snapshot.symbol, snapshot.interval))
         if topic is None:
-            return  # On its way when its last viewer left.
+            return  # It was sent before the topic was unsubscribed.
         row = row_of(snapshot)
         topic.keep(row)
         body = {"kind": "kline", "symbol": topic.symbol, "interval": topic.interval, "row": row}
         message = Message(body)
         for viewer in topic.viewers:
-            if viewer.primed and not viewer.put(("kline", row.open_time), message):
+            if viewer.has_history and not viewer.put(("kline", row.open_time), message):
                 viewer.want_history()
         if not topic.live:
             topic.live = True
@@ -255,7 +256,7 @@ class Hub:
 
     def tickers(self, tickers: Tickers, now: float) -> None:
         """Take the figures of all symbols; viewers get those that changed."""
-        self._heard(tickers.session, tickers.exchange_time, now)
+        self._note_message(tickers.session, tickers.exchange_time, now)
         try:
             columns = zip(
                 tickers.last,
@@ -271,21 +272,21 @@ class Hub:
         except ValueError:
             self.refused += 1
             return
-        self._spread(self._with_waiting(figures), live=True)
+        self._publish_tickers(self._with_waiting(figures), live=True)
 
     def saved_symbols(self, last: dict[str, str]) -> None:
-        """Take the symbols that the database knows, with their last price, for as long as the engine says nothing."""
+        """Take the symbols that the database has, with their last price, for as long as the engine sends no tickers."""
         if not self._tickers_live:
             figures = {symbol: (price, *NO_FIGURES, True, False) for symbol, price in last.items()}
-            self._spread(self._with_waiting(figures), live=False)
+            self._publish_tickers(self._with_waiting(figures), live=False)
 
     def _with_waiting(self, figures: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        """Return figures with those symbols that trade and wait for their history, without any."""
+        """Return figures, and empty ones for symbols that trade and wait for their history."""
         waiting = self.health.get("waiting")
         names = waiting if isinstance(waiting, list) else []
         return figures | {name: ("", *NO_FIGURES, True, True) for name in names if not figures.get(name, ("",))[0]}
 
-    def _spread(self, figures: dict[str, tuple[Any, ...]], live: bool) -> None:
+    def _publish_tickers(self, figures: dict[str, tuple[Any, ...]], live: bool) -> None:
         before, self._tickers = self._tickers, figures
         whole = live != self._tickers_live or not before.keys() <= figures.keys()
         self._tickers_live = live
@@ -294,27 +295,27 @@ class Hub:
         self._tickers_full = Message(base | {"whole": True, "symbols": figures})
         message = self._tickers_full if whole else Message(base | {"whole": False, "symbols": changed})
         for viewer in self.viewers:
-            # Changes that were never sent are in the full figures; so are those of a viewer that was slow.
-            late = viewer.holds(("tickers", 0))
-            viewer.put(("tickers", 0), self._tickers_full if late else message)
+            # A viewer that was not sent the last changes yet gets all figures instead.
+            is_slow = viewer.holds(("tickers", 0))
+            viewer.put(("tickers", 0), self._tickers_full if is_slow else message)
 
     def engine_health(self, figures: dict[str, Any], now: float) -> None:
-        """Take the engine's own figures. What they change is told at once."""
-        before = self.state(now)
-        another = figures.get("waiting") != self.health.get("waiting")
-        self._meet(figures.get("session", self.session))
+        """Take the engine's health; if it changes the reasons of health, viewers are sent the status at once."""
+        before = self.status(now)
+        waiting_changed = figures.get("waiting") != self.health.get("waiting")
+        self._take_session(figures.get("session", self.session))
         self.health = figures
         self.seen_at = self._health_at = now
-        if another:
-            # The engine has no figures of those; its tickers may be long in coming.
+        if waiting_changed:
+            # The engine has no figures of these symbols, and its next tickers may come late.
             known = {name: entry for name, entry in self._tickers.items() if not entry[-1]}
-            self._spread(self._with_waiting(known), self._tickers_live)
-        after = self.state(now)
+            self._publish_tickers(self._with_waiting(known), self._tickers_live)
+        after = self.status(now)
         if after.reasons() != before.reasons() or _is_quiet(before) != _is_quiet(after):
-            self.beat(now)
+            self.send_status(now)
 
-    def missing(self, name: str, now: float) -> bool:
-        """Note that messages of a topic were lost. Return whether to ask the engine for the topic again."""
+    def note_lost(self, name: str, now: float) -> bool:
+        """Note that messages of a topic were lost. Return whether to subscribe the topic again."""
         topic = self.topics.get(name)
         if topic is None or now < topic.asked_at + RESYNC_MIN_S:
             return False
@@ -322,12 +323,12 @@ class Hub:
         topic.live = False
         return True
 
-    def _heard(self, session: int, exchange_time: int, now: float) -> None:
+    def _note_message(self, session: int, exchange_time: int, now: float) -> None:
         self.seen_at = now
         self.exchange_time = exchange_time
-        self._meet(session)
+        self._take_session(session)
 
-    def _meet(self, session: int) -> None:
+    def _take_session(self, session: int) -> None:
         if session != self.session:
             self.restarts += self.session != 0
             self.session = session
@@ -335,10 +336,10 @@ class Hub:
                 topic.rows.clear()
                 topic.live = False
 
-    # The state of things.
+    # Status.
 
     def set_database(self, reason: str) -> None:
-        """Take why there is no database, empty if there is one. When it comes back, histories are read again."""
+        """Take why the database does not answer, empty if it does. When it answers again, histories are read again."""
         back = self.database and not reason
         self.database = reason
         if back:
@@ -346,36 +347,35 @@ class Hub:
                 if viewer.topic:
                     viewer.want_history()
 
-    def state(self, now: float) -> State:
-        """Return the state of things."""
+    def status(self, now: float) -> Status:
+        """Return what is known of the engine and the database."""
         age_s = None if self.seen_at == float("-inf") else max(0.0, now - self.seen_at)
-        return State(self.health, max(0.0, now - self._health_at), age_s, self.database, self._save_interval_s)
+        return Status(self.health, max(0.0, now - self._health_at), age_s, self.database, self._save_interval_s)
 
-    def beat(self, now: float) -> None:
-        """Tell every viewer the state of things. It is due every `BEAT_S`, so that its absence says something too."""
-        self.beaten_at = now
-        status = self.state(now).status()
-        self._status = Message({"kind": "status", **status})
+    def send_status(self, now: float) -> None:
+        """Queue the status for every viewer. It is due every `STATUS_S`, so that a viewer notices its absence."""
+        self.status_at = now
+        self._status_message = Message({"kind": "status", **self.status(now).message()})
         for viewer in self.viewers:
-            viewer.put(("status", 0), self._status)
+            viewer.put(("status", 0), self._status_message)
 
     def symbols(self) -> dict[str, tuple[Any, ...]]:
         """Return last, open, high, low, volume, quote volume of 24 h, `active` and `waiting`, by symbol."""
         return self._tickers
 
     def figures(self, now: float) -> dict[str, Any]:
-        """Return the room's own figures for health."""
-        state = self.state(now)
+        """Return the figures of health."""
+        status = self.status(now)
         restarts = self.health.get("restarts")
         return {
             "engine": {
-                "state": state.engine,
+                "state": status.engine,
                 "seen_ms_ago": None if self.seen_at == float("-inf") else round((now - self.seen_at) * 1000),
                 "exchange_time": self.exchange_time,
                 "session": self.session,
                 "health": {name: value for name, value in self.health.items() if name != "waiting"},
             },
-            **state.figures(),
+            **status.figures(),
             "restarts": {"engine": self.restarts} | (restarts if isinstance(restarts, dict) else {}),
             "database": {"ok": not self.database, "error": self.database},
             "viewers": len(self.viewers),
@@ -387,6 +387,6 @@ class Hub:
         }
 
 
-def _is_quiet(state: State) -> bool:
-    age = state.age("trade_age_s")
+def _is_quiet(status: Status) -> bool:
+    age = status.age("trade_age_s")
     return age is None or age > TRADES_SILENT_S

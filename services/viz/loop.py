@@ -1,7 +1,7 @@
-"""The viz as a process: from the engine's snapshots and the database to whoever looks.
+"""The viz as a process: from the engine's snapshots and the database to browsers.
 
-Decides nothing: it connects the hub to the engine's snapshot port, as any stranger would, and to the web server. What a
-crash costs: viewers reconnect by themselves and get their history again; nobody else notices.
+Decides nothing: it connects the hub to the engine's snapshot port, as any other subscriber would, and to the web
+server. What a crash costs: viewers reconnect by themselves and get their history again; no other process notices.
 """
 
 import asyncio
@@ -14,23 +14,22 @@ from contextlib import suppress
 import uvloop
 from aiohttp import web
 
-from services.viz.api import DatabaseAway, Reader
-from services.viz.gate import HEAD_S, Gate
-from services.viz.hub import BEAT_S, Hub
-from services.viz.web import Web
+from services.viz.database import DatabaseUnavailable, Reader
+from services.viz.hub import STATUS_S, Hub
+from services.viz.web import HEAD_S, ConnectionLimit, Web
 from shared.client import AsyncSnapshots
 from shared.config import Config
+from shared.http_access import AllowedHosts, refuse_undecodable_headers
 from shared.postgres import database_url
+from shared.snapshot import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 from shared.sockets import PortTaken
-from shared.visitors import Names, take_only_text
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 
 PROBE_S = 1.0
-"""How often the database is asked whether it is there."""
+"""How often it is checked that the database answers."""
 BACKLOG = 1_024
-"""Connections that wait to be taken while this process does something else."""
+"""Connections that wait to be accepted while this process is busy."""
 SHUTDOWN_S = 0.5
-"""How long answers in progress may take when asked to stop."""
+"""How long answers in progress may take at the end."""
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ async def run(config: Config) -> int:
     snapshots = AsyncSnapshots(config.engine.snapshots, [TICKERS_TOPIC, HEALTH_TOPIC])
     hub = Hub(snapshots.subscribe, snapshots.unsubscribe, config.engine.save_interval_ms / 1_000)
     reader = Reader(lambda: database_url(config))
-    hub.set_database(reader.away)
-    site = Web(hub, reader, time.monotonic, Names("viz", config.viz.host, config.viz.allowed_hosts))
+    hub.set_database(reader.error)
+    site = Web(hub, reader, time.monotonic, AllowedHosts("viz", config.viz.host, config.viz.allowed_hosts))
     runner = web.AppRunner(
         site.app(),
         access_log=None,
@@ -64,7 +63,7 @@ async def run(config: Config) -> int:
         tasks = [
             asyncio.create_task(read_engine(snapshots, hub)),
             asyncio.create_task(watch_database(reader, hub)),
-            asyncio.create_task(beat(snapshots, hub)),
+            asyncio.create_task(send_status(snapshots, hub)),
         ]
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -88,10 +87,10 @@ async def run(config: Config) -> int:
 async def listen(runner: web.AppRunner, site: Web, host: str, port: int) -> asyncio.Server:
     await runner.setup()
     assert runner.server is not None
-    take_only_text(runner.server)
+    refuse_undecodable_headers(runner.server)
     try:
         server = await asyncio.get_running_loop().create_server(
-            Gate(runner.server, site.busy), host, port, backlog=BACKLOG
+            ConnectionLimit(runner.server, site.busy), host, port, backlog=BACKLOG
         )
     except (OSError, socket.gaierror) as error:
         raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
@@ -100,13 +99,13 @@ async def listen(runner: web.AppRunner, site: Web, host: str, port: int) -> asyn
 
 
 async def read_engine(snapshots: AsyncSnapshots, hub: Hub) -> None:
-    """Give the hub every message of the engine. A lost one costs a second subscription, which brings the rows again."""
+    """Give the hub every message of the engine. After a loss the topic is subscribed again, which brings its rows."""
     async for topic, message in snapshots:
         now = time.monotonic()
         match message:
             case Snapshot():
                 hub.snapshot(message, now)
-                if snapshots.missing and hub.missing(topic, now):
+                if snapshots.missing and hub.note_lost(topic, now):
                     log.info("%s: %d messages lost; asking for its rows again", topic, snapshots.missing)
                     snapshots.unsubscribe(topic)
                     snapshots.subscribe(topic)
@@ -117,28 +116,28 @@ async def read_engine(snapshots: AsyncSnapshots, hub: Hub) -> None:
 
 
 async def watch_database(reader: Reader, hub: Hub) -> None:
-    """Know at any time whether there is history, and name the symbols from it while the engine does not."""
+    """Check the database, and take the list of symbols from it while the engine sends none."""
     while True:
-        with suppress(DatabaseAway):
+        with suppress(DatabaseUnavailable):
             await reader.probe()
-            if hub.state(time.monotonic()).engine != "live":
+            if hub.status(time.monotonic()).engine != "live":
                 hub.saved_symbols(await reader.symbols())
-        hub.set_database(reader.away)
+        hub.set_database(reader.error)
         await asyncio.sleep(PROBE_S)
 
 
-async def beat(snapshots: AsyncSnapshots, hub: Hub) -> None:
-    """Tell viewers how things are, and the log what has changed about the engine."""
+async def send_status(snapshots: AsyncSnapshots, hub: Hub) -> None:
+    """Send viewers the status, and log changes of the engine's state."""
     engine, refused = "absent", 0
     while True:
         now = time.monotonic()
         hub.lost, hub.undecoded = snapshots.lost.total(), snapshots.refused
-        hub.beat(now)
-        state = hub.state(now).engine
+        hub.send_status(now)
+        state = hub.status(now).engine
         if state != engine:
             log.info("the engine is %s", state)
             engine = state
         if not refused and hub.refused + hub.undecoded:
             refused = hub.refused + hub.undecoded
             log.warning("refused a message of the engine, later ones are only counted: %s", snapshots.refused_last)
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(STATUS_S)

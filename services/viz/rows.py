@@ -1,4 +1,4 @@
-"""A kline as people and browsers get it, and how saved ones and live ones become one history.
+"""A kline as browsers get it, and how saved and live ones become one history.
 
 Decides which of two versions of the same kline is the newer. Knows no socket, no database and no viewer.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shared.wire import Snapshot
+from shared.snapshot import Snapshot
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,11 +32,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     gap: bool
     """Missing trades may belong in it. Of a saved one without a trade that is not known; it is final or not."""
     unexplained: bool
-    """Ids that belong in it, or may, were left out by whoever was asked: not final while that is so."""
+    """It may lack ids that the exchange left out of its answers: not final while that is so."""
     audited: bool
-    """Such ids, and the exchange's own kline has the same trades and volumes: final by that."""
+    """It may lack such ids, but the exchange's own kline has the same trades and volumes: final by that."""
     saturated: bool
-    """More was traded in it than klagg's numbers hold: volumes are the true ones or the most that fits. Never final."""
+    """More was traded in it than klagg's numbers hold: volumes are true or the largest that fit. Never final."""
     source: str
     revision: int
 
@@ -52,7 +52,8 @@ def row_of(snapshot: Snapshot) -> Row:
 def is_newer(row: Row, other: Row) -> bool:
     """Say whether `row` is a later version than `other` of the same kline.
 
-    A kline closes once, corrections raise its revision, what is applied to it only grows, and final is the last word.
+    A kline closes once, corrections raise its revision, and what is applied to it only grows. If two versions are
+    equal in all that, the final one is newer.
     """
     return _age(row) > _age(other)
 
@@ -60,7 +61,7 @@ def is_newer(row: Row, other: Row) -> bool:
 def merge_history(saved: Iterable[Row], live: Iterable[Row]) -> list[Row]:
     """Return one history, ascending, each kline once: of two versions the newer, of equal ones the live one.
 
-    A live kline older than every saved one is left out when there are saved ones: between the two there may be a hole.
+    A live kline older than every saved one is left out if there are saved ones: klines between them may be missing.
     """
     rows = {row.open_time: row for row in saved}
     oldest = min(rows, default=0)

@@ -1,15 +1,16 @@
-"""HTTP and the websocket: what a browser may ask of this room, and how it is answered.
+"""HTTP and the websocket: which requests there are, how they are answered, and how many connections there may be.
 
-Decides addresses, status codes and who is let in; hub.py decides what viewers are sent, api.py what history is.
+Decides paths, status codes and who is served; hub.py decides what viewers are sent, database.py what history is.
 
-A viewer has three tasks: one reads what it says, one sends what its outbox holds, one reads its history. A sender that
-waits for a slow viewer holds up nobody else, and meanwhile the outbox keeps only the newest of everything.
+A viewer has three tasks: one reads its messages, one sends what its outbox holds, one reads its history. A sender that
+waits for a slow viewer delays no other, and meanwhile the outbox keeps only the newest of everything.
 """
 
 import asyncio
 import importlib.util
 import json
 import logging
+import resource
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,43 +19,49 @@ from typing import Any
 import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from services.viz.api import (
+from services.viz.database import (
     LIMIT_DEFAULT,
-    BadQuestion,
-    DatabaseAway,
-    HistoryQuestion,
+    BadRequest,
+    DatabaseUnavailable,
+    HistoryRequest,
     Reader,
     checked_interval,
     checked_symbol,
-    history_question,
+    history_request,
 )
-from services.viz.hub import BEAT_S, Hub, Message, Viewer
+from services.viz.hub import STATUS_S, Hub, Message, Viewer
 from services.viz.pace import Pace
+from shared.http_access import AllowedHosts, BadRequests
 from shared.process import Unavailable
-from shared.visitors import Names, Unreadable
-from shared.wire import kline_topic
+from shared.snapshot import kline_topic
 
 PAGE = Path(__file__).with_name("page")
 FRAME_S = 0.016
-"""A viewer is sent at most one bundle in this time: more than 60 a second nobody can see."""
+"""A viewer is sent its outbox at most once in this time: more than 60 a second cannot be seen."""
 LIVE_WAIT_S = 0.3
 """How long a history waits for the engine's first live row, which takes a few ms unless something is wrong."""
 MESSAGE_MAX = 4_096
-"""Bytes of a viewer's message; a sensible one has about 60."""
+"""Bytes of a viewer's message; the page's have about 60."""
 MESSAGES_AT_ONCE, MESSAGES_A_SECOND = 20, 5
-"""Of a viewer; its others wait. Whoever goes through symbols key by key is slower."""
+"""Of a viewer; more of them wait. A user who goes through symbols key by key is slower."""
 ASKED_AT_ONCE, ASKED_A_SECOND = 150 << 10, 2_500
-"""Bytes of subscriptions that all viewers together may cost: the engine disconnects who asks 512 KiB within a minute,
-and then nobody here would see anything."""
+"""Bytes of subscriptions that all viewers together may cost: the engine disconnects a subscriber that sends 512 KiB
+within a minute, and then no viewer would see anything."""
 TOPIC_COST = 20
-"""What a topic costs beside its name, both ways: it is subscribed, and given up."""
+"""What a topic costs beside its name, both ways: it is subscribed, and unsubscribed."""
 QUESTIONS_MAX = 100
-"""Of programs, for history, that wait: each takes some 10 ms, one after the other, and never before a viewer's."""
+"""Requests of programs for history that wait: each takes some 10 ms, one after another, never before a viewer's."""
 HEARTBEAT_S = 20.0
-"""A viewer who does not answer a ping for half as long is gone."""
-BEATS_LATE_S = 4 * BEAT_S
+"""A viewer that does not answer a ping for half as long is disconnected."""
+STATUS_LATE_S = 4 * STATUS_S
 CLOSE_S = 0.7
-"""How long viewers have to say goodbye when the server stops."""
+"""How long the server waits for viewers' close frames when it stops."""
+HEAD_S = 10.0
+"""A browser sends a head at once, even on a slow line."""
+CONNECTIONS_MAX = 4_000
+"""Eight times the viewers; an idle one costs some 10 KB."""
+DESCRIPTORS_SPARE = 100
+"""For the engine, the database and the page's own files."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -72,20 +79,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Web:
-    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], names: Names) -> None:
+    def __init__(self, hub: Hub, reader: Reader, now: Callable[[], float], allowed_hosts: AllowedHosts) -> None:
         self._hub = hub
         self._reader = reader
         self._now = now
-        self._names = names
-        self._unreadable = Unreadable.watch()
+        self._allowed_hosts = allowed_hosts
+        self._bad_requests = BadRequests.watch()
         self.busy: set[object] = set()
-        """Connections of which a request is being answered."""
+        """Connections that have a request being answered."""
         self._sockets: set[web.WebSocketResponse] = set()
         self._asked = Pace(ASKED_AT_ONCE, ASKED_A_SECOND)
         self._questions = 0
-        self._question_turn = asyncio.Lock()
+        self._question_lock = asyncio.Lock()
         self.bad_messages = 0
-        """What viewers said that was not understood."""
+        """Messages of viewers that were not understood."""
 
     def app(self) -> web.Application:
         """Return the application. Raises Unavailable if the chart library is not installed."""
@@ -106,16 +113,16 @@ class Web:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse other sites' pages that reach for this server through a browser, and say what is wrong in JSON."""
-        refused = self._names.why_refused(request.headers)
+        """Refuse requests of other sites' pages, and answer errors in JSON."""
+        refused = self._allowed_hosts.why_refused(request.headers)
         if refused:
             return refusal(403, refused)
         self.busy.add(request.protocol)
         try:
             response = await handler(request)
-        except BadQuestion as error:
+        except BadRequest as error:
             response = refusal(400, str(error))
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             response = refusal(503, f"the database does not answer: {error}")
         except web.HTTPException as error:
             response = refusal(error.status, error.reason, dict(error.headers))
@@ -126,12 +133,12 @@ class Web:
         return response
 
     async def _history(self, request: web.Request) -> web.Response:
-        question = history_question(request.query)
+        question = history_request(request.query)
         if self._questions >= QUESTIONS_MAX:
             return refusal(503, "too many questions at once")
         self._questions += 1
         try:
-            async with self._question_turn:
+            async with self._question_lock:
                 rows = await self._reader.history(question)
         finally:
             self._questions -= 1
@@ -149,19 +156,19 @@ class Web:
         return response
 
     async def _health(self, _request: web.Request) -> web.Response:
-        bad = {"bad_messages": self.bad_messages, "bad_requests": self._unreadable.count}
+        bad = {"bad_messages": self.bad_messages, "bad_requests": self._bad_requests.count}
         figures = self._hub.figures(self._now()) | bad
-        reasons = self._hub.state(self._now()).reasons()
+        reasons = self._hub.status(self._now()).reasons()
         return answer({"ok": not reasons, "reasons": reasons} | figures)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        """Say whether this process does its work: it tells viewers how things are, whatever that is."""
-        late = self._now() - self._hub.beaten_at
-        return verdict([f"viewers were told nothing for {late:.1f} s"] if late > BEATS_LATE_S else [])
+        """Say whether this process works: whether it sends the status to viewers."""
+        late = self._now() - self._hub.status_at
+        return health_answer([f"viewers were told nothing for {late:.1f} s"] if late > STATUS_LATE_S else [])
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        """Say whether what is here may be relied on."""
-        return verdict(self._hub.state(self._now()).unready())
+        """Say whether other programs may rely on what klagg has."""
+        return health_answer(self._hub.status(self._now()).unready())
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         wake, want_history = asyncio.Event(), asyncio.Event()
@@ -173,15 +180,15 @@ class Web:
         try:
             try:
                 await socket.prepare(request)
-            except ValueError:  # A key that is not even text.
+            except ValueError:  # Its key is not text.
                 return refusal(400, "that is no handshake of a websocket")
             self._sockets.add(socket)
             tasks = {
-                asyncio.create_task(self._listen(socket, viewer)),
+                asyncio.create_task(self._read_messages(socket, viewer)),
                 asyncio.create_task(self._read_histories(viewer, want_history)),
                 asyncio.create_task(send(socket, viewer, wake)),
             }
-            # The first to end ends the visit: it left, or one of the three has a bug, which is raised here.
+            # The first to end ends the connection: the viewer left, or a task has a bug, which is raised here.
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
@@ -193,27 +200,27 @@ class Web:
             await asyncio.gather(*tasks, return_exceptions=True)
         return socket
 
-    async def _listen(self, socket: web.WebSocketResponse, viewer: Viewer) -> None:
+    async def _read_messages(self, socket: web.WebSocketResponse, viewer: Viewer) -> None:
         pace = Pace(MESSAGES_AT_ONCE, MESSAGES_A_SECOND)
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                # Meanwhile nothing more is read of it: what it says waits where it comes from.
+                # Nothing more is read of it meanwhile: its messages wait at its end.
                 await asyncio.sleep(pace.take(1, self._now()))
-                await self._hear(viewer, message.data)
+                await self._take_message(viewer, message.data)
 
-    async def _hear(self, viewer: Viewer, text: str | bytes) -> None:
+    async def _take_message(self, viewer: Viewer, text: str | bytes) -> None:
         try:
             symbol, interval = watch_of(text)
-        except BadQuestion as error:
+        except BadRequest as error:
             self.bad_messages += 1
             viewer.put(("error", 0), Message({"kind": "error", "error": str(error)}))
             return
         cost = 2 * len(kline_topic(symbol, interval).encode()) + TOPIC_COST
         await asyncio.sleep(self._asked.take(cost, self._now()))
         self._hub.watch(viewer, symbol, interval)
-        # A live row brings the history. Should none come, the history comes without.
-        patience = LIVE_WAIT_S if self._hub.state(self._now()).engine == "live" else 0.0
-        asyncio.get_running_loop().call_later(patience, prime_at_last, viewer, viewer.watch)
+        # The history is read after the first live row, or without one if none comes in time.
+        wait_s = LIVE_WAIT_S if self._hub.status(self._now()).engine == "live" else 0.0
+        asyncio.get_running_loop().call_later(wait_s, request_history, viewer, viewer.watch)
 
     async def _read_histories(self, viewer: Viewer, wanted: asyncio.Event) -> None:
         while True:
@@ -223,17 +230,55 @@ class Web:
             if not viewer.topic:
                 continue
             try:
-                question = HistoryQuestion(viewer.symbol, viewer.interval, LIMIT_DEFAULT)
-                rows = await self._reader.history(question)
-            except DatabaseAway:
-                self._hub.prime(viewer, watch, None)
+                request = HistoryRequest(viewer.symbol, viewer.interval, LIMIT_DEFAULT)
+                rows = await self._reader.history(request)
+            except DatabaseUnavailable:
+                self._hub.put_history(viewer, watch, None)
             else:
-                self._hub.prime(viewer, watch, rows)
+                self._hub.put_history(viewer, watch, rows)
 
     async def _close_sockets(self, _app: web.Application) -> None:
         closing = [socket.close(code=WSCloseCode.GOING_AWAY, message=b"klagg stops") for socket in self._sockets]
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), CLOSE_S)
+
+
+class ConnectionLimit:
+    """Makes the protocol of each new connection, as `asyncio` asks for it.
+
+    A connection that has not sent the head of a request after `HEAD_S` is closed, and so is one that was answered and
+    requests nothing more. If there are too many all the same, the one that has been idle for longest is closed; if all
+    are busy, the new one gets a 503.
+    """
+
+    def __init__(self, server: web.Server, busy: set[object], connections_max: int = 0) -> None:
+        """`busy`: the connections that have a request being answered. `connections_max`: 0 means as many as fit."""
+        self._server = server
+        self._busy = busy
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_SPARE
+        self.connections_max = connections_max or min(CONNECTIONS_MAX, descriptors)
+        self.closed = 0
+        """Connections that were closed because there were too many."""
+
+    def __call__(self) -> asyncio.Protocol:
+        connections = self._server.connections
+        if len(connections) >= self.connections_max:
+            self.closed += 1
+            # The oldest first.
+            idle = next((held for held in connections if held not in self._busy), None)
+            if idle is None:
+                return _Full()
+            idle.force_close()
+        return self._server()
+
+
+class _Full(asyncio.Protocol):
+    """Answers 503 and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"HTTP/1.1 503 Too many connections\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        transport.close()
 
 
 async def send(socket: web.WebSocketResponse, viewer: Viewer, wake: asyncio.Event) -> None:
@@ -245,24 +290,24 @@ async def send(socket: web.WebSocketResponse, viewer: Viewer, wake: asyncio.Even
             try:
                 await socket.send_frame(text, WSMsgType.TEXT)
             except (ConnectionError, RuntimeError):
-                return  # It left; the task that reads from it sees that too.
+                return  # The viewer left, which the task that reads its messages notices too.
         await asyncio.sleep(FRAME_S)
 
 
-def prime_at_last(viewer: Viewer, watch: int) -> None:
-    if viewer.watch == watch and not viewer.primed:
+def request_history(viewer: Viewer, watch: int) -> None:
+    if viewer.watch == watch and not viewer.has_history:
         viewer.want_history()
 
 
 def watch_of(text: str | bytes) -> tuple[str, str]:
-    """Read {"watch": {"symbol": ..., "interval": ...}}. Raises BadQuestion."""
+    """Read {"watch": {"symbol": ..., "interval": ...}}. Raises BadRequest."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadQuestion("a message must be JSON") from error
+        raise BadRequest("a message must be JSON") from error
     watch = message.get("watch") if isinstance(message, dict) else None
     if not isinstance(watch, dict):
-        raise BadQuestion('a message must be {"watch": {"symbol": ..., "interval": ...}}')
+        raise BadRequest('a message must be {"watch": {"symbol": ..., "interval": ...}}')
     return checked_symbol(watch.get("symbol")), checked_interval(watch.get("interval"))
 
 
@@ -287,7 +332,7 @@ def answer(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
 
 
-def verdict(reasons: list[str]) -> web.Response:
+def health_answer(reasons: list[str]) -> web.Response:
     return answer({"ok": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 

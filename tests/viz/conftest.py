@@ -12,7 +12,7 @@ import pytest
 from harness.database import database
 from harness.processes import Room, free_port, wait_for, write_config
 from services.viz.rows import ROW_FIELDS
-from shared.wire import Snapshot
+from shared.snapshot import Snapshot
 from tests.viz.played import PlayedEngine
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -13,7 +13,8 @@ import msgspec
 import zmq
 
 from shared.calendar import next_open_time, open_time_of
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, encode, kline_topic
+from shared.snapshot import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers, kline_topic
+from shared.wire import encode
 
 NOW = 1_790_000_000_000
 """The exchange's time at which a played engine starts, ms."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.viz.hub import LIVE_ROWS_MAX, OUTBOX_MAX, RESYNC_MIN_S, Hub, Viewer
 from services.viz.rows import row_of
-from shared.wire import Snapshot, Tickers
+from shared.snapshot import Snapshot, Tickers
 from tests.viz.played import kline, made_up
 
 ROWS = made_up("BTCUSDT", "1m", 20)
@@ -36,7 +36,7 @@ class Watcher:
         self.histories_wanted += 1
 
     def read_history(self, saved: list[Snapshot] | None = None) -> None:
-        self.hub.prime(self.viewer, self.viewer.watch, [row_of(row) for row in saved or []])
+        self.hub.put_history(self.viewer, self.viewer.watch, [row_of(row) for row in saved or []])
 
     def take(self) -> list[dict[str, Any]]:
         texts = self.viewer.take()
@@ -189,7 +189,7 @@ def test_a_history_that_was_asked_for_before_the_viewer_moved_on_is_not_sent() -
     hub.watch(watcher.viewer, "BTCUSDT", "1m")
     asked = watcher.viewer.watch
     hub.watch(watcher.viewer, "ETHUSDT", "1m")
-    assert not hub.prime(watcher.viewer, asked, [row_of(ROWS[0])])
+    assert not hub.put_history(watcher.viewer, asked, [row_of(ROWS[0])])
     assert watcher.take() == []
 
 
@@ -223,12 +223,12 @@ def test_a_topic_with_lost_messages_is_asked_for_again_but_not_all_the_time() ->
     watcher = Watcher(hub)
     hub.watch(watcher.viewer, "BTCUSDT", "1m")
     hub.snapshot(ROWS[-1], 0.0)
-    assert hub.missing("kline.BTCUSDT.1m", 10.0)
+    assert hub.note_lost("kline.BTCUSDT.1m", 10.0)
     hub.snapshot(ROWS[-1], 10.0)
     assert watcher.histories_wanted == 2
-    assert not hub.missing("kline.BTCUSDT.1m", 10.0 + RESYNC_MIN_S / 2)
-    assert hub.missing("kline.BTCUSDT.1m", 10.0 + RESYNC_MIN_S)
-    assert not hub.missing("kline.ETHUSDT.1m", 100.0)
+    assert not hub.note_lost("kline.BTCUSDT.1m", 10.0 + RESYNC_MIN_S / 2)
+    assert hub.note_lost("kline.BTCUSDT.1m", 10.0 + RESYNC_MIN_S)
+    assert not hub.note_lost("kline.ETHUSDT.1m", 100.0)
 
 
 @given(
@@ -302,21 +302,21 @@ def test_every_beat_tells_how_old_each_word_is_and_whoever_comes_hears_the_last_
     hub = new_hub()
     watcher = Watcher(hub)
     hub.set_database("not there")
-    hub.beat(0.0)
+    hub.send_status(0.0)
     status = status_of(watcher)
     assert (status["engine"], status["engine_age"], status["database"]) == ("absent", None, "not there")
     hub.set_database("")
     hub.engine_health(WELL, 1.0)
-    hub.beat(1.25)
+    hub.send_status(1.25)
     status = status_of(watcher)
     assert (status["engine"], status["engine_age"], status["trade_age"], status["feed_age"]) == ("live", 250, 250, 250)
     assert (status["feed"], status["time"], status["trade_time"]) == ("connected", 5_250, 4_900)
     # Figures of symbols are a word of the engine, and none of the market.
     hub.tickers(tickers({"A": "1"}), 1.5)
-    hub.beat(1.75)
+    hub.send_status(1.75)
     status = status_of(watcher)
     assert (status["engine_age"], status["trade_age"]) == (250, 750)
-    hub.beat(10.0)
+    hub.send_status(10.0)
     assert status_of(watcher)["engine"] == "silent"
     assert next(m for m in Watcher(hub).take() if m["kind"] == "status")["engine_age"] == 8_500
 
@@ -341,7 +341,7 @@ def test_history_proof_and_lag_are_told() -> None:
 
     def told(name: str, **figures: object) -> Any:
         hub.health = WELL | figures
-        hub.beat(1.0)
+        hub.send_status(1.0)
         return status_of(watcher)[name]
 
     hub.engine_health(WELL, 1.0)

@@ -4,7 +4,7 @@ import asyncio
 
 from tests.malformed import ask_all, requests
 from tests.viz.conftest import Place
-from tests.viz.test_server import Page, get
+from tests.viz.test_web import Page, get
 
 SEED, REQUESTS = 1, 10_000
 ADDRESSES = {

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from harness.processes import wait_for
-from shared.wire import Snapshot, kline_topic
+from shared.snapshot import Snapshot, kline_topic
 from tests.viz.conftest import Place, save
 from tests.viz.played import PlayedEngine, made_up
 

@@ -1,6 +1,6 @@
 // The page: which symbol and interval are shown, what the feed says of them, and what is missing.
 //
-// All text goes through textContent or attributes: the name of a symbol is somebody else's text.
+// All text goes through textContent or attributes: the names of symbols come from outside.
 
 import { KlineChart } from "./chart.js";
 import { Feed } from "./feed.js";
@@ -12,7 +12,7 @@ const INTERVALS = ["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h",
 const OLDER_ROWS = 1000;
 const ROWS_MAX = 30_000; // Klines that one chart holds; scrolling back ends there.
 const RETRY_MS = 3000;
-const LOOK_MS = 100; // How often the page looks at the clock.
+const LOOK_MS = 100; // How often the page checks how old its data is.
 
 const element = (id) => document.getElementById(id);
 
@@ -51,10 +51,10 @@ const list = new SymbolList({
 const buttons = new Map(INTERVALS.map((interval) => [interval, intervalButton(interval)]));
 const feed = new Feed(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`, receive, connected);
 
-/** For whoever looks from the console. */
+/** For the console. */
 window.klagg = { state, chart, list };
 
-// What is shown.
+// The chosen symbol and interval.
 
 function choose(symbol, interval) {
   if (symbol === state.symbol && interval === state.interval) return;
@@ -98,11 +98,11 @@ function intervalButton(interval) {
   return button;
 }
 
-// What the server says.
+// Messages of the server.
 
 function connected(connection) {
   state.connection = connection;
-  // Another server may answer: what the former one said last is not its word.
+  // It may be another server: the last status of the former one does not count.
   if (connection === "open") Object.assign(state, { status: null, heardAt: performance.now() });
   look();
 }
@@ -147,7 +147,7 @@ function takeHistory(message) {
   state.answered = true;
   state.saved = message.saved;
   if (!chart.merge(message.rows)) {
-    // A fresh chart, or so long away that older rows no longer join on: they are fetched again on the way back.
+    // An empty chart, or one whose rows end before these begin: older rows are fetched again when they are scrolled to.
     state.exhausted = false;
     if (message.rows.length || !chart.rows.length) chart.replace(message.rows);
   }
@@ -187,7 +187,7 @@ async function fetchOlder() {
   }
 }
 
-// Words and figures.
+// Texts and figures.
 
 function showTicker() {
   const ticker = list.tickers.get(state.symbol);
@@ -205,7 +205,7 @@ function showTicker() {
   document.title = state.symbol ? `${last && `${grouped(last)} · `}${state.symbol} · klagg` : "klagg";
 }
 
-/** The market's last price; the open kline knows it first, the list hears of it twice a second. */
+/** The market's last price; the open kline has it first, the list gets it twice a second. */
 function lastPrice() {
   const row = chart.last();
   const ticker = list.tickers.get(state.symbol);
@@ -294,7 +294,7 @@ function exchangeNow() {
   return verdict.live && status.time ? status.time + performance.now() - statusAt : null;
 }
 
-/** Look at the clock: what was live a moment ago may be so no more, without anybody saying so. */
+/** Check the ages: what was live a moment ago may not be any more, and no message says so. */
 function look() {
   const now = performance.now();
   state.verdict = verdict({
@@ -320,7 +320,7 @@ function showLights() {
   const { verdict: { live, place, title, more }, status } = state;
   const words = [title, more].filter(Boolean).join(". ");
   const known = state.connection === "open" && status && place !== "page";
-  // What lies behind the place where it ends is not known.
+  // Nothing is known of what comes after the part that is not live.
   light("page", place === "page" ? "bad" : "good", place === "page" ? words || "Connecting" : "This page is connected");
   light("engine", !known ? "wait" : place !== "engine" ? "good" : status.engine_age === null || status.lag || !status.started ? "wait" : "bad",
     !known ? "Not known" : place === "engine" ? words : "The engine is live");
@@ -403,7 +403,7 @@ function closeMenu() {
   element("menu").setAttribute("aria-expanded", "false");
 }
 
-// What the user does.
+// Input.
 
 addEventListener("hashchange", () => {
   const { symbol, interval } = fromHash();

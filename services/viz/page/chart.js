@@ -1,4 +1,4 @@
-// The chart of one symbol and interval: rows in, picture out. The rows are the truth; the library only draws them.
+// The chart of one symbol and interval: it holds the rows, and the library draws them.
 
 import { decimals, grouped } from "./format.js";
 import { isUnsure } from "./live.js";
@@ -90,7 +90,7 @@ export class KlineChart {
     this.line.show(price && { price: Number(price), text: grouped(price), left, tone: live ? tone : "stale" });
   }
 
-  /** Take since when nothing is heard (ms, or null), and when that was so before: such klines look different. */
+  /** Take since when nothing was received (ms, or null), and earlier such times: klines of these look different. */
   setSilence(since, silences) {
     if (since === this.#silentSince && String(silences) === String(this.#silences)) return;
     const before = this.rows.map((row) => this.isUnsure(row));
@@ -103,14 +103,14 @@ export class KlineChart {
     return isUnsure(row, this.#silentSince, this.#silences);
   }
 
-  /** Forget everything: another symbol or interval follows. */
+  /** Remove all rows, before another symbol or interval. */
   clear() {
     this.#precision = -1;
     this.#hovered = null;
     this.#set([]);
   }
 
-  /** Draw a history in place of what is there, at its newest end. */
+  /** Draw a history in place of the present rows, scrolled to its newest end. */
   replace(rows) {
     this.#set(rows);
     this.showLatest();
@@ -123,7 +123,7 @@ export class KlineChart {
     scale.scrollToPosition(MARGIN_KLINES, false);
   }
 
-  /** Merge a history into what is there: its rows win. Return false, and do nothing, if that would leave a hole. */
+  /** Merge a history into the present rows, which it replaces. Return false, and do nothing, if rows would be missing. */
   merge(rows) {
     if (!rows.length || !this.rows.length) return false;
     if (rows[0].open_time > this.last().close_time + 1 || rows.at(-1).open_time < this.rows[0].open_time) return false;
@@ -133,7 +133,7 @@ export class KlineChart {
     return true;
   }
 
-  /** Put older rows, ascending, before those that are there. */
+  /** Put older rows, ascending, before the present ones. */
   prepend(rows) {
     const oldest = this.rows[0]?.open_time ?? Infinity;
     this.#set([...rows.filter((row) => row.open_time < oldest), ...this.rows]);
@@ -144,7 +144,7 @@ export class KlineChart {
     const last = this.last();
     const place = this.#places.get(row.open_time);
     if (place === undefined && last && row.open_time < last.open_time) {
-      // Older than all that is drawn: it will come with the history. Else it belongs between two rows.
+      // Older than all that is drawn: it comes with older rows. Else it belongs between two rows.
       if (row.open_time > this.rows[0].open_time) this.merge([row]);
       return;
     }

@@ -1,7 +1,7 @@
-// The one websocket: it stays connected, and says again what is watched after every reconnection.
+// The websocket: it reconnects, and sends what is watched again after every reconnect.
 
 const WAIT_MIN_MS = 250;
-const WAIT_MAX_MS = 500; // Whoever waits for longer does not see within a second that all is well again.
+const WAIT_MAX_MS = 500; // Longer waits would show later than within a second that all is well again.
 
 export class Feed {
   #socket = null;
@@ -14,7 +14,7 @@ export class Feed {
     this.url = url;
     this.onMessage = onMessage;
     this.onState = onState;
-    // A laptop that wakes up, or a network that is back, need not wait for the timer.
+    // After sleep, or when the network is back, there is no need to wait for the timer.
     addEventListener("online", () => this.#hurry());
     document.addEventListener("visibilitychange", () => !document.hidden && this.#hurry());
     this.#connect();
@@ -37,7 +37,7 @@ export class Feed {
     socket.onmessage = (event) => this.onMessage(JSON.parse(event.data));
     socket.onclose = () => {
       this.onState("lost");
-      // Jitter: many pages that lost the same server should not come back in one instant.
+      // Jitter: pages that lost the same server should not all reconnect at the same moment.
       this.#timer = setTimeout(() => this.#connect(), this.#wait * (0.5 + Math.random()));
       this.#wait = Math.min(WAIT_MAX_MS, this.#wait * 2);
     };

@@ -1,14 +1,14 @@
-// Whether what is shown is live, and what keeps it from that. The server says how old each word was when it spoke;
-// from then on this page counts by itself, so that a server which is stopped is noticed as well.
+// Whether what is shown is live, and if not, why. The server sends how old each source's last message was; from then on
+// this page adds the time that has passed, so that a server that has stopped is noticed as well.
 
-export const HEARD_MAX_MS = 1500; // The server speaks every 500 ms.
-const COUNTED_MAX_MS = 600; // So long, and not longer, this page counts by itself: a late server is late, nobody else.
+export const HEARD_MAX_MS = 1500; // The server sends a status every 500 ms.
+const COUNTED_MAX_MS = 600; // The page adds no more than this: if the server is late, the sources behind it are not.
 
 const seconds = (ms) => `${Math.max(1, Math.round(ms / 1000))} s`;
 const dead = (place, title, more = "") => ({ live: false, place, title, more });
 
 /**
- * Say whether all is live; if not, where it ends (`page`, `engine` or `exchange`), and that in words.
+ * Return whether all is live; if not, up to where it is (`page`, `engine` or `exchange`), and that in words.
  *
  * `heardAgo`: ms since any message of the server, `statusAgo`: since the last status, `empty`: there are no klines.
  */
@@ -48,11 +48,11 @@ export function verdict({ connection, heardAgo, status, statusAgo, empty }) {
 }
 
 /**
- * Say whether something may be missing from a kline: ids are, or its minutes passed while nothing was heard.
+ * Return whether a kline may lack trades: ids are missing, or its minutes passed while nothing was received.
  *
- * `silentSince`: the exchange's time since which nothing is heard, null while all is live; `silences`: such times that
- * are over, each [from, until]. What was traded in them shows by the next id of a symbol: in `gap`, and, once there is
- * none, in that its klines have ids or are final.
+ * `silentSince`: the exchange's time since which nothing was received, null while all is live; `silences`: earlier such
+ * times, each [from, until]. The next id of a symbol shows what was traded in them: by `gap`, and, once there is no gap,
+ * by klines that have ids or are final.
  */
 export function isUnsure(row, silentSince, silences) {
   if (row.final) return false;

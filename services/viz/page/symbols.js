@@ -148,7 +148,7 @@ export class SymbolList {
       row.index = -1;
       return;
     }
-    // The tickers are the stored ones, so that a row always speaks of now.
+    // The tickers are the stored ones, so that a row always shows the newest.
     ticker = this.tickers.get(ticker.symbol) ?? ticker;
     if (row.index !== index) {
       row.index = index;

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from services.viz.state import SAVE_LATE_S, State
+from services.viz.status import SAVE_LATE_S, Status
 from tests.viz.test_hub import WELL
 
 FINE = WELL | {"missing_ids": 0, "listed": True, "waiting": []}
 
 
-def state(age_s: float | None = 0.3, database: str = "", **figures: Any) -> State:
-    return State(FINE | figures, age_s or 0.0, age_s, database, save_interval_s=5.0)
+def state(age_s: float | None = 0.3, database: str = "", **figures: Any) -> Status:
+    return Status(FINE | figures, age_s or 0.0, age_s, database, save_interval_s=5.0)
 
 
 def test_nothing_is_said_while_all_is_well() -> None:
@@ -37,7 +37,7 @@ def test_nothing_is_said_while_all_is_well() -> None:
         (state(lag_ms=3_200), "the engine is 3 s behind the exchange"),
     ],
 )
-def test_a_reason_is_given_in_words(what: State, said: str) -> None:
+def test_a_reason_is_given_in_words(what: Status, said: str) -> None:
     assert [reason for reason in what.reasons() if said in reason] == what.reasons() != []
 
 
@@ -54,5 +54,5 @@ def test_who_waits_for_history_is_not_ready_and_not_ill() -> None:
 
 
 def test_the_page_is_told_that_nothing_is_saved_only_when_that_is_late() -> None:
-    assert state(saved_age_s=11.0).status()["unsaved"] == 0
-    assert state(saved_age_s=20.0).status()["unsaved"] == 20
+    assert state(saved_age_s=11.0).message()["unsaved"] == 0
+    assert state(saved_age_s=20.0).message()["unsaved"] == 20

@@ -1,8 +1,8 @@
-"""The state of things: is what viewers see live, saved and whole? In figures for the page, in words for health.
+"""Whether what viewers see is live, saved and complete: in figures for the page, in words for health.
 
-Decides what is too old, and what is said then. Knows no viewer, no socket and no clock: it is made of what the engine
-said last, of how long ago that was, and of why the database does not answer. An engine's word is some 0.5 s old, so
-that what it gives as an age has grown meanwhile.
+Decides which age is too old, and what is said then. Knows no viewer, no socket and no clock: it is made of the engine's
+last health message, of how old that is, and of why the database does not answer. An age that the engine gave has grown
+by the age of its message, which is up to 0.5 s.
 """
 
 from typing import Any
@@ -10,44 +10,44 @@ from typing import Any
 import msgspec
 
 ENGINE_SILENT_S = 1.25
-"""The engine speaks every 0.5 s."""
+"""The engine sends health every 0.5 s."""
 FEED_SILENT_S = 1.5
-"""So does ingest, to the engine."""
+"""Ingest sends its state to the engine as often."""
 TRADES_SILENT_S = 1.75
-"""A market without a trade for so long is not called live: 2 s, rounded, and viewers know it before those are over."""
+"""A market without a trade for so long is not live: a little less than 2 s, so that viewers know within these."""
 LAG_MIN_S = 2
-"""An engine that is less behind the exchange is not called so."""
+"""The least lag behind the exchange that is shown."""
 TRADES_SILENT_LONG_S = 10.0
-"""Health waits longer than the page: a reconnection is over by then."""
+"""Health waits longer than the page, so that a reconnect is no reason."""
 SAVE_LATE_S = 7.0
 """How much longer than its interval a batch may take."""
 GAP_LONG_S = 10.0
-"""Missing trades are fetched in a second, usually. So old is a gap that nobody fills; and ..."""
+"""Age of a gap that makes health not ok: missing trades usually come within a second; and ..."""
 GAP_STALE_S = 60.0
-"""... so old it is one that must keep others from relying on what is here."""
+"""... age of a gap that makes klagg not ready."""
 
 
-class State(msgspec.Struct, frozen=True):
+class Status(msgspec.Struct, frozen=True):
     health: dict[str, Any]
-    """What the engine said last; empty: it never did."""
+    """The engine's last health message; empty: there was none."""
     health_age_s: float
-    """How long ago that was."""
+    """How old that is."""
     age_s: float | None
-    """How long ago the engine said anything at all; None: it never did."""
+    """How old the engine's last message of any kind is; None: there was none."""
     database: str
     """Why there is no database; empty if there is one."""
     save_interval_s: float
 
     @property
     def engine(self) -> str:
-        """`live`, `silent` (it has spoken, but not lately) or `absent` (it never has)."""
+        """`live`, `silent` (its last message is too old) or `absent` (there was none)."""
         if self.age_s is None:
             return "absent"
         return "live" if self.age_s <= ENGINE_SILENT_S else "silent"
 
     @property
     def feed(self) -> str:
-        """What the engine says of the exchange's feed: `connected`, `disconnected`, or empty for unknown."""
+        """The exchange's feed as the engine reports it: `connected`, `disconnected`, or empty for unknown."""
         connected = self.health.get("connected")
         if not isinstance(connected, bool):
             return ""
@@ -80,7 +80,7 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def save_late_s(self) -> int:
-        """For how long nothing was saved although it is due; 0 if all is well."""
+        """Seconds since the last save if that is too long, else 0."""
         age = self.age("saved_age_s")
         return round(age) if age is not None and age > self.save_interval_s + SAVE_LATE_S else 0
 
@@ -89,18 +89,18 @@ class State(msgspec.Struct, frozen=True):
         return value if isinstance(value, int) else 0
 
     def age(self, name: str) -> float | None:
-        """Return an age that the engine gave, and what has come to it since; None: it never happened."""
+        """Return an age that the engine gave, plus the age of its message; None: it never happened."""
         value = self.health.get(name)
         return value + self.health_age_s if isinstance(value, int | float) else None
 
     def figures(self) -> dict[str, Any]:
-        """Return what health says at its first level."""
+        """Return the figures at the first level of health."""
         names = ("trade_age_s", "feed_age_s", "saved_age_s")
         ages = {name: None if (age := self.age(name)) is None else round(age, 3) for name in names}
         return ages | {name: self.number(name) for name in ("lag_ms", "lag_worst_ms", "missing_ids", "unexplained_ids")}
 
-    def status(self) -> dict[str, Any]:
-        """Return what viewers are told twice a second, in ms; between two of these they count on by themselves."""
+    def message(self) -> dict[str, Any]:
+        """Return what viewers are sent twice a second, in ms; in between they let ages grow by themselves."""
         time = self.number("exchange_time")
         silences = self.health.get("silences")
         return {
@@ -122,7 +122,7 @@ class State(msgspec.Struct, frozen=True):
         }
 
     def reasons(self, gap_max_s: float = GAP_LONG_S) -> list[str]:
-        """Say what keeps this from being well; nothing if all is."""
+        """Return the reasons why health is not ok; none if it is."""
         reasons = []
         if self.database:
             reasons.append(f"the database does not answer: {self.database}")
@@ -147,7 +147,7 @@ class State(msgspec.Struct, frozen=True):
         return reasons
 
     def unready(self) -> list[str]:
-        """Say what keeps others from relying on this."""
+        """Return the reasons why klagg is not ready; none if it is."""
         reasons = self.reasons(GAP_STALE_S)
         waiting = self.health.get("waiting")
         if self.engine == "live" and not self.health.get("listed"):

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.viz.api import (
+from services.viz.database import (
     END_MAX,
     LIMIT_MAX,
-    BadQuestion,
-    DatabaseAway,
-    HistoryQuestion,
+    BadRequest,
+    DatabaseUnavailable,
+    HistoryRequest,
     Reader,
     checked_symbol,
-    history_question,
+    history_request,
 )
 from services.viz.rows import Row, row_of
 from tests.viz.conftest import Place, save
@@ -23,8 +23,8 @@ from tests.viz.played import made_up
 
 
 def test_a_question_needs_a_symbol_and_an_interval_only() -> None:
-    question = history_question({"symbol": "BTCUSDT", "interval": "1M"})
-    assert question == HistoryQuestion("BTCUSDT", "1M", 500, END_MAX)
+    question = history_request({"symbol": "BTCUSDT", "interval": "1M"})
+    assert question == HistoryRequest("BTCUSDT", "1M", 500, END_MAX)
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,22 @@ def test_a_question_needs_a_symbol_and_an_interval_only() -> None:
     ],
 )
 def test_a_bad_question_is_refused_in_words(change: dict[str, str], complaint: str) -> None:
-    with pytest.raises(BadQuestion, match=complaint):
-        history_question({"symbol": "BTCUSDT", "interval": "1m"} | change)
+    with pytest.raises(BadRequest, match=complaint):
+        history_request({"symbol": "BTCUSDT", "interval": "1m"} | change)
 
 
 @given(st.dictionaries(st.sampled_from(["symbol", "interval", "limit", "end", "x"]), st.text(max_size=30)))
 def test_any_question_is_either_answerable_or_refused(query: dict[str, str]) -> None:
     try:
-        question = history_question(query)
-    except BadQuestion:
+        question = history_request(query)
+    except BadRequest:
         return
     assert checked_symbol(question.symbol)
     assert 1 <= question.limit <= LIMIT_MAX
     assert 0 <= question.end <= END_MAX
 
 
-def ask(url: str, *questions: HistoryQuestion) -> list[list[Row]]:
+def ask(url: str, *questions: HistoryRequest) -> list[list[Row]]:
     async def run() -> list[list[Row]]:
         reader = Reader(lambda: url)
         try:
@@ -82,10 +82,10 @@ def test_history_is_what_was_saved_to_the_last_digit(place: Place) -> None:
     expected = [row_of(row) for row in rows]
     everything, newest, older, nothing = ask(
         url,
-        HistoryQuestion("BTCUSDT", "1m"),
-        HistoryQuestion("BTCUSDT", "1m", 10),
-        HistoryQuestion("BTCUSDT", "1m", 10, rows[19].open_time),
-        HistoryQuestion("BTCUSDT", "1m", 10, rows[0].open_time - 1),
+        HistoryRequest("BTCUSDT", "1m"),
+        HistoryRequest("BTCUSDT", "1m", 10),
+        HistoryRequest("BTCUSDT", "1m", 10, rows[19].open_time),
+        HistoryRequest("BTCUSDT", "1m", 10, rows[0].open_time - 1),
     )
     assert everything == expected
     assert newest == expected[-10:]
@@ -97,7 +97,7 @@ def test_months_and_a_symbol_that_is_not_ascii_come_back_too(place: Place) -> No
     url = place.start_database()
     rows = made_up("币安人生USDT", "1M", 14)
     save(url, rows)
-    assert ask(url, HistoryQuestion("币安人生USDT", "1M")) == [[row_of(row) for row in rows]]
+    assert ask(url, HistoryRequest("币安人生USDT", "1M")) == [[row_of(row) for row in rows]]
 
 
 def test_every_symbol_is_named_with_its_last_price(place: Place) -> None:
@@ -129,9 +129,9 @@ def test_an_absent_database_is_said_in_words_and_not_asked_all_the_time() -> Non
     async def run() -> str:
         reader = Reader(url)
         for _ in range(20):
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await reader.probe()
-        return reader.away
+        return reader.error
 
     assert "/nowhere" in asyncio.run(run())
     assert attempts == 1
@@ -141,7 +141,7 @@ def test_a_connection_that_was_cut_is_opened_again(place: Place) -> None:
     url = place.start_database()
     rows = made_up("BTCUSDT", "1m", 3)
     save(url, rows)
-    question = HistoryQuestion("BTCUSDT", "1m")
+    question = HistoryRequest("BTCUSDT", "1m")
 
     async def run() -> list[Row]:
         reader = Reader(lambda: url)
@@ -154,7 +154,7 @@ def test_a_connection_that_was_cut_is_opened_again(place: Place) -> None:
             for _ in range(100):
                 try:
                     return await reader.history(question)
-                except DatabaseAway:
+                except DatabaseUnavailable:
                     await asyncio.sleep(0.1)
             return []
         finally:

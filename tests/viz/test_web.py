@@ -20,7 +20,7 @@ from services.engine.public import ASKED_BYTES_MAX
 from services.viz.pace import Pace
 from services.viz.rows import row_of
 from services.viz.web import ASKED_A_SECOND, ASKED_AT_ONCE, MESSAGES_A_SECOND, MESSAGES_AT_ONCE, QUESTIONS_MAX
-from shared.wire import Snapshot, kline_topic
+from shared.snapshot import Snapshot, kline_topic
 from tests.viz.conftest import Place, save
 from tests.viz.played import made_up
 

@@ -1,4 +1,4 @@
-"""Who is let in: names, connections, and how long one may be idle."""
+"""Which requests are served: by name, by the number of connections, and by how long one was idle."""
 
 import asyncio
 import socket
@@ -9,10 +9,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.viz.gate import Gate
-from shared.visitors import Names
+from services.viz.web import ConnectionLimit
+from shared.http_access import AllowedHosts
 from tests.viz.conftest import Place
-from tests.viz.test_server import get
+from tests.viz.test_web import get
 
 IDLE = 2_000
 
@@ -34,11 +34,11 @@ IDLE = 2_000
     ],
 )
 def test_a_server_for_all_answers_to_addresses_and_to_names_that_are_its_own(name: str, is_served: bool) -> None:
-    assert (Names("viz", "0.0.0.0", ["klagg.example.org"]).refused(name) == "") == is_served
+    assert (AllowedHosts("viz", "0.0.0.0", ["klagg.example.org"]).refused(name) == "") == is_served
 
 
 def test_a_server_for_this_machine_alone_answers_to_nothing_else_unless_it_is_named() -> None:
-    names = Names("viz", "127.0.0.1", ["klagg.example.org"])
+    names = AllowedHosts("viz", "127.0.0.1", ["klagg.example.org"])
     assert [name for name in ("localhost", "::1", "192.168.1.5", socket.gethostname()) if names.refused(name)] == [
         "192.168.1.5",
         socket.gethostname(),
@@ -67,8 +67,8 @@ def test_idle_connections_make_room_and_busy_ones_stay() -> None:
             return web.Response(text="here")
 
         server = web.Server(answer)
-        gate = Gate(server, busy, connections_max=3)
-        listening = await asyncio.get_running_loop().create_server(gate, "127.0.0.1", 0)
+        limit = ConnectionLimit(server, busy, connections_max=3)
+        listening = await asyncio.get_running_loop().create_server(limit, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         async with aiohttp.ClientSession() as session:
             first = asyncio.create_task(session.get(f"http://127.0.0.1:{port}/"))
@@ -82,7 +82,7 @@ def test_idle_connections_make_room_and_busy_ones_stay() -> None:
                 await answering.wait()
             reader, _ = await asyncio.open_connection("127.0.0.1", port)
             assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 503 Too many connections")
-            assert gate.closed == 4
+            assert limit.closed == 4
             go_on.set()
             assert await (await first).text() == "here"
         for _, writer in idle:

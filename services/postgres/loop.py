@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL as a process: start it, watch it, start it again, end it.
+"""The embedded PostgreSQL as a process: start the server, watch it, start it again, end it.
 
-When this process is killed, the server ends by itself (it asked the kernel for that), and the next one waits until it
-is gone. When the server is killed, it is started again at once; PostgreSQL recovers by itself.
+If this process is killed, the kernel ends the server, as it was asked to, and the next process waits until it is gone.
+If the server is killed, it is started again at once; PostgreSQL recovers by itself.
 """
 
 import logging
@@ -15,30 +15,30 @@ import psycopg
 from psycopg import sql
 
 from services.postgres.server import (
-    Become,
     Installation,
+    PreExec,
     installation,
     make_cluster,
     other_server,
     password_of,
+    pre_exec_for,
     start,
-    user_for,
     write_access,
 )
 from shared.config import Config
 from shared.postgres import NAME, READER, database_url, embedded_url, password_file, socket_folder, tcp_url
 from shared.process import StopSignal, Unavailable
-from shared.sockets import lock_room
+from shared.sockets import lock_service
 
 STOP_STEPS = ((signal.SIGTERM, 3.0), (signal.SIGINT, 3.0), (signal.SIGQUIT, 2.0))
-"""Wait for clients, drop them, give up; and how long each may take."""
+"""Wait for clients, disconnect them, quit at once; and how long each may take, s."""
 READY_MAX_S = 60.0
 """Recovery after a power cut replays 1 GB of log at most."""
 OTHER_GONE_MAX_S = 10.0
-LOOK_S = 0.05
+POLL_S = 0.05
 RESTART_S, RESTART_MAX_S = 0.1, 5.0
-STEADY_S = 10.0
-"""A server that ran for so long was no failed start."""
+STABLE_S = 10.0
+"""After a server that ran for so long, the back-off begins again."""
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def main(config: Config) -> int:
         log.info("not needed: the database is another one (database.url)")
         return 0
     stop = StopSignal()
-    lock = lock_room(config.run_path, "postgres")
+    lock = lock_service(config.run_path, "postgres")
     try:
         return _serve(config, stop)
     finally:
@@ -61,37 +61,37 @@ def _serve(config: Config, stop: StopSignal) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     install = installation(cluster)
-    become = user_for(cluster, [cluster, sockets])
+    pre_exec = pre_exec_for(cluster, [cluster, sockets])
     began = time.monotonic()
     new = not (cluster / "PG_VERSION").exists()
-    make_cluster(install, cluster, become)
+    make_cluster(install, cluster, pre_exec)
     write_access(cluster)
     if new:
         log.info("made an empty PostgreSQL %s cluster in %.1f s", install.version, time.monotonic() - began)
     wait = RESTART_S
     while not stop.asked:
         began = time.monotonic()
-        server = _start(install, cluster, config, become, stop)
+        server = _start(install, cluster, config, pre_exec, stop)
         while server.poll() is None and not stop.asked:
-            select.select([stop.fd], [], [], LOOK_S)
+            select.select([stop.fd], [], [], POLL_S)
         if stop.asked:
             return _end(server)
         log.warning("the server ended with code %d; starting it again", server.returncode)
-        wait = RESTART_S if time.monotonic() - began > STEADY_S else min(wait * 2, RESTART_MAX_S)
+        wait = RESTART_S if time.monotonic() - began > STABLE_S else min(wait * 2, RESTART_MAX_S)
         select.select([stop.fd], [], [], wait)
     return 0
 
 
 def _start(
-    install: Installation, cluster: Path, config: Config, become: Become, stop: StopSignal
+    install: Installation, cluster: Path, config: Config, pre_exec: PreExec, stop: StopSignal
 ) -> "subprocess.Popen[bytes]":
-    """Start the server and wait until it answers, as far as it does. Raises Unavailable."""
+    """Start the server and wait until it answers or has ended. Raises Unavailable."""
     began = time.monotonic()
     while (pid := other_server(cluster)) and not stop.asked:
         if time.monotonic() > began + OTHER_GONE_MAX_S:
             raise Unavailable(f"another PostgreSQL (process {pid}) runs on {cluster} and does not end")
-        time.sleep(LOOK_S)
-    server = start(install, cluster, config, become)
+        time.sleep(POLL_S)
+    server = start(install, cluster, config, pre_exec)
     while server.poll() is None and not stop.asked:
         try:
             _make_database(config)
@@ -99,7 +99,7 @@ def _start(
             if time.monotonic() > began + READY_MAX_S:
                 log.warning("no answer yet from the server")
                 began = time.monotonic()
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         else:
             url = database_url(config)
             log.info('PostgreSQL %s is ready in %.1f s: psql "%s"', install.version, time.monotonic() - began, url)
@@ -110,7 +110,7 @@ def _start(
 
 
 def _make_database(config: Config) -> None:
-    """Make the database, and who may read it by TCP, unless they are there."""
+    """Create the database, and the role that reads it by TCP, unless they exist."""
     with psycopg.connect(embedded_url(config, "postgres"), autocommit=True, connect_timeout=2) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone():
             connection.execute(f"CREATE DATABASE {NAME}")

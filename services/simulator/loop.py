@@ -15,7 +15,13 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
-from services.simulator.exchange import (
+from services.simulator.faults import Faults
+from services.simulator.frames import Frames
+from services.simulator.generated import GeneratedMarket
+from services.simulator.grid import MINUTE_MS
+from services.simulator.replay import RecordingError, ReplayedMarket
+from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
+from services.simulator.session import (
     LIFE_S,
     PING_S,
     POLICY_VIOLATION,
@@ -24,12 +30,6 @@ from services.simulator.exchange import (
     Session,
     read_address,
 )
-from services.simulator.faults import Faults
-from services.simulator.frames import Frames
-from services.simulator.generated import GeneratedMarket
-from services.simulator.grid import MINUTE_MS
-from services.simulator.replay import RecordingError, ReplayedMarket
-from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
 from services.simulator.tap import Tap
 from services.simulator.venue import Leaving
 from shared.config import Config

@@ -1,4 +1,4 @@
-"""How the simulator's process begins: it listens, serves the market and the operator's desk, and ends at a signal.
+"""How the simulator's process begins: it listens, serves the market and the control API, and ends at a signal.
 
 A crash costs nothing: a generated market is a function of its seed and the time, and a replay begins anew.
 """
@@ -10,13 +10,13 @@ import signal
 import uvloop
 from aiohttp import web
 
-from services.simulator.desk import Desk
+from services.simulator.control import ControlApi
 from services.simulator.loop import Simulator
 from services.simulator.writing import warm_up
 from shared.addresses import at
 from shared.config import Config
+from shared.http_access import BadRequests, refuse_undecodable_headers
 from shared.sockets import PortTaken
-from shared.visitors import Unreadable, take_only_text
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ async def _run(config: Config) -> int:
         loop.add_signal_handler(number, ended.set)
     warm_up()
     settings = config.simulator
-    Unreadable.watch()
+    BadRequests.watch()
     simulator = Simulator(config)
     runner = web.AppRunner(
         _application(simulator, settings.host), access_log=None, shutdown_timeout=0.2, handler_cancellation=True
     )
     await runner.setup()
     assert runner.server is not None
-    take_only_text(runner.server)
+    refuse_undecodable_headers(runner.server)
     try:
         await web.TCPSite(runner, settings.host, settings.port).start()
     except OSError as error:
@@ -65,10 +65,10 @@ async def _run(config: Config) -> int:
 
 
 def _application(simulator: Simulator, host: str) -> web.Application:
-    """Return what is served: REST and the desk have paths of their own, whatever is left is a websocket's."""
-    desk = Desk(simulator, host)
-    application = web.Application(middlewares=[desk.guard])
+    """Return what is served: REST and the control have paths of their own, whatever is left is a websocket's."""
+    control = ControlApi(simulator, host)
+    application = web.Application(middlewares=[control.guard])
     simulator.add_rest(application.router)
-    desk.add_routes(application.router)
+    control.add_routes(application.router)
     simulator.add_websockets(application.router)
     return application

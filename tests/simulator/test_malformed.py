@@ -1,4 +1,4 @@
-"""Malformed requests to the exchange and to its desk: no traceback, a short log, and the market goes on."""
+"""Malformed requests to the exchange and to its control API: no traceback, a short log, and the market goes on."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""What an operator may see of the simulator and do to it: everything under /simulator/.
+"""The HTTP API that controls the simulator: everything under /simulator/.
 
-Decides how a fault that happens at once is done; those that last are faults.py's.
+Decides how a fault that happens at once is done; those that last are in faults.py.
 
     curl http://127.0.0.1:9080/simulator/status
     curl -X POST 'http://127.0.0.1:9080/simulator/fault?kind=skip&seconds=30&share=0.01'
@@ -23,43 +23,43 @@ from services.simulator.grid import MINUTE_MS
 from services.simulator.loop import Simulator
 from services.simulator.replay import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
+from shared.http_access import AllowedHosts
 from shared.names import NAME_MAX
-from shared.visitors import Names
 
 SHUTDOWN_STREAM = "!serverShutdown"
 GOING_AWAY = 1001
 NUMBER = re.compile(r"[0-9]{1,18}")
 SPEED_MIN, SPEED_MAX = 0.001, 10_000.0
 SINCE_MAX_MS = 2 * 86_400_000
-"""For the truth of a longer time than this, or since the market began, everything else would wait for too long."""
+"""The truth of a longer time than this, or since the market began, would delay everything else for too long."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
 
-class Desk:
+class ControlApi:
     def __init__(self, simulator: Simulator, host: str) -> None:
         """`host`: where the simulator listens."""
         self._simulator = simulator
-        self._names = Names("simulator", host)
+        self._allowed_hosts = AllowedHosts("simulator", host)
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         router.add_get("/simulator/status", self._status)
         router.add_get("/simulator/truth", self._truth)
         router.add_post("/simulator/pause", self._pause)
         router.add_post("/simulator/resume", self._resume)
-        router.add_get("/simulator/speed", self._tell_speed)
+        router.add_get("/simulator/speed", self._speed)
         router.add_post("/simulator/speed", self._change_speed)
         router.add_get("/simulator/written", self._written)
-        router.add_get("/simulator/fault", self._tell_faults)
+        router.add_get("/simulator/fault", self._faults)
         router.add_post("/simulator/fault", self._begin_fault)
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse other sites' pages that reach for the desk through a browser; the market is open to everybody."""
+        """Refuse other sites' pages that reach for this API through a browser; the market is open to all clients."""
         if request.path.startswith("/simulator/"):
-            why = self._names.why_refused(request.headers)
+            why = self._allowed_hosts.why_refused(request.headers)
             if why:
                 return _json({"error": why}, status=403)
         return await handler(request)
@@ -104,7 +104,7 @@ class Desk:
         return _json(truth(market, instrument, kind, minute, max(1, min(rows, ROWS_MAX))))
 
     async def _pause(self, _request: web.Request) -> web.Response:
-        """Stop the exchange's time; what has left by now is all there is."""
+        """Stop the exchange's time: no trade leaves from here on."""
         simulator = self._simulator
         if not simulator.paused:
             simulator.paused = True
@@ -118,8 +118,8 @@ class Desk:
             simulator.clock.set(simulator.market.now, isinstance(simulator.market, GeneratedMarket))
         return _json({"time": simulator.market.now})
 
-    async def _tell_speed(self, _request: web.Request) -> web.Response:
-        """Say how fast the market goes, how far it is, and how many bytes its slowest reader is behind."""
+    async def _speed(self, _request: web.Request) -> web.Response:
+        """Return the market's speed and time, and how many bytes its slowest reader has not taken."""
         simulator = self._simulator
         behind = max((connection.behind for connection in simulator.connections), default=0)
         return _json({"speed": simulator.clock.speed, "time": simulator.market.now, "behind": behind})
@@ -135,16 +135,16 @@ class Desk:
             return _json({"error": "no such speed, or a recording"}, status=400)
         simulator.clock.set(simulator.clock.now(), simulator.clock.running)
         simulator.clock.speed = speed
-        return await self._tell_speed(request)
+        return await self._speed(request)
 
     async def _written(self, request: web.Request) -> web.Response:
-        """Say when trades of some `streams`, separated by commas, were written since this was asked last."""
+        """Return when trades of some `streams`, separated by commas, were written since the last such request."""
         return _json(self._simulator.tap.take({name for name in request.query.get("streams", "").split(",") if name}))
 
     # Faults.
 
-    async def _tell_faults(self, _request: web.Request) -> web.Response:
-        """Say what there is."""
+    async def _faults(self, _request: web.Request) -> web.Response:
+        """Return the faults there are, with their parameters."""
         parameters = {"kind": "one of these", "seconds": 10, "share": 0.1, "ms": 2000, "symbol": ""}
         return _json({"parameters": parameters, "at once": AT_ONCE, "once": ONCE, "lasting": LASTING})
 
@@ -152,7 +152,7 @@ class Desk:
         faults = self._simulator.faults
         try:
             fault = read_fault(request.query)
-            content = await self._strike(fault) if fault.kind in AT_ONCE else {}
+            content = await self._strike_at_once(fault) if fault.kind in AT_ONCE else {}
         except KeyError as error:
             return _json({"error": f"no such symbol: {error}"}, status=400)
         except ValueError as error:
@@ -162,7 +162,7 @@ class Desk:
         log.info("fault: %s", " ".join(f"{name}={value[:NAME_MAX]}" for name, value in request.query.items()))
         return _json(content | {"faults": faults.active(time.monotonic()), "once": faults.once})
 
-    async def _strike(self, fault: Fault) -> dict[str, object]:
+    async def _strike_at_once(self, fault: Fault) -> dict[str, object]:
         """Do what happens at once. Raises ValueError, and KeyError if there is no such symbol."""
         simulator = self._simulator
         match fault.kind:
@@ -178,7 +178,7 @@ class Desk:
                 self._mute(fault.symbol)
             case _:
                 if not isinstance(simulator.market, GeneratedMarket):
-                    raise ValueError("a recording is what it is")
+                    raise ValueError("a recording cannot be changed")
                 return self._change_market(simulator.market, fault)
         return {}
 

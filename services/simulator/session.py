@@ -1,7 +1,7 @@
 """The websocket side of the protocol: paths, streams, control messages and what ends a connection. No socket, no clock.
 
-Decides what is answered to a control message word by word (protocol §1.4), which streams a route delivers (§0.1, §1.1),
-and when a client has said too much (§1.3). Knows nothing of markets: whatever a name means, it is acknowledged.
+Decides the exact answer to a control message (protocol §1.4), which streams a route delivers (§0.1, §1.1), and when a
+client has sent too many messages (§1.3). Knows no market: every stream name is acknowledged, whether it exists or not.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 STREAMS_MAX = 1024
 """Streams of one connection; one more costs the connection."""
 BURST_MAX = 15
-"""Client messages in a row that are forgiven, ..."""
+"""Client messages in a row that are allowed, ..."""
 MESSAGES_PER_S = 10.0
-"""... and at this pace they are forgotten."""
+"""... and how fast that allowance is refilled."""
 PING_S = 180.0
 PONG_TIMEOUT_S = 600.0
 LIFE_S = 24 * 3600.0
@@ -26,16 +26,16 @@ _MARKET = re.compile(r"^([^@!]+@(aggTrade|kline_[0-9]+[a-zA-Z])|!miniTicker@arr)
 
 
 class Opening(NamedTuple):
-    """What a websocket's address asks for."""
+    """What the URL of a websocket asks for."""
 
     route: str
-    """`market`, `public`, `private`, or empty: the address from before routes, which delivers what is public."""
+    """`market`, `public`, `private`, or empty: the URL from before there were routes, which delivers what is public."""
     combined: bool
     streams: list[str]
 
 
 def read_address(path: str, query: str) -> Opening | None:
-    """Read a decoded path and the query's `streams`; None if there is nothing there (§1.1)."""
+    """Read a decoded path and the query's `streams`; None if there is no websocket at this path (§1.1)."""
     found = _PATH.match(path)
     if found is None:
         return None
@@ -52,7 +52,7 @@ def delivers(route: str, stream: str) -> bool:
 
 
 class Reply(NamedTuple):
-    """What is sent back, and if the connection ends there, why."""
+    """The answer, and if the connection ends after it, why."""
 
     text: str
     close_code: int = 0
@@ -60,7 +60,7 @@ class Reply(NamedTuple):
 
 
 class Session:
-    """What the exchange knows of one connection."""
+    """The state of one connection, as the exchange keeps it."""
 
     def __init__(self, opening: Opening, now_s: float) -> None:
         """`now_s`: any clock that only goes forward, in seconds."""
@@ -75,7 +75,7 @@ class Session:
         self.crowded = len(dict.fromkeys(opening.streams)) > STREAMS_MAX
 
     def allows(self, now_s: float) -> bool:
-        """Count a message of the client's, of whatever kind; False if it was one too many."""
+        """Count a message of the client, of any kind; False if it was one too many."""
         self._tokens = min(BURST_MAX, self._tokens + (now_s - self._refilled_s) * MESSAGES_PER_S)
         self._refilled_s = now_s
         self._tokens -= 1

@@ -1,4 +1,4 @@
-"""The operator's desk: the market's pace, and when trades were written."""
+"""The API that controls the simulator: the market's pace, and when trades were written."""
 
 import time
 import urllib.error
@@ -12,7 +12,7 @@ from tests.simulator.served import Served, collect, served, subscribe
 
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("desk")) as simulator:
+    with served(tmp_path_factory.mktemp("control")) as simulator:
         yield simulator
 
 

@@ -17,12 +17,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arrays import Bytes, Integers, Rows
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX, decimals_of, scaled
 from shared.kline import QUOTE_BASE, QUOTE_MAX, TRADE
-
-Rows = NDArray[np.void]
-Integers = NDArray[np.int64]
 
 DECIMALS_MAX = 10
 """Two more than the exchange has ever printed: decimals never shrink, so one odd number must not inflate them."""
@@ -185,7 +183,7 @@ def _buffer(texts: list[str]) -> NDArray[np.uint8]:
 
 
 @compiled
-def next_number(text, at, terminator):  # type: ignore[no-untyped-def]
+def next_number(text: Bytes, at: int, terminator: int) -> tuple[int, int, int]:
     """Read a plain number that begins at `at` and ends with the byte `terminator`, or with the text.
 
     Return (mantissa, decimals, offset behind the terminator); decimals are -1 if the number is not plain.
@@ -226,7 +224,9 @@ def next_number(text, at, terminator):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def scaled_trade(price, price_decimals, quantity, quantity_decimals, decimals):  # type: ignore[no-untyped-def]
+def scaled_trade(
+    price: int, price_decimals: int, quantity: int, quantity_decimals: int, decimals: Integers
+) -> tuple[int, int]:
     """Return (price, quantity) in units of a symbol's decimals; (0, 0) if they do not fit, or the price is zero."""
     price_shift = decimals[0] - price_decimals
     quantity_shift = decimals[1] - quantity_decimals
@@ -240,7 +240,7 @@ def scaled_trade(price, price_decimals, quantity, quantity_decimals, decimals): 
 
 
 @compiled
-def _parse(text, mantissas, decimals):  # type: ignore[no-untyped-def]
+def _parse(text: Bytes, mantissas: Integers, decimals: Integers) -> bool:
     at = 0
     for n in range(len(mantissas)):
         mantissas[n], decimals[n], at = next_number(text, at, _NEWLINE)
@@ -250,7 +250,7 @@ def _parse(text, mantissas, decimals):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fill(prices, quantities, columns, decimals, rows):  # type: ignore[no-untyped-def]
+def _fill(prices: Bytes, quantities: Bytes, columns: Integers, decimals: Integers, rows: Rows) -> bool:
     price_at = 0
     quantity_at = 0
     for n in range(len(rows)):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.ingest.decimals import Decimals
+from shared.arrays import Bytes, Integers
 from shared.compiled import compiled, inlined
 from shared.wire import Instrument, pack_instruments
 
@@ -73,11 +74,11 @@ def _sized(name: str) -> bytes:
 
 
 @inlined
-def find(text, begin, end, names, slots):  # type: ignore[no-untyped-def]
+def find(text: Bytes, begin: int, end: int, names: Bytes, slots: Integers) -> int:
     """Return the index of the name that a text has at [begin, end); -1 if it is not in the table."""
     slot = _slot(text, begin, end, slots)
     while slots[slot] > 0:
-        index = slots[slot] - 1
+        index: int = slots[slot] - 1
         if names[index, 0] == end - begin:
             offset = 0
             while offset < end - begin and text[begin + offset] == names[index, 1 + offset]:
@@ -89,7 +90,7 @@ def find(text, begin, end, names, slots):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _slot(text, begin, end, slots):  # type: ignore[no-untyped-def]
+def _slot(text: Bytes, begin: int, end: int, slots: Integers) -> int:
     """Return the slot in which to begin: a hash of the name."""
     hashed = 0
     for at in range(begin, end):
@@ -98,7 +99,7 @@ def _slot(text, begin, end, slots):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fill_slots(names, slots):  # type: ignore[no-untyped-def]
+def _fill_slots(names: Bytes, slots: Integers) -> None:
     for index in range(len(names)):
         if names[index, 0] > 0:
             slot = _slot(names[index], 1, 1 + names[index, 0], slots)

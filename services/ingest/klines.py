@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.ingest.decimals import DECIMALS_MAX, POWERS, Integers, Rows
+from services.ingest.decimals import DECIMALS_MAX, POWERS
+from shared.arrays import Integers, Rows
 from shared.calendar import anchor_of, bucket_of, bucket_start
 from shared.compiled import compiled
 from shared.decimals import INT64_MAX
@@ -125,7 +126,16 @@ def warm_up() -> None:
 
 
 @compiled
-def _keep(length, anchor, open_times, close_times, trade_counts, mantissas, decimals, highs):  # type: ignore[no-untyped-def]
+def _keep(
+    length: int,
+    anchor: int,
+    open_times: Integers,
+    close_times: Integers,
+    trade_counts: Integers,
+    mantissas: Integers,
+    decimals: Integers,
+    highs: Integers,
+) -> int:
     """Move the rows that are taken to the front, in place, and return how many there are."""
     count = 0
     newest = np.int64(-1)
@@ -154,9 +164,16 @@ def _keep(length, anchor, open_times, close_times, trade_counts, mantissas, deci
 
 
 @compiled
-def _fill(  # type: ignore[no-untyped-def]
-    open_times, trade_counts, mantissas, decimals, highs, price_decimals, quantity_decimals, rows
-):
+def _fill(
+    open_times: Integers,
+    trade_counts: Integers,
+    mantissas: Integers,
+    decimals: Integers,
+    highs: Integers,
+    price_decimals: int,
+    quantity_decimals: int,
+    rows: Rows,
+) -> int:
     """Write the rows that fit, and return how many there are."""
     count = 0
     quote_decimals = price_decimals + quantity_decimals
@@ -185,16 +202,17 @@ def _fill(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _scaled(mantissa, decimals, target):  # type: ignore[no-untyped-def]
+def _scaled(mantissa: int, decimals: int, target: int) -> int:
     """Return a number in units of 10**-target, or -1 if it does not fit."""
     shift = target - decimals
     if shift < 0 or shift >= len(POWERS) or mantissa > INT64_MAX // POWERS[shift]:
         return -1
-    return mantissa * POWERS[shift]
+    scaled: int = mantissa * POWERS[shift]
+    return scaled
 
 
 @compiled
-def _scaled_quote(high, mantissa, decimals, target):  # type: ignore[no-untyped-def]
+def _scaled_quote(high: int, mantissa: int, decimals: int, target: int) -> tuple[int, int]:
     """Return both fields of a quote volume in units of 10**-target, or (-1, 0) if it does not fit."""
     shift = target - decimals
     quote, quote_high = mantissa % QUOTE_BASE, high + mantissa // QUOTE_BASE

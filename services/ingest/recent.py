@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.arrays import Integers, Rows
 from shared.compiled import allocating, compiled, fixed
 from shared.kline import TRADE
 from shared.wire import Covered, FetchTrades, Instrument, Trades, instruments_of, pack_instruments, trade_rows
@@ -182,7 +183,16 @@ def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 @compiled
-def _add(trades, batch, last_row, highest, tops, rows, before, added):  # type: ignore[no-untyped-def]
+def _add(
+    trades: Rows,
+    batch: Integers,
+    last_row: Integers,
+    highest: Integers,
+    tops: Integers,
+    rows: Rows,
+    before: Integers,
+    added: Integers,
+) -> None:
     total = added[0]
     slot = total % len(rows)
     for n in range(len(trades)):
@@ -208,7 +218,7 @@ def _add(trades, batch, last_row, highest, tops, rows, before, added):  # type: 
 
 
 @allocating
-def _find(row, rows, before, added, first_id, last_id):  # type: ignore[no-untyped-def]
+def _find(row: int, rows: Rows, before: Integers, added: Integers, first_id: int, last_id: int) -> Integers:
     """Return the slots of a symbol's rows with ids in [first_id, last_id], from row `row` backwards."""
     count = 0
     late = 0

@@ -21,6 +21,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from services.ingest import proxy
+from shared.arrays import Bytes, Integers
 from shared.compiled import compiled, fixed
 
 OPEN_TIMEOUT_S = 10.0
@@ -250,7 +251,7 @@ def warm_up() -> None:
 
 
 @compiled
-def find_plain(text, begin, end, spans, size_max):  # type: ignore[no-untyped-def]
+def find_plain(text: Bytes, begin: int, end: int, spans: Integers, size_max: int) -> tuple[int, int, int]:
     """Find the messages of the plain frames that stand whole in [begin, end), up to the first frame that does not.
 
     Return (how many messages, where that first frame begins, its bytes if it is not plain, else 0). text: uint8[];
@@ -273,7 +274,7 @@ def find_plain(text, begin, end, spans, size_max):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _measure(text, begin, end):  # type: ignore[no-untyped-def]
+def _measure(text: Bytes, begin: int, end: int) -> tuple[int, int]:
     """Return the bytes of a frame's header and of its content; (0, 0) while the header has not arrived whole."""
     if end - begin < 2:
         return 0, 0

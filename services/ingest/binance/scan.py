@@ -26,6 +26,8 @@ from services.ingest.binance.messages import (
 from services.ingest.decimals import next_number, scaled_trade
 from services.ingest.instruments import find
 from services.ingest.klines import DECIMAL_FIELDS, KlineColumns
+from services.ingest.websocket import Frames
+from shared.arrays import Bytes, Integers, Record, Rows
 from shared.compiled import compiled, inlined
 
 LEFT, TAKEN, OTHER_MARKET = 0, 1, 2
@@ -85,7 +87,17 @@ _ASCII = _NAME & (np.arange(256) < _DELETE)
 
 
 @compiled
-def scan(frames, keys, needed, names, slots, decimals, values, rows, outcomes):  # type: ignore[no-untyped-def]
+def scan(
+    frames: Frames,
+    keys: Bytes,
+    needed: int,
+    names: Bytes,
+    slots: Integers,
+    decimals: Integers,
+    values: Integers,
+    rows: Rows,
+    outcomes: Bytes,
+) -> tuple[int, int]:
     """Read `Frames`. Return (how many did not become rows, the newest event time of those that did).
 
     `keys`, `needed`: what a frame may hold and what it must (`key_table`, `set_of`). `names`, `slots`, `decimals`: of
@@ -114,7 +126,7 @@ def scan(frames, keys, needed, names, slots, decimals, values, rows, outcomes): 
 
 
 @compiled
-def _read(text, at, keys, needed, values):  # type: ignore[no-untyped-def]
+def _read(text: Bytes, at: int, keys: Bytes, needed: int, values: Integers) -> int:
     """Read a frame into `values`, by field. Return where it ends, or -1 if it is not plain."""
     # A newline follows the frame, and is part of nothing plain, so reading never goes beyond it.
     at = _word(text, at, _BEFORE)
@@ -155,7 +167,7 @@ def _read(text, at, keys, needed, values):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _value(text, at, field, values):  # type: ignore[no-untyped-def]
+def _value(text: Bytes, at: int, field: int, values: Integers) -> int:
     """Read the value of a field. Return where it ends, or -1 if it is not plain or not what the field holds."""
     if text[at] == _QUOTE:
         begin = at + 1
@@ -182,7 +194,7 @@ def _value(text, at, field, values):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _fill(values, index, decimals, row):  # type: ignore[no-untyped-def]
+def _fill(values: Integers, index: int, decimals: Integers, row: Record) -> bool:
     """Make a row of a frame's values; False if they do not fit."""
     trade_count = values[_LAST_FILL] - values[_FIRST_FILL] + 1
     if trade_count < 1:
@@ -199,7 +211,8 @@ def _fill(values, index, decimals, row):  # type: ignore[no-untyped-def]
         row.price, row.quantity = scaled_trade(
             values[_PRICE], values[_PRICE_DECIMALS], values[_QUANTITY], values[_QUANTITY_DECIMALS], decimals[index]
         )
-        return row.price > 0
+        is_priced: bool = row.price > 0
+        return is_priced
     return True
 
 
@@ -213,7 +226,14 @@ def plain_klines(body: bytes) -> KlineColumns | None:
 
 
 @compiled
-def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals):  # type: ignore[no-untyped-def]
+def scan_klines(
+    text: Bytes,
+    open_times: Integers,
+    close_times: Integers,
+    trade_counts: Integers,
+    mantissas: Integers,
+    decimals: Integers,
+) -> bool:
     """Read an answer, which a newline follows, into `KlineColumns`. Return whether it is plain and fills them.
 
     A number beyond 64 bits is not plain: the high fields are not read here.
@@ -260,7 +280,7 @@ def scan_klines(text, open_times, close_times, trade_counts, mantissas, decimals
 
 
 @inlined
-def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
+def _whole(text: Bytes, at: int, field: int, values: Integers) -> int:
     """Read a whole number. Return where it ends, or -1 if it is longer than what surely fits, or spelled oddly."""
     begin = at
     value = np.int64(0)
@@ -272,7 +292,7 @@ def _whole(text, at, field, values):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _string_end(text, at, plain):  # type: ignore[no-untyped-def]
+def _string_end(text: Bytes, at: int, plain: NDArray[np.bool_]) -> int:
     """Return the offset behind the quote of a string that began before `at`; -1 if a byte is not plain."""
     while plain[text[at]]:
         at += 1
@@ -280,7 +300,7 @@ def _string_end(text, at, plain):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _word(text, at, word):  # type: ignore[no-untyped-def]
+def _word(text: Bytes, at: int, word: Bytes) -> int:
     """Return where a word ends that begins at `at`; -1 if it is not there."""
     for character in word:
         if text[at] != character:

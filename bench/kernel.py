@@ -45,10 +45,10 @@ def _kernel_cost(intervals: int, symbols: int, batches: list[Trades], watched: b
     first = np.zeros(symbols, TRADE)
     first["symbol"], first["time"], first["price"], first["quantity"], first["trade_count"] = places, NOW + 1, 1, 1, 1
     rows = [trade_rows(batch.rows).copy() for batch in batches]
-    apply = fixed(apply_trades, book, first, 0, places, factors, factors, 0)
+    apply = fixed(apply_trades, book, first, 0, places, factors, factors, 0, 0)
 
     def fold(trades: NDArray[np.void]) -> None:
-        apply(book, trades, 0, places, factors, factors, NOW + MINUTE_MS)
+        apply(book, trades, 0, places, factors, factors, NOW + MINUTE_MS, 0)
         if watched:
             settle(book, False)
 

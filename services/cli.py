@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     # Imported here, because a service that is started by its name does not need it.
-    from services.replay import ReplayFailed, replay
+    from services.replay import replay
+    from services.rooms import ReplayFailed
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="klagg replay: %(message)s")
     try:
@@ -284,8 +285,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Play recordings through the whole pipeline, as real processes in a folder of their own, and write "
         "every closed kline in the form of the exchange's archive: DIR/<SYMBOL>/<SYMBOL>-<interval>.csv.",
         epilog="Exit code 0: all of the recording is in the klines, and proven; 4: files were written, but ids are"
-        " missing (holes.csv), or lines of the recording were left out, all of them told; 2: a file or an argument is"
-        " wrong; 1: the replay did not reach its end, or its history does not hold; 130: interrupted.",
+        " missing (holes.csv), lines of the recording were left out, or more than 31 days in which nothing was recorded"
+        " were skipped (skipped.csv), all of it told; 2: a file or an argument is wrong; 1: the replay did not reach"
+        " its end, or its history does not hold; 130: interrupted.",
     )
     command.add_argument(
         "files",
@@ -308,7 +310,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the day on which a symbol was traded first, as BTCUSDT=2017-08-17: its 3d klines count from it",
     )
     command.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="leave the database and the logs there; a new or empty folder"
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="leave the database and the logs there, those of what comes behind a skipped pause in FOLDER/2 and so on;"
+        " a new or empty folder",
     )
     return parser
 

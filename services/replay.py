@@ -5,42 +5,58 @@ being asked for, and every minute that has ended is closed. Before anything is w
 (`klagg verify`). What is not in it, because the recording lacks it or could not be read, is told and decides the exit
 code. Knows nothing of klines and files' contents: the simulator reads those, the rooms make these.
 
+Where a recording stands still for longer than any kline lasts, its stretches are replays of their own, one after the
+other, each with a new database: nothing says what was traded between them, so there are no klines of that time. Their
+files are joined.
+
 Crash: the rooms end with this process (shared/process.py); only the temporary folder stays behind a `kill -9`.
 """
 
 import json
 import logging
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 
-from services.persist.export import HOLES, PARTIAL, Hole, export_csv, export_holes, export_partial, left_out
+from services.persist.export import (
+    HOLES,
+    PARTIAL,
+    SKIPPED,
+    Hole,
+    Partial,
+    Skipped,
+    export_csv,
+    export_told,
+    holes_of,
+    known_of,
+    left_out,
+    partial_of,
+)
 from services.persist.verify import verify
+from services.rooms import ReplayFailed, Rooms, interruptible, uninterrupted
 from shared.addresses import at
 from shared.config import Config, load
 from shared.interval import MINUTE_MS, utc
 from shared.postgres import database_url
-from shared.process import die_with_parent
 from shared.sockets import ipc
 
 log = logging.getLogger(__name__)
 
 ROOMS = ("postgres", "persist", "engine", "ingest", "simulator")
-"""In the order of starting. Stopping goes the other way, so that whoever has something to hand on still can."""
+"""In the order of starting, but that ingest waits for the simulator to have read. Stopping goes the other way, so that
+whoever has something to hand on still can."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".zip")
 POLL_S = 0.1
 PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
@@ -51,27 +67,16 @@ STALL_MAX_S = 120.0
 """A replay in which nothing has moved for so long will not end."""
 START_MAX_S = 600.0
 """The same before the first trade: a first start compiles the engine, in half a minute if the machine is idle."""
-STOP_MAX_S = 10.0
-"""How long a room may take to end before it is killed."""
 SAVE_INTERVAL_MS = 250
 """The database tells how far the replay is, so it follows closely."""
 WEIGHT_LIMIT = 1_000_000
 """Nobody else asks this exchange."""
 PAUSE_MAX_S = 60.0
 """By the exchange's time: longer ones are jumped over."""
-BLAME_LINES_MAX = 15
 TOLD_MAX = 20
 """Holes told on the screen; all are in a file."""
 INCOMPLETE = 4
 """The exit code where files were written, and something is not in them."""
-
-
-class ReplayFailed(RuntimeError):
-    """A replay without a result, in words for the person who asked for it. `code`: 2 if it is the input's fault."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def replay(
@@ -93,35 +98,138 @@ def replay(
         export.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReplayFailed(f"{export}: {error.strerror}", code=2) from error
-    with _folder(keep) as folder, _interruptible():
-        path = _write_config(folder, sources, stream, speed, first_days)
-        config = load({"KLAGG_CONFIG": str(path)})
-        pipeline = _Pipeline(folder, path)
+    with _folder(keep) as folder, interruptible():
+        rooms, files_of_all = Rooms(), folder / "export"
+        recorded = _Recorded(rooms, folder, sources, stream, speed, first_days)
+        found = _Found()
         try:
-            for room in ROOMS:
-                pipeline.start(room)
-            began_at = time.monotonic()
-            status = _await_end(pipeline, config, stream)
-            log.info("replayed in %.1f s", time.monotonic() - began_at)
-            for room in reversed(ROOMS[1:]):
-                pipeline.stop(room)
-            with psycopg.connect(database_url(config), autocommit=True) as connection:
-                _check(connection)
-                log.info("the history holds; writing %s", export)
-                export_csv(connection, export)
-                partial = export_partial(connection, export, *status["span"])
-                holes = export_holes(connection, export)
-                saturated = left_out(connection)
-            _tell_partial(partial, export)
-            _tell_grid(sorted(status["last_ids"].keys() - first_days.keys()))
-            for symbol, count in saturated:
-                log.warning("%d klines of %s are not written: more was traded than their numbers hold", count, symbol)
-            return INCOMPLETE if _tell_lacking(status, holes, export) or saturated else 0
+            for status, config in recorded.stretches():
+                with psycopg.connect(database_url(config), autocommit=True) as connection:
+                    _check(connection)
+                    log.info("the history holds")
+                    export_csv(connection, files_of_all, append=True)
+                    found.add(connection, status)
+            if not found.spans:
+                raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
+            log.info("writing %s", export)
+            files_of_all.mkdir(exist_ok=True)
+            found.write(files_of_all)
+            for name in (HOLES, PARTIAL, SKIPPED):
+                (export / name).unlink(missing_ok=True)
+            shutil.copytree(files_of_all, export, dirs_exist_ok=True)
+            shutil.rmtree(files_of_all)
+            return INCOMPLETE if found.tell(export, first_days) else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
-            with _uninterrupted():
+            with uninterrupted():
                 for room in reversed(ROOMS):
-                    pipeline.stop(room)
+                    rooms.stop(room)
+
+
+class _Recorded:
+    """A recording, stretch by stretch."""
+
+    def __init__(
+        self, rooms: Rooms, folder: Path, sources: list[str], stream: str, speed: float, first_days: dict[str, date]
+    ) -> None:
+        self._rooms = rooms
+        self._folder = folder
+        self._stream = stream
+        self._first_days = first_days
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._simulator = {"port": self._port, "speed": speed, "pause_max_s": PAUSE_MAX_S, "replay": sources}
+
+    def stretches(self) -> Iterator[tuple[dict[str, Any], Config]]:
+        """Yield what the simulator says at the end of each stretch, while all of it is in a database that is there.
+
+        Raises ReplayFailed.
+        """
+        number, left = 0, 1
+        while left:
+            folder = self._folder / str(number + 1) if number else self._folder
+            folder.mkdir(exist_ok=True)
+            path, config = self._configure(folder, self._first_days)
+            for room in ROOMS[:3]:
+                self._rooms.start(room, folder, path)
+            if not number:
+                self._rooms.start("simulator", folder, path)
+            else:
+                _ask(self._port, "next", b"")
+            status = _await_reading(self._rooms, self._port)
+            assert status["stretch"] == number
+            number, left = number + 1, status["stretches"] - status["stretch"] - 1
+            if _wanted(status, self._stream):
+                if status["stretches"] > 1:
+                    span = " to ".join(map(utc, status["span"]))
+                    log.info("stretch %d of %d, %s, in %s", number, status["stretches"], span, folder)
+                # Klines of 3d count from the same day in all stretches.
+                self._configure(folder, {name: date.fromisoformat(day) for name, day in status["first_days"].items()})
+                self._rooms.start("ingest", folder, path)
+                began_at = time.monotonic()
+                status = _await_end(self._rooms, config, self._stream)
+                log.info("replayed in %.1f s", time.monotonic() - began_at)
+                for room in ("ingest", "engine", "persist"):
+                    self._rooms.stop(room)
+                yield status, config
+            for room in ("engine", "persist", "postgres"):
+                self._rooms.stop(room)
+
+    def _configure(self, folder: Path, first_days: dict[str, date]) -> tuple[Path, Config]:
+        path = folder / "klagg.toml"
+        path.write_text(_config_text(folder, self._stream, self._simulator, first_days), encoding="utf-8")
+        return path, load({"KLAGG_CONFIG": str(path)})
+
+
+class _Found:
+    """What is in no kline, or in one in part, of all stretches."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[int, int]] = []
+        """When the first and the last event of each stretch left."""
+        self._holes: list[Hole] = []
+        self._partial: list[Partial] = []
+        self._saturated: Counter[str] = Counter()
+        self._known: dict[str, Hole] = {}
+        """Of each symbol: the ids of the last stretch that had it, and between which times they lie."""
+        self._status: dict[str, Any] = {}
+
+    def add(self, connection: psycopg.Connection[Any], status: dict[str, Any]) -> None:
+        """Take what a database tells of the stretch that is in it."""
+        self._status = status
+        first, last = status["span"]
+        self.spans.append((first, last))
+        for known in known_of(connection):
+            before = self._known.get(known.symbol)
+            if before is not None and before.last_id + 1 < known.first_id:
+                ends = before.to_time // MINUTE_MS * MINUTE_MS, known.from_time + MINUTE_MS - 1
+                self._holes.append(Hole(known.symbol, before.last_id + 1, known.first_id - 1, *ends))
+            self._known[known.symbol] = known
+        self._holes += holes_of(connection)
+        self._partial += partial_of(connection, first, last)
+        self._saturated.update(dict(left_out(connection)))
+
+    @property
+    def _skipped(self) -> list[Skipped]:
+        return [Skipped(before[1], behind[0]) for before, behind in pairwise(self.spans)]
+
+    def write(self, folder: Path) -> None:
+        self._holes.sort()
+        self._partial.sort()
+        export_told(folder, self._holes, self._partial, self._skipped)
+
+    def tell(self, export: Path, first_days: dict[str, date]) -> bool:
+        """Tell what is lacking; return whether anything is."""
+        if self._partial:
+            words = "%d klines reach beyond what was recorded, and may lack what was traded there: %s"
+            log.info(words, len(self._partial), export / PARTIAL)
+        _tell_grid(sorted(self._known.keys() - first_days.keys()))
+        for symbol, count in sorted(self._saturated.items()):
+            log.warning("%d klines of %s are not written: more was traded than their numbers hold", count, symbol)
+        for skipped in self._skipped:
+            log.warning("nothing was recorded from %s: there are no klines of that time", skipped.words())
+        return _tell_lacking(self._status, self._holes, export) or bool(self._saturated or self._skipped)
 
 
 class _Saved(NamedTuple):
@@ -135,62 +243,6 @@ class _Saved(NamedTuple):
     """The newest one of some symbol; empty before there is any."""
 
 
-class _Pipeline:
-    """The rooms as processes, with a log each."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        self._folder = folder
-        outside = {name: value for name, value in os.environ.items() if not name.startswith(("KLAGG_", "SUPERVISOR_"))}
-        self._environ = outside | {"KLAGG_CONFIG": str(config)}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, room: str) -> None:
-        with (self._folder / f"{room}.log").open("wb") as output:
-            self._processes[room] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{room}"],
-                cwd=Path(__file__).resolve().parents[1],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C reaches this process alone, which then ends them in order.
-                process_group=0,
-                # They do it themselves, but not before Python has loaded what they need.
-                preexec_fn=die_with_parent,
-            )
-
-    def stop(self, room: str) -> None:
-        """End a room that runs, gracefully if it can be."""
-        process = self._processes.get(room)
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_MAX_S)
-        except subprocess.TimeoutExpired:
-            log.warning("%s does not end; killing it", room)
-            process.kill()
-            process.wait()
-
-    def check(self) -> None:
-        """Raises ReplayFailed if a room has ended by itself."""
-        for room, process in self._processes.items():
-            code = process.poll()
-            if code is not None:
-                # The simulator reads the files; what it needs besides, a port, was free a moment ago.
-                blame = 2 if room == "simulator" and code in (2, 3) else 1
-                raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
-
-    def doing(self, room: str) -> str:
-        """Return what a room has said last, without the time and its name."""
-        words = self.last_words(room).rpartition("\n")[2].split(maxsplit=3)
-        return words[3] if len(words) == 4 else ""
-
-    def last_words(self, room: str) -> str:
-        lines = (self._folder / f"{room}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-BLAME_LINES_MAX:])
-
-
 def _check(connection: psycopg.Connection[Any]) -> None:
     """Raises ReplayFailed if the history contradicts itself."""
     # Tables that were filled a moment ago: without figures of them, the checks take a time that grows with its square.
@@ -199,15 +251,6 @@ def _check(connection: psycopg.Connection[Any]) -> None:
     if failed:
         lines = [f"{result.check.name}: {result.failures} places, {'; '.join(result.places[:5])}" for result in failed]
         raise ReplayFailed("the history does not hold, and nothing is written:\n" + "\n".join(lines))
-
-
-def _tell_partial(partial: int, export: Path) -> None:
-    if partial:
-        log.info(
-            "%d klines reach beyond the recording's first or last event, and may lack what it does not have: %s",
-            partial,
-            export / PARTIAL,
-        )
 
 
 def _tell_grid(symbols: list[str]) -> None:
@@ -256,36 +299,56 @@ def _tell_fallen(fallen: dict[str, Any], holes: list[Hole]) -> None:
         log.warning("%d trades are so much older than one with a lower id", fallen["count"])
 
 
-def _await_end(pipeline: _Pipeline, config: Config, stream: str) -> dict[str, Any]:
+class _Watch:
+    """Tells how far a replay is, and notices when nothing moves any more."""
+
+    def __init__(self) -> None:
+        self._moved_at = self._told_at = time.monotonic()
+        self._before: object = None
+        self._told = ""
+
+    def look(self, progress: object, words: str, stall_max_s: float) -> bool:
+        """Tell `words` now and then; return whether `progress` has been the same for too long."""
+        now = time.monotonic()
+        if progress != self._before:
+            self._before, self._moved_at = progress, now
+        if now - self._told_at >= (PROGRESS_S if words != self._told else SAME_PROGRESS_S):
+            self._told, self._told_at = words, now
+            log.info("%s", words)
+        return now - self._moved_at > stall_max_s
+
+
+def _await_reading(rooms: Rooms, port: int) -> dict[str, Any]:
+    """Wait until the simulator has read the recording, and return what it says then. Raises ReplayFailed."""
+    watch = _Watch()
+    while not (status := _ask(port, "status")):
+        rooms.check()
+        words = rooms.doing("simulator") or "starting ..."
+        if watch.look(words, words, START_MAX_S):
+            raise ReplayFailed(f"nothing has moved for {START_MAX_S:.0f} s:\n{rooms.last_words('simulator')}")
+        time.sleep(POLL_S)
+    return status
+
+
+def _await_end(rooms: Rooms, config: Config, stream: str) -> dict[str, Any]:
     """Wait until all that was recorded is saved, and return what the simulator says then. Raises ReplayFailed."""
-    moved_at = told_at = time.monotonic()
-    before: object = None
-    told = ""
+    watch = _Watch()
     while True:
-        pipeline.check()
-        status = _status(config)
+        rooms.check()
+        status = _ask(config.simulator.port, "status")
         wanted = _wanted(status, stream)
         saved = _saved(config, int(status.get("time", 0)))
         done = sum(saved.symbols.get(symbol, (-1, False)) >= (last_id, True) for symbol, last_id in wanted.items())
-        if status and not wanted:
-            raise ReplayFailed(f"there is no trade of the {stream} stream in the recording", code=2)
         if status.get("ended") and done == len(wanted) and not saved.unclosed:
             return status
-        now = time.monotonic()
-        reading = "" if status else pipeline.doing("simulator")
-        progress = (status.get("time"), status.get("trades"), saved, reading)
-        if progress != before:
-            before, moved_at = progress, now
-        elif now - moved_at > (stall_max_s := STALL_MAX_S if status.get("trades") else START_MAX_S):
+        progress = (status.get("time"), status.get("trades"), saved)
+        stall_max_s = STALL_MAX_S if status.get("trades") else START_MAX_S
+        if watch.look(progress, _progress(status, saved, done, len(wanted)), stall_max_s):
             missing = sorted(
                 set(wanted) - {symbol for symbol, state in saved.symbols.items() if state >= (wanted[symbol], True)}
             )
-            logs = "\n".join(f"{room}: {pipeline.last_words(room)}" for room in ("ingest", "engine"))
+            logs = "\n".join(f"{room}: {rooms.last_words(room)}" for room in ("ingest", "engine"))
             raise ReplayFailed(f"nothing has moved for {stall_max_s:.0f} s; not saved: {missing[:10]}\n{logs}")
-        words = reading or _progress(status, saved, done, len(wanted))
-        if now - told_at >= (PROGRESS_S if words != told else SAME_PROGRESS_S):
-            told, told_at = words, now
-            log.info("%s", words)
         time.sleep(POLL_S)
 
 
@@ -304,13 +367,12 @@ def _progress(status: dict[str, Any], saved: _Saved, done: int, symbols: int) ->
     return f"{words}; {done} of {symbols} symbols saved to the end"
 
 
-def _status(config: Config) -> dict[str, Any]:
-    """Ask the simulator how far it is; empty while it does not answer."""
-    url = f"http://{at(config.simulator.host, config.simulator.port)}/simulator/status"
+def _ask(port: int, what: str, content: bytes | None = None) -> dict[str, Any]:
+    """Ask the simulator how far it is, or POST; empty while it does not answer."""
     # No proxy of the environment stands between two processes of one machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5.0) as answer:
+        with opener.open(f"http://{at('127.0.0.1', port)}/simulator/{what}", content, timeout=5.0) as answer:
             status: dict[str, Any] = json.load(answer)
     except (urllib.error.URLError, OSError, ValueError):
         return {}
@@ -346,13 +408,11 @@ def _checked(file: Path) -> str:
     return str(file.resolve())
 
 
-def _write_config(folder: Path, sources: list[str], stream: str, speed: float, first_days: dict[str, date]) -> Path:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _config_text(folder: Path, stream: str, simulator: dict[str, Any], first_days: dict[str, date]) -> str:
     days = ", ".join(f"{json.dumps(symbol, ensure_ascii=False)} = {day}" for symbol, day in first_days.items())
     # JSON's strings, numbers and lists are TOML's as well.
-    text = f"""\
+    market = "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in simulator.items())
+    return f"""\
 data_dir = "data"
 [exchange]
 stream = "{stream}"
@@ -365,16 +425,10 @@ api_key = "replay"
 save_interval_ms = {SAVE_INTERVAL_MS}
 snapshots = {json.dumps(ipc(folder, "snapshots"))}
 [simulator]
-port = {port}
-speed = {speed}
-pause_max_s = {PAUSE_MAX_S}
-replay = {json.dumps(sources, ensure_ascii=False)}
+{market}
 listing_interval_s = 0.0
 weight_limit = {WEIGHT_LIMIT}
 """
-    path = folder / "klagg.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @contextmanager
@@ -394,27 +448,3 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end this process the way Ctrl-C does: with everything tidied up."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number in before:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, what in before.items():
-            signal.signal(number, what)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, what in zip(numbers, before, strict=True):
-            signal.signal(number, what)

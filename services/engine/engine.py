@@ -102,7 +102,7 @@ class KlineEngine:
         self._sense = Sense(self.clock, session, self.saving)
         self._seeding = Seeding(self.book, self.table, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
-        self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0)
+        self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0, 0)
         self.feed: FeedState | None = None
         self._rewriting = Rewriting(self.book, self.unsaved, self.table, self.repair)
         self.store_changes = 0
@@ -235,10 +235,10 @@ class KlineEngine:
                 if not coarser(rows, instrument, *divisors):
                     self._drop("trades whose decimals do not fit")
                     symbols[instrument] = -1
-        time_max = self.clock.now(now_ns) + FUTURE_MAX_MS
+        limits = self.clock.now(now_ns) + FUTURE_MAX_MS, int(self.clock.speed == 0)
         done = 0
         while True:
-            done = self._apply_rows(self.book, rows, done, symbols, price_factors, quantity_factors, time_max)
+            done = self._apply_rows(self.book, rows, done, symbols, price_factors, quantity_factors, *limits)
             if done == len(rows) or not self._open_minutes(int(rows[done]["time"])):
                 break
         if len(self._gapped):

@@ -91,24 +91,25 @@ def take_id(symbol: Record, gaps: Rows, trade_id: int, time: int) -> int:
 
 
 @compiled
-def is_after_seam(symbol: Record, gaps: Rows, trade_id: int) -> bool:
-    """Say whether an id that was not applied follows on trades from the seam on."""
+def is_after(symbol: Record, gaps: Rows, trade_id: int, time: int) -> bool:
+    """Say whether an id that was not applied follows on trades from a time on."""
     if trade_id > symbol.last_id:
-        is_after: bool = symbol.newest_time >= symbol.seam_time
-        return is_after
+        newest: bool = symbol.newest_time >= time
+        return newest
     for index in range(symbol.gap_count):
         if gaps[index].first_id <= trade_id <= gaps[index].last_id:
-            follows: bool = gaps[index].from_time >= symbol.seam_time or gaps[index].unexplained != 0
+            follows: bool = gaps[index].from_time >= time or gaps[index].unexplained != 0
             return follows
     return False
 
 
 @compiled
 def set_aside(symbol: Record, gaps: Rows, trade_id: int, time: int, to_time: int) -> bool:
-    """Note an id as unexplained whose trade says a time before the seam (`is_after_seam`); False if the list is full.
+    """Note an id as unexplained whose trade says a time before its neighbours' (`is_after`): one before the seam, or of
+    a minute that has left memory. False if the list is full.
 
-    That minute is the exchange's own, which may be from before there was such a trade; or the time is wrong,
-    and the trade belongs where its neighbours are. to_time: no trade is later that there is.
+    That minute is the exchange's own, which may be from before there was such a trade, or is put away without it; or
+    the time is wrong, and the trade belongs where its neighbours are. to_time: no trade is later that there is.
     """
     if trade_id > symbol.last_id:
         if symbol.gap_count + 1 + (trade_id > symbol.last_id + 1) > len(gaps):

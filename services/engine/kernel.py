@@ -14,7 +14,7 @@ from services.engine.gaps import (
     FOUND,
     FULL,
     NEW_GAP,
-    is_after_seam,
+    is_after,
     leave_out,
     set_aside,
     skip_to,
@@ -42,11 +42,13 @@ def apply_trades(
     price_factors: Integers,
     quantity_factors: Integers,
     time_max: int,
+    recorded: int,
 ) -> int:
     """Apply TRADE[n] from `begin` on, in order; return the place of the first trade whose minute is not open yet, or n.
 
     symbols: int64[instruments], the book's index of each, -1 if it has none; factors: int64[instruments], from the
-    batch's units to the book's; time_max: a trade after it cannot be, ms.
+    batch's units to the book's; time_max: a trade after it cannot be, ms; recorded: 1 in a replay, where what is set
+    aside must not depend on how far the clock happens to be.
 
     A trade that is refused leaves its id missing, so it is asked for again.
     """
@@ -81,11 +83,14 @@ def apply_trades(
             break
         if after_seam and minute_end - trade.time > window_ms:
             counters.beyond_window += 1
+            # What has been missing for so long is filled otherwise; what comes so old among newer ones is in no kline.
+            if is_after(state, book.gaps[symbol], trade.id, state.seam_time if recorded else minute_end - window_ms):
+                _set_aside(book, symbol, trade, minute_end, recorded)
             continue
         if not after_seam:
             # Older than all that counts, it says. Where its neighbours are not known yet, an answer tells (`older_to`).
-            if is_after_seam(state, book.gaps[symbol], trade.id):
-                _set_aside(book, symbol, trade, minute_end)
+            if is_after(state, book.gaps[symbol], trade.id, state.seam_time):
+                _set_aside(book, symbol, trade, minute_end, recorded)
             else:
                 counters.before_seam += 1
             continue
@@ -161,9 +166,11 @@ def apply_answer(
 
 
 @compiled
-def _set_aside(book: Book, symbol: int, trade: Record, minute_end: int) -> None:
-    """Note a trade that says a time before the seam, and follows on trades after it."""
-    if set_aside(book.symbols[symbol], book.gaps[symbol], trade.id, trade.time, minute_end - 1):
+def _set_aside(book: Book, symbol: int, trade: Record, minute_end: int, recorded: int) -> None:
+    """Note a trade that says a time for which there is no row to take it, and follows on newer trades."""
+    state = book.symbols[symbol]
+    to_time = max(state.seen_time, trade.time) if recorded else minute_end - 1
+    if set_aside(state, book.gaps[symbol], trade.id, trade.time, to_time):
         settle(book, False)
         flag_unexplained(book, symbol, trade.time, minute_end, False)
         add(book.gapped, symbol)

@@ -130,7 +130,7 @@ _MARK_RULES = {
     "klines are still to come from the exchange: ', lacking, '": "lacking = '[]'",
     "it has traded, but no klines": "minute IS NOT NULL OR proven_time <= seam_time",
     "its last id is ', last_id, ', the newest in its klines ', newest_id, '":
-        "newest_id IS NULL OR last_id = newest_id OR NOT active AND last_id > newest_id",
+        "newest_id IS NULL OR last_id = newest_id + unexplained_behind OR NOT active AND last_id > newest_id",
     "it is proven up to ', proven_time, ', and its newest trade is of ', newest_trade, '":
         "proven_time <= GREATEST(seam_time, newest_trade + interval '1 minute')",
     "its seam, ', seam_time, ', is no minute, or behind what is proven":
@@ -270,24 +270,26 @@ CHECKS = (
                 ORDER BY first_id, last_id ROWS UNBOUNDED PRECEDING) AS part
             FROM behind
         ), parts AS (
-            SELECT symbol, interval, min(open_time) AS open_time, max(close_time) AS close_time,
+            SELECT symbol, interval, segment, min(open_time) AS open_time, max(close_time) AS close_time,
                 min(first_id) AS first_id, max(last_id) AS last_id, sum(id_count) AS ids,
                 min(before) FILTER (WHERE first_id > before) AS before
             FROM numbered GROUP BY symbol, interval, segment, part
         ), counted AS (
-            SELECT *, last_id - first_id + 1 - ids AS inside, first_id - before - 1 AS outside FROM parts
+            SELECT *, last_id - first_id + 1 - ids AS inside, first_id - before - 1 AS outside,
+                lag(open_time, 1, open_time) OVER (PARTITION BY symbol, interval, segment ORDER BY first_id) AS since
+            FROM parts
         )
         SELECT symbol, interval, open_time::text, concat(ids, ' ids of ', first_id, ' to ', last_id,
             ', the one before has up to ', before, '; known to be missing are ', known_inside, ' and ', known_outside)
         FROM counted c CROSS JOIN LATERAL (
-            SELECT coalesce(sum(GREATEST(0, LEAST(n.last_id, c.last_id) - GREATEST(n.first_id, c.first_id) + 1)), 0)
-                AS known_inside,
+            SELECT coalesce(sum(GREATEST(0, LEAST(n.last_id, c.last_id) - GREATEST(n.first_id, c.first_id) + 1))
+                    FILTER (WHERE to_time >= open_time), 0) AS known_inside,
                 coalesce(sum(GREATEST(0, LEAST(n.last_id, c.first_id - 1) - GREATEST(n.first_id, before + 1) + 1))
                     FILTER (WHERE before IS NOT NULL), 0) AS known_outside,
                 coalesce(bool_or(c.first_id BETWEEN n.first_id AND n.last_id
-                    OR c.last_id BETWEEN n.first_id AND n.last_id), false) AS denied
+                    OR c.last_id BETWEEN n.first_id AND n.last_id) FILTER (WHERE to_time >= open_time), false) AS denied
             FROM named n WHERE n.symbol = c.symbol AND from_time <= close_time + interval '{FALL_MAX}'
-                AND to_time >= open_time
+                AND to_time >= LEAST(since, open_time)
         ) AS k
         WHERE (inside <> 0 OR outside <> 0 OR symbol IN (SELECT symbol FROM named))
             AND (inside <> known_inside OR outside <> known_outside OR denied)
@@ -417,8 +419,10 @@ CHECKS = (
         SELECT symbol, '', minute::text, broken FROM (
             SELECT wanted.symbol, s.symbol IS NOT NULL AS known, newest.minute, price_decimals, quantity_decimals,
                 active, grid_3d, seam_time, proven_time, last_id, coalesce(gaps, '{{}}') AS gaps,
-                coalesce(lacking, '[]') AS lacking, ids.*,
-                (SELECT exchange_time FROM engine_state) AS exchange_time
+                coalesce(lacking, '[]') AS lacking, ids.*, (SELECT exchange_time FROM engine_state) AS exchange_time,
+                (SELECT coalesce(sum((u ->> 1)::int8 - GREATEST((u ->> 0)::int8, newest_id + 1) + 1), 0)
+                    FROM jsonb_array_elements(unexplained) AS u WHERE (u ->> 1)::int8 BETWEEN newest_id + 1 AND last_id
+                ) AS unexplained_behind
             FROM unnest(%(symbols)s::text[]) AS wanted (symbol) LEFT JOIN symbols s USING (symbol)
             LEFT JOIN ({_NEWEST}) AS newest USING (symbol)
             CROSS JOIN LATERAL (

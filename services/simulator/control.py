@@ -13,6 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -49,6 +50,7 @@ class ControlApi:
         router.add_get("/simulator/truth", self._truth)
         router.add_post("/simulator/pause", self._pause)
         router.add_post("/simulator/resume", self._resume)
+        router.add_post("/simulator/next", self._next)
         router.add_get("/simulator/speed", self._speed)
         router.add_post("/simulator/speed", self._change_speed)
         router.add_get("/simulator/written", self._written)
@@ -86,6 +88,9 @@ class ControlApi:
                 "repeated": told.repeated,
                 "fallen": {"count": told.fallen_count, "first": told.fallen},
                 "span": market.span,
+                "stretch": market.stretch,
+                "stretches": market.stretches,
+                "first_days": {symbol.symbol: _day(symbol.grid_3d) for symbol in market.instruments()},
                 "contradicting": {"count": told.contradicting_count, "first": told.contradicting},
             }
         return _json(content)
@@ -117,6 +122,14 @@ class ControlApi:
             simulator.paused = False
             simulator.clock.set(simulator.market.now, isinstance(simulator.market, GeneratedMarket))
         return _json({"time": simulator.market.now})
+
+    async def _next(self, _request: web.Request) -> web.Response:
+        """Go on with the next stretch of a recording, wherever this one is."""
+        simulator, market = self._simulator, self._simulator.market
+        if not isinstance(market, ReplayedMarket) or market.stretch + 1 == market.stretches:
+            return _json({"error": "no recording with another stretch"}, status=400)
+        simulator.go_on(market)
+        return _json({"time": market.now})
 
     async def _speed(self, _request: web.Request) -> web.Response:
         """Return the market's speed and time, and how many bytes its slowest reader has not taken."""
@@ -219,6 +232,10 @@ class ControlApi:
 
 def _number(text: str) -> int | None:
     return int(text) if NUMBER.fullmatch(text) else None
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).date().isoformat()
 
 
 def _json(content: object, status: int = 200) -> web.Response:

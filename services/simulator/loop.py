@@ -112,7 +112,8 @@ class Simulator:
         self.market: GeneratedMarket | ReplayedMarket
         if settings.replay:
             try:
-                self.market = ReplayedMarket([str(Path(config.base_dir, path)) for path in settings.replay])
+                paths = [str(Path(config.base_dir, path)) for path in settings.replay]
+                self.market = ReplayedMarket(paths, config.exchange.first_days)
             except RecordingError as error:
                 raise Unavailable(str(error)) from error
         else:
@@ -210,7 +211,17 @@ class Simulator:
         if market.ended and self.clock.running:
             self.clock.set(market.end_time, False)
             self._ticked = (0, 0.0)
-            log.info("the recording has ended: %d trades", market.trades)
+            more = market.stretches - market.stretch - 1
+            behind = f"; {more} stretches are behind it, years or months later (POST /simulator/next)" if more else ""
+            log.info("the recording has ended: %d trades%s", market.trades, behind)
+
+    def go_on(self, market: ReplayedMarket) -> None:
+        """Begin the next stretch of a recording, once it has a reader; who has read the one before is let go."""
+        self.break_connections()
+        market.begin(market.stretch + 1)
+        self.clock.set(market.started, False)
+        self._ticked = (0, 0.0)
+        log.info("stretch %d of %d begins", market.stretch + 1, market.stretches)
 
     def _tick(self) -> None:
         """Send the ticker when it is due; it also says that the exchange is there when time stands still."""

@@ -25,8 +25,11 @@ TIME_MIN, TIME_MAX = 1_230_768_000_000, 4_102_444_800_000
 ID_MAX = 2**62
 DIGITS_MAX = 18
 """Of a number: what is sure to fit an int64."""
+DECIMALS_MAX, TEXT_MAX = 10, 28
+"""Of a number on the wire: who takes what the exchange sends takes no more."""
 _ARCHIVE = re.compile(r"(?:^|-)(?P<symbol>[^-]+)-(?P<kind>aggTrades|trades)(?:-|\.|$)", re.IGNORECASE)
 _PLAIN = re.compile(r"[0-9]{1,18}(?:\.[0-9]*)?", re.ASCII)
+_WIRE = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _STAMPED = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+Z? +(?=\{)")
 _MAKER = {"true": True, "True": True, "1": True, "false": False, "False": False, "0": False}
 _BOM = b"\xef\xbb\xbf"
@@ -57,7 +60,7 @@ class Event(NamedTuple):
     event_time: int
     """0: it says none, which no trade does."""
     message: bytes | None
-    """What was received; None for an archive's row."""
+    """What was received, and can be sent again so; None for an archive's row."""
     id: int = 0
     first: int = 0
     last: int = 0
@@ -182,16 +185,18 @@ def read_frame(line: bytes) -> Event | None:
         raise NotUnderstood("no maker")
     time = _time(read.T)
     event_time = _time(read.E) if read.E else time
+    as_sent = (event_time, time) == (read.E, read.T) and all(map(_WIRE.fullmatch, (read.p, read.q, read.nq or "0")))
+    message = data if as_sent else None
     if read.e == "aggTrade":
         quantity = _number(read.q, "quantity")
         return Event(
-            stream, symbol, "aggTrade", event_time, data, _id(read.a), *_range(read.f, read.l), time,
+            stream, symbol, "aggTrade", event_time, message, _id(read.a), *_range(read.f, read.l), time,
             _price(read.p), quantity, None if read.nq is None else _number(read.nq, "quantity"), MARKET, read.m,
         )  # fmt: skip
     what = KINDS.index(read.X) if read.X in KINDS else KINDS.index("NA")
     price = _price(read.p) if what == MARKET else _number(read.p, "price")
     return Event(
-        stream, symbol, "trade", event_time, data, _id(read.t), 0, 0, time,
+        stream, symbol, "trade", event_time, message, _id(read.t), 0, 0, time,
         price, _number(read.q, "quantity"), None, what, read.m,
     )  # fmt: skip
 
@@ -290,6 +295,8 @@ def _maker(text: str) -> bool:
 
 def _number(text: Any, name: str) -> Number:
     """Read a decimal exactly; programs write them with exponents, too. Not negative."""
+    if len(text) > TEXT_MAX:
+        raise NotUnderstood(f"{name} {text[:30]!r} has too many digits")
     if _PLAIN.fullmatch(text):
         whole, _, part = text.partition(".")
         number = Number(int(whole + part), len(part))
@@ -304,7 +311,9 @@ def _number(text: Any, name: str) -> Number:
         if abs(exponent) > DIGITS_MAX or len(digits) > DIGITS_MAX:
             raise NotUnderstood(f"{name} {text[:30]!r} has too many digits")
         number = Number(int(value.scaleb(max(0, -exponent))), max(0, -exponent))
-    if number.digits >= 10**DIGITS_MAX or number.decimals > DIGITS_MAX:
+    while number.decimals > DECIMALS_MAX and number.digits % 10 == 0:
+        number = Number(number.digits // 10, number.decimals - 1)
+    if number.digits >= 10**DIGITS_MAX or number.decimals > DECIMALS_MAX:
         raise NotUnderstood(f"{name} {text[:30]!r} has too many digits")
     return number
 

@@ -1,20 +1,24 @@
 """Recordings as they lie on disk: frames as received (`.jsonl`, `.jsonl.gz`) and the archive's files (CSV, zipped).
 
 Decides which decimals a symbol has, and in which order events happened: those of a stream of trades in the order of
-their ids, whichever file and line they stand in, and streams among each other by time. What is left out of the files is
-told, line by line. How a line is read is reading.py's, which of a stream's events count stream.py's. A recording may be
+their ids, whichever file and line they stand in, and streams among each other by time. Where nothing was recorded for
+longer than any kline lasts, one stretch ends and another one begins. What is left out of the files is told, line by
+line. How a line is read is reading.py's, which of a stream's events count stream.py's. A recording may be
 longer than memory: it is read once, and kept on disk. Knows nothing of who asks for it.
 """
 
 import logging
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from services.simulator.grid import DAY_MS, MONTH_MAX_MS
 from services.simulator.reading import Event, NotUnderstood, RecordingError, lines_of, opened, reader_of
 from services.simulator.rows import Instrument
 from services.simulator.spool import NoRoom, merged
@@ -23,8 +27,9 @@ from services.simulator.stream import LeftOut, Spools, Stream, Told
 __all__ = ["Recording", "RecordingError"]
 
 PROGRESS_S = 2.0
-PAUSE_MAX_MS = 31 * 86_400_000
-"""A recording may stand still for so long; each minute of it becomes a kline of each symbol."""
+PAUSE_MAX_MS = MONTH_MAX_MS
+"""Each minute of a pause becomes a kline of each symbol. Behind a longer one a recording begins anew: whether a symbol
+was traded meanwhile nothing says, and no kline is on both sides of it."""
 BEGINNING_MAX = 60
 GATHERED_MAX = 2**17
 """Events in memory until they are written: 13 MB, and their messages."""
@@ -32,11 +37,28 @@ GATHERED_MAX = 2**17
 log = logging.getLogger(__name__)
 
 
+EPOCH = date(1970, 1, 1)
+
+
+class Stretch(NamedTuple):
+    """What was recorded without too long a pause."""
+
+    span: tuple[int, int]
+    """When its first and its last event left."""
+    begins: list[int]
+    ends: list[int]
+    """Of each stream: the place of its first event in it, and that behind its last one."""
+
+
 class Recording:
     """All events of some files, in order."""
 
-    def __init__(self, paths: list[str]) -> None:
-        """Read files. Raises RecordingError."""
+    def __init__(self, paths: list[str], first_days: Mapping[str, date] = MappingProxyType({})) -> None:
+        """Read files. `first_days`: where 3d klines count from, else from a symbol's first day here.
+
+        Raises RecordingError.
+        """
+        self._first_days = first_days
         self.streams: list[Stream] = []
         self.told = Told()
         self._places: dict[str, int] = {}
@@ -62,18 +84,22 @@ class Recording:
                     stream.finish(0, 0, self._files, self.told)
         except NoRoom as error:
             raise RecordingError(str(error)) from error
-        if not self.instruments:
+        self.stretches = self._look_through()
+        """One, or more where there are pauses that are too long. Each has trades."""
+        if not self.stretches:
             raise RecordingError(f"no trades in {', '.join(paths)}")
-        self.span = self._look_through()
-        """When the first and the last event left."""
         self._tell()
 
-    def events(self) -> Iterator[tuple[Any, Any]]:
+    def events(self, stretch: Stretch | None = None) -> Iterator[tuple[Any, Any]]:
         """Yield (int64[n]: when events left the exchange, ascending; int64[n]: whose they are, places in `streams`).
 
-        The k-th event of a stream is its k-th message.
+        The k-th event of a stream is its k-th message. Those of a stretch, or all.
         """
-        return merged([stream.times for stream in self.streams])
+        times = [stream.times for stream in self.streams]
+        if stretch is not None:
+            spans = zip(times, stretch.begins, stretch.ends, strict=True)
+            times = [part.between(begin, end) for part, begin, end in spans]
+        return merged(times)
 
     def _finish(self, symbol: str) -> Instrument:
         streams = [stream for stream in self.streams if stream.symbol == symbol and stream.kind]
@@ -81,7 +107,12 @@ class Recording:
         quantity = max(stream.quantity.needed for stream in streams)
         for stream in streams:
             stream.finish(price, quantity, self._files, self.told)
-        return Instrument(symbol=symbol, price_decimals=price, quantity_decimals=quantity)
+        first_day = self._first_days.get(symbol)
+        if first_day is not None:
+            grid_3d = (first_day - EPOCH) // timedelta(milliseconds=1)
+        else:
+            grid_3d = min(stream.earliest for stream in streams) // DAY_MS * DAY_MS
+        return Instrument(symbol=symbol, price_decimals=price, quantity_decimals=quantity, grid_3d=grid_3d)
 
     def _read(self, path: Path) -> None:
         began = said = time.monotonic()
@@ -134,19 +165,29 @@ class Recording:
             stream.put_away()
         self._gathered = 0
 
-    def _look_through(self) -> tuple[int, int]:
-        """Return when the first and the last event left. Raises RecordingError if too long nothing happens."""
-        first = last = 0
-        for times, _ in self.events():
+    def _look_through(self) -> list[Stretch]:
+        """Return the stretches that have trades."""
+        stretches: list[Stretch] = []
+        counts = np.zeros(len(self.streams), np.int64)
+        begins, first, last = counts.copy(), 0, 0
+
+        def end() -> None:
+            has_trades = any(counts[place] > begins[place] for place, stream in enumerate(self.streams) if stream.kind)
+            if has_trades:
+                stretches.append(Stretch((first, last), begins.tolist(), counts.tolist()))
+
+        for times, owners in self.events():
             first = first or int(times[0])
-            pause = int(np.diff(times, prepend=last or times[0]).max())
-            if pause > PAUSE_MAX_MS:
-                raise RecordingError(
-                    f"nothing happens for {pause // 86_400_000} days, and each of their minutes would be a kline: give"
-                    " what is before and what is after separately"
-                )
+            start = 0
+            for place in np.flatnonzero(np.diff(times, prepend=last or times[0]) > PAUSE_MAX_MS).tolist():
+                counts += np.bincount(owners[start:place], minlength=len(counts))
+                last = int(times[place - 1]) if place else last
+                end()
+                begins, first, start = counts.copy(), int(times[place]), place
+            counts += np.bincount(owners[start:], minlength=len(counts))
             last = int(times[-1])
-        return first, last
+        end()
+        return stretches
 
     def _tell(self) -> None:
         told = self.told

@@ -3,9 +3,14 @@
 Decides when the recording may begin, how far it has come and when it is over. Klines are made of the trades that went
 out: of single ones where the recording holds them, which is what the exchange does, else of aggregates. What has gone
 out is read again where it lies, a block at a time.
+
+A recording of several stretches is played one at a time: who asks knows nothing of those before, neither trades nor
+klines nor symbols.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from datetime import date
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,28 +43,38 @@ AFTERWARDS_MS = 3_000
 
 
 class ReplayedMarket:
-    def __init__(self, paths: list[str]) -> None:
-        """Read the recordings. Raises RecordingError."""
-        recording = Recording(paths)
-        self._streams = recording.streams
-        self._instruments = recording.instruments
+    def __init__(self, paths: list[str], first_days: Mapping[str, date] = MappingProxyType({})) -> None:
+        """Read the recordings. `first_days`: where 3d klines of symbols count from. Raises RecordingError."""
+        self._recording = Recording(paths, first_days)
+        self._streams = self._recording.streams
+        self.left_out = self._recording.told
         self._by_kind: dict[tuple[str, str], int] = {
             (stream.symbol, stream.kind): place for place, stream in enumerate(self._streams) if stream.kind
         }
-        self.left_out = recording.told
         self._writers = {
-            place: _writer(stream, self._instruments[stream.symbol])
+            place: _writer(stream, self._recording.instruments[stream.symbol])
             for place, stream in enumerate(self._streams)
             if not stream.as_received
         }
-        self._sent = [0] * len(self._streams)
-        """How many events of each stream have left."""
+        self.stretches = len(self._recording.stretches)
+        self.begin(0)
+
+    def begin(self, number: int) -> None:
+        """Begin a stretch, counted from 0, as if there were no other."""
+        stretch = self._recording.stretches[number]
+        self.stretch = number
+        self._begins = stretch.begins
+        self._sent = list(stretch.begins)
+        """How many events of each stream have left, with those of the stretches before."""
+        spans = zip(self._streams, stretch.begins, stretch.ends, strict=True)
+        traded = {stream.symbol for stream, begin, end in spans if stream.kind and end > begin}
+        self._instruments = {name: known for name, known in self._recording.instruments.items() if name in traded}
         self._played = {name: _Played(instrument) for name, instrument in self._instruments.items()}
-        self._events = recording.events()
+        self._events = self._recording.events(stretch)
         self._times, self._stream_of = next(self._events)
         """Some events ahead: when they leave, and whose they are."""
         self._event = 0
-        self.span = recording.span
+        self.span = stretch.span
         """When the first and the last event left."""
         self.now = self.started = self.span[0] - 1
         self.end_time = (self.span[1] // MINUTE_MS + 1) * MINUTE_MS + AFTERWARDS_MS
@@ -110,6 +125,7 @@ class ReplayedMarket:
         place = self._by_kind.get((symbol, kind))
         if place is None:
             return
+        begin = max(begin, self._begins[place])
         for rows in self._streams[place].blocks(begin, self._sent[place], since, until, backwards):
             kept = np.ones(len(rows), np.bool_) if kind == "aggTrade" else rows["kind"] == MARKET
             if since is not None:
@@ -173,14 +189,15 @@ class ReplayedMarket:
     def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
         place = self._by_kind.get((instrument.symbol, kind))
         if place is not None:
-            for rows in self._streams[place].blocks(0, self._sent[place], since):
+            for rows in self._streams[place].blocks(self._begins[place], self._sent[place], since):
                 yield rows[rows["time"] >= since]
 
     def last_ids(self) -> dict[str, dict[str, int]]:
         ids: dict[str, dict[str, int]] = {symbol: {} for symbol in self._instruments}
         for (symbol, kind), place in self._by_kind.items():
-            sent = self._sent[place]
-            ids[symbol][kind] = int(self._streams[place].rows(sent - 1, sent)["id"][0]) if sent else -1
+            begin, sent = self._begins[place], self._sent[place]
+            if symbol in ids:
+                ids[symbol][kind] = int(self._streams[place].rows(sent - 1, sent)["id"][0]) if sent > begin else -1
         return ids
 
     def day_stats(self) -> list[DayStats]:

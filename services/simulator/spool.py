@@ -38,6 +38,10 @@ class Part:
         """Return the entries [begin, end) of it, or those that there are."""
         return self._spool.read(self._begin + begin, self._begin + min(end, self._count))
 
+    def between(self, begin: int, end: int) -> "Part":
+        """Return the entries [begin, end) of it as a part."""
+        return Part(self._spool, self._begin + begin, end - begin)
+
     def blocks(self) -> Iterator[Any]:
         """Yield all of it, a block at a time."""
         for begin in range(0, self._count, BLOCK):

@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.simulator.reading import Event, RecordingError
+from services.simulator.reading import Event
 from services.simulator.rows import AGG_ROW, TRADE_ROW, Rows
 from services.simulator.spool import BLOCK, Part, Spool, merged
 
 PADDED = 8
 """Spot writes every number with this many decimals; those that are always zero say nothing."""
+NUMBER_MAX = 9_000_000_000_000_000_000
+"""A trade's price, its quantity and their product, in units of the last decimals, must fit 64 bits."""
+TOO_MUCH = NUMBER_MAX + 1
+"""What stands for a number that does not."""
 TOLD_MAX = 20
 """Lines and ids that are told; all are counted."""
 FALLEN_MS = 100 * 60_000
@@ -150,7 +154,7 @@ class Stream:
         self._gathered = bytearray()
 
     def finish(self, price_decimals: int, quantity_decimals: int, files: list[str], told: Told) -> None:
-        """Put all that was read in order, each once, with these decimals. Raises NoRoom and RecordingError."""
+        """Put all that was read in order, each once, with these decimals. Raises NoRoom."""
         self.put_away()
         decimals = price_decimals, quantity_decimals
         again = self._repeated_fills(decimals, files) if self.kind == "aggTrade" else np.zeros(0, np.int64)
@@ -158,11 +162,14 @@ class Stream:
         begins = len(spools.times), len(spools.places), len(rows_spool) if rows_spool is not None else 0
         left = newest = 0
         for rows, events in self._distinct(decimals, files, told):
-            dropped = np.isin(rows["id"], again)
-            for event in events[dropped]:
-                fills = f"fills {event['first']} to {event['last']} stand under a lower id already"
-                told.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", fills))
-            rows, events = rows[~dropped], events[~dropped]
+            is_again = np.isin(rows["id"], again)
+            is_huge = _is_huge(rows)
+            for event in events[is_again | is_huge]:
+                why = f"fills {event['first']} to {event['last']} stand under a lower id already"
+                if event["id"] in rows["id"][is_huge]:
+                    why = "its numbers, or their product, do not fit 64 bits"
+                told.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", why))
+            rows, events = rows[~(is_again | is_huge)], events[~(is_again | is_huge)]
             newest = self._tell_fallen(rows, events, newest, files, told)
             times = np.maximum(left, np.maximum.accumulate(rows["event_time"]))
             left = int(times[-1]) if len(times) else left
@@ -237,16 +244,20 @@ class Stream:
         return rows
 
     def _scaled(self, digits: NDArray[np.int64], written: NDArray[np.int8], decimals: int) -> NDArray[np.int64]:
-        """Return numbers in units of 10**-decimals."""
+        """Return numbers in units of 10**-decimals; `TOO_MUCH` for those that do not fit."""
         more = decimals - written.astype(np.int64)
-        if (digits * 10.0**more > 9e18).any():
-            raise RecordingError(f"the numbers of {self.symbol} have more digits than fit 64 bits")
         scaled: NDArray[np.int64] = np.where(
             more >= 0, digits * 10 ** np.maximum(more, 0), digits // 10 ** np.maximum(-more, 0)
         )
+        scaled[digits * 10.0**more > NUMBER_MAX] = TOO_MUCH
         return scaled
 
     # What there is.
+
+    @property
+    def earliest(self) -> int:
+        """The earliest time of a trade; that of time itself where there is none."""
+        return min((earliest for earliest, _ in self._spans), default=0)
 
     def rows(self, begin: int, end: int) -> Rows:
         """Return the trades [begin, end), AGG_ROW[n] or TRADE_ROW[n] ascending by id."""
@@ -275,6 +286,13 @@ class Stream:
             return [spool.read(*place).tobytes() for place in zip(offsets.tolist(), ends.tolist(), strict=True)]
         texts = spool.read(low, high).tobytes()
         return [texts[start:stop] for start, stop in zip((offsets - low).tolist(), (ends - low).tolist(), strict=True)]
+
+
+def _is_huge(rows: Rows) -> NDArray[np.bool_]:
+    """Say which trades nobody can count whose numbers have 64 bits."""
+    price, quantity = rows["price"], rows["quantity"]
+    huge: NDArray[np.bool_] = (np.maximum(price, quantity) > NUMBER_MAX) | (price * 1.0 * quantity > NUMBER_MAX)
+    return huge
 
 
 class _Decimals:

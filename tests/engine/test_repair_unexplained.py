@@ -350,3 +350,38 @@ def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is
     assert played.rows()["1m", first]["volume"] == LATE.quantity
     assert [ids.outcome for ids in played.engine.repair.unexplained(0)] == ["adopted"]
     assert all(flags(played, minute) & FINAL for minute in range(-3, 3))
+
+
+def test_a_trade_too_old_for_memory_among_newer_ones_makes_its_own_minute_untrue_and_is_had_from_the_exchange() -> None:
+    """Its id has a place among new ones, and its time one that has left memory: no row can take it any more."""
+    played = PlayedEngine()
+    played.add()
+    for number in range(120):
+        played.until(START + number * MINUTE + 500)
+        played.apply(batch([traded(number, number)]))
+        played.save()
+    old = traded(10.5, 120)
+    played.apply(batch([old]))
+    assert played.engine.gaps(0) == []
+    (told,) = played.engine.repair.unexplained(0)
+    assert (told.first_id, told.last_id, told.from_time, told.outcome) == (120, 120, old.time, "open")
+    assert flags(played, 118) & (FINAL | UNEXPLAINED) == UNEXPLAINED
+    played.apply(batch([traded(119.5, 121)]))
+    played.until(START + 122 * MINUTE)
+    played.apply(batch([traded(122, 122)]))
+    # It begins anew, and has the exchange's own klines from that minute on.
+    played.until(played.time + 1_000)
+    assert played.engine.reseeded == 1
+
+
+def test_what_has_been_missing_for_as_long_as_memory_is_not_set_aside_when_it_comes() -> None:
+    played = PlayedEngine()
+    played.add()
+    played.apply(batch([traded(0, 0)]))
+    for number in range(1, 120):
+        played.until(START + number * MINUTE + 500)
+        played.apply(batch([traded(number, number + 1)]))
+        played.save()
+    played.apply(batch([traded(0.5, 1)]))
+    assert played.engine.repair.unexplained(0) == []
+    assert played.engine.gaps(0) == [(1, 1)]

@@ -12,7 +12,7 @@ from harness.processes import ROOT
 from shared.compiled import SOURCES
 
 ROOMS = sorted(folder.name for folder in (ROOT / "services").iterdir() if (folder / "__main__.py").exists())
-STARTERS = {"services/cli.py", "services/replay.py"}
+STARTERS = {"services/cli.py", "services/replay.py", "services/rooms.py"}
 """The command line is no room: it starts them, and may use what they offer."""
 AROUND = {"tests", "bench", "examples", "harness"}
 """What stands around the product, which imports none of it."""

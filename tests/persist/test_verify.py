@@ -15,7 +15,8 @@ from services.persist.checks import CHECKS
 from services.persist.verify import verify
 from shared.config import load
 from shared.postgres import database_url
-from tests.engine.played import MINUTE, START, PlayedEngine, batch, market
+from shared.wire import Unexplained
+from tests.engine.played import MINUTE, START, PlayedEngine, Trade, batch, market
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,34 @@ def test_nothing_is_changed(connection: store.Connection) -> None:
     before = connection.execute("SELECT count(*), sum(volume), max(xmin::text) FROM klines").fetchone()
     verify(connection, lambda *_: None)
     assert connection.execute("SELECT count(*), sum(volume), max(xmin::text) FROM klines").fetchone() == before
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_no_kline_is_final_that_lacks_a_trade_which_came_when_it_had_left_memory(
+    connection: store.Connection, behind: bool
+) -> None:
+    """Nor does the proof stumble over it: another one follows minutes later, or it is the symbol's last."""
+    connection.execute("TRUNCATE klines, symbols, engine_state")
+    played = PlayedEngine(START, clock_speed=0.0)
+    played.add()
+    made = [Trade(n, START + n * MINUTE + 500, 100 + n, 5) for n in range(130)]
+    fallen = Trade(130, START + 10 * MINUTE + 700, 90, 5)
+    later = [Trade(n, START + (n + 3) * MINUTE, 100, 5) for n in range(131, 140)]
+    for trade in [*made, fallen, *(later if behind else [])]:
+        time = max(trade.time, made[-1].time if trade.id >= 130 else 0)
+        played.apply(batch([trade], event_time=time))
+        while trade.id % 20 in (10, 19) and (saved := played.save()) is not None:
+            store.save(connection, saved)
+        played.engine.tick(played.now_ns)
+    while (saved := played.save()) is not None:
+        store.save(connection, saved)
+    assert failed(connection) == {}
+    (told,) = played.marks["BTCUSDT"].unexplained
+    assert told == Unexplained(130, 130, fallen.time, made[-1].time)
+    rows = connection.execute(
+        "SELECT (extract(epoch FROM open_time) * 1000)::int8, final, unexplained FROM klines WHERE interval = '1m'"
+    ).fetchall()
+    flags = {(time - START) // MINUTE: (final, unexplained) for time, final, unexplained in rows}
+    assert (flags[9], flags[10], flags[100]) == ((True, False), (False, True), (False, True))
+    if behind:
+        assert flags[131] == (True, False)

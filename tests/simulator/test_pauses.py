@@ -1,8 +1,11 @@
-"""Pauses of a recording: jumped over if they are longer than `pause_max_s`, as long as recorded if that is 0."""
+"""Pauses of a recording: jumped over, as long as recorded, or the end until it is told to go on behind one of years."""
 
 import json
+import urllib.error
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from harness.processes import wait_for
 from tests.simulator.served import collect, served
@@ -12,10 +15,10 @@ DAY_MS = 86_400_000
 STREAMS = "/stream?streams=ausdt@trade/busdt@trade"
 
 
-def paused(folder: Path) -> list[str]:
-    """Write a recording of two symbols: a trade of each, and 20 days later another."""
+def paused(folder: Path, days: int = 20) -> list[str]:
+    """Write a recording of two symbols: a trade of each, and so many days later another."""
     lines = []
-    for number, time in ((1, NOON), (2, NOON + 20 * DAY_MS)):
+    for number, time in ((1, NOON), (2, NOON + days * DAY_MS)):
         for place, symbol in enumerate(("AUSDT", "BUSDT")):
             data = {"e": "trade", "E": time + 900 * place, "T": time + 900 * place, "s": symbol, "t": number}
             data |= {"p": "1.5", "q": "2", "X": "MARKET", "m": True}
@@ -47,3 +50,20 @@ def test_where_no_longest_pause_is_set_the_recording_stands_still_as_it_did(tmp_
         wait_for("time to go on", lambda: simulator.status()["time"] > NOON + 2_000)
         assert simulator.status()["time"] < NOON + DAY_MS
         assert simulator.status()["trades"] == 2
+
+
+def test_behind_a_pause_of_years_the_recording_goes_on_when_it_is_told_and_heard_again(tmp_path: Path) -> None:
+    with served(tmp_path, replay=paused(tmp_path, 2_000), speed=100.0, pause_max_s=60.0) as simulator:
+        with simulator.socket(STREAMS) as socket:
+            assert trades_of(collect(socket, 30, enough=2)) == [("AUSDT", 1), ("BUSDT", 1)]
+            wait_for("the end of the first stretch", lambda: simulator.status()["ended"])
+            assert (simulator.status()["stretch"], simulator.status()["stretches"]) == (0, 2)
+            assert simulator.post("/simulator/next")["time"] == NOON + 2_000 * DAY_MS - 1
+        status = simulator.status()
+        assert (status["stretch"], status["ended"], status["trades"]) == (1, False, 0)
+        assert status["first_days"] == {"AUSDT": "2026-09-23", "BUSDT": "2026-09-23"}
+        with simulator.socket(STREAMS) as socket:
+            assert trades_of(collect(socket, 30, enough=2)) == [("AUSDT", 2), ("BUSDT", 2)]
+        wait_for("the end", lambda: simulator.status()["ended"])
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            simulator.post("/simulator/next")

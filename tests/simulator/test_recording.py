@@ -305,10 +305,42 @@ def test_a_trade_much_older_than_one_with_a_lower_id_is_told(tmp_path: Path) -> 
     assert told.fallen_count == 2
 
 
-def test_a_pause_of_years_is_refused_in_words(tmp_path: Path) -> None:
-    rows = ["7,100,1,7,7,1554000000000,true", "8,101,1,8,8,1790164800010,true"]
-    with pytest.raises(RecordingError, match="nothing happens for 2733 days"):
-        read(tmp_path, "\n".join(rows))
+def test_what_is_too_large_beside_the_other_numbers_is_left_out_and_told(tmp_path: Path) -> None:
+    rows = ["7,100.12345678,1.00000001,7,7,1790164800000,true", "8,1e12,1,8,8,1790164800010,true"]
+    rows += ["9,900000.5,90000.5,9,9,1790164800020,true", "10,100,1,10,10,1790164800030,true"]
+    recording = read(tmp_path, "\n".join(rows))
+    assert everything(recording.streams[0])["id"].tolist() == [7, 10]
+    reason = "its numbers, or their product, do not fit 64 bits"
+    assert [(line.line, line.reason) for line in recording.told.left_out] == [(2, reason), (3, reason)]
+
+
+def test_a_frame_that_nobody_would_take_as_it_is_leaves_as_the_exchange_writes_it(tmp_path: Path) -> None:
+    at = 1_790_164_800_000
+    data = {"e": "trade", "E": at + 3, "T": at, "s": "ETHUSDT", "t": 1, "p": "1.5", "q": "2", "m": True}
+    for plain, changed in ((True, {}), (False, {"T": at * 1000}), (False, {"E": 0}), (False, {"p": " 1.5"})):
+        recording = read(tmp_path, json.dumps(data | changed), "frames.jsonl")
+        assert recording.streams[0].as_received is plain, changed
+        assert everything(recording.streams[0])[["id", "time", "price"]].tolist() == [(1, at, 15)]
+
+
+DAY_MS = 86_400_000
+
+
+@pytest.mark.parametrize(("days", "stretches"), [(31, 1), (32, 2), (2_000, 2)])
+def test_behind_a_pause_longer_than_any_kline_another_stretch_begins(tmp_path: Path, days: int, stretches: int) -> None:
+    at = 1_554_000_000_000
+    times = (at, at + 5, at + 5 + days * DAY_MS, at + 6 + days * DAY_MS)
+    rows = [f"{n},100,1,{n},{n},{time},true" for n, time in enumerate(times, 1)]
+    recording = read(tmp_path, "\n".join(rows))
+    (one, *more) = recording.stretches
+    assert (len(more) + 1, one.begins) == (stretches, [0])
+    assert (more or [one])[-1].ends == [4]
+    if more:
+        assert (one.span, one.ends, more[0].begins) == ((at + 5, at + 10), [2], [2])
+        events = [
+            [time for block, _ in recording.events(stretch) for time in block.tolist()] for stretch in (one, *more)
+        ]
+        assert events == [[time + 5 for time in times[:2]], [time + 5 for time in times[2:]]]
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="no cases beside the checkout")

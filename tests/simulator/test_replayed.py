@@ -2,6 +2,7 @@
 
 import random
 import tracemalloc
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def test_lines_in_any_order_make_the_same_recording(tmp_path: Path) -> None:
     random.Random(SEED).shuffle(lines)
     shuffled = Recording([written(tmp_path, lines)])
     assert (sorted_one.streams[0].rows(0, 9_000) == shuffled.streams[0].rows(0, 9_000)).all()
-    assert sorted_one.span == shuffled.span
+    assert sorted_one.stretches == shuffled.stretches
 
 
 @pytest.mark.usefixtures("small_runs")
@@ -247,3 +248,49 @@ def test_between_two_events_nothing_leaves_and_time_goes_on(tmp_path: Path) -> N
     assert (market.trades, market.pause, market.ended) == (2, 0, False)
     assert market.advance(market.end_time, stream) == []
     assert market.ended
+
+
+def test_of_the_stretch_before_nothing_is_known(tmp_path: Path) -> None:
+    later = 2_000 * 86_400_000
+    known = trades(40)
+    known = [trade._replace(time=trade.time + (later if trade.id > 20 else 0)) for trade in known]
+    only_before = [f"{n},5,1,{n},{n},{NOON + n},true" for n in range(1, 4)]
+    market = ReplayedMarket(
+        [
+            written(tmp_path, [trade.line() for trade in known]),
+            written(tmp_path, only_before, "OLDUSDT-aggTrades-2026-09-23.csv"),
+        ]
+    )
+    while not market.ended:
+        market.advance(market.end_time, set())
+    assert [instrument.symbol for instrument in market.instruments()] == ["ETHUSDT", "OLDUSDT"]
+    assert market.stretches == 2
+    market.begin(1)
+    (instrument,) = market.instruments()
+    assert market.find("OLDUSDT") is None
+    assert market.last_ids() == {"ETHUSDT": {"aggTrade": -1}}
+    assert (market.ended, market.trades, market.now) == (False, 0, known[20].time + 4)
+    assert not len(market.agg_trades(instrument, 1, None, None, 1_000))
+    assert not len(market.klines(instrument, "1m", NOON, market.now))
+    while not market.ended:
+        market.advance(market.end_time, set())
+    assert market.agg_trades(instrument, 1, None, None, 1_000)["id"].tolist() == list(range(21, 41))
+    assert market.last_ids() == {"ETHUSDT": {"aggTrade": 40}}
+    rows = fields(market.klines(instrument, "1m", NOON, market.now))
+    assert {time: row for time, row in rows.items() if row[6]} == plain_minutes(known[20:])
+    assert min(rows) == known[20].time // MINUTE_MS * MINUTE_MS
+
+
+@pytest.mark.parametrize(("first_days", "days_before"), [({}, 0), ({"ETHUSDT": date(2026, 9, 22)}, 2)])
+def test_3d_klines_count_from_the_first_day_that_is_said_or_recorded(
+    tmp_path: Path, first_days: dict[str, date], days_before: int
+) -> None:
+    day_ms = 86_400_000
+    known = [trade._replace(time=NOON + trade.id * day_ms // 2) for trade in trades(20)]
+    market = ReplayedMarket([written(tmp_path, [trade.line() for trade in known])], first_days)
+    while not market.ended:
+        market.advance(market.end_time, set())
+    (instrument,) = market.instruments()
+    first = known[0].time // day_ms * day_ms - days_before * day_ms
+    opens = market.klines(instrument, "3d", 0, market.now)["open_time"].tolist()
+    assert opens == list(range(first, market.now, 3 * day_ms))

@@ -19,10 +19,10 @@ from aiohttp import web
 
 from services.simulator.faults import AT_ONCE, LASTING, ONCE, Fault, read_fault
 from services.simulator.frames import Chunk
-from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
 from services.simulator.loop import Simulator
-from services.simulator.replay import ReplayedMarket
+from services.simulator.market.generated import GeneratedMarket
+from services.simulator.replay.replayed import ReplayedMarket
 from services.simulator.truth import ROWS_DEFAULT, ROWS_MAX, truth
 from shared.http_access import AllowedHosts
 from shared.names import NAME_MAX

@@ -17,9 +17,9 @@ from aiohttp import WSMsgType, web
 
 from services.simulator.faults import Faults
 from services.simulator.frames import Frames
-from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS
-from services.simulator.replay import RecordingError, ReplayedMarket
+from services.simulator.market.generated import GeneratedMarket
+from services.simulator.replay.replayed import RecordingError, ReplayedMarket
 from services.simulator.rest import PREFIX, Answer, Rest, Weights, banned, limited, unavailable
 from services.simulator.session import (
     LIFE_S,

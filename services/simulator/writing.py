@@ -11,8 +11,8 @@ import numpy as np
 
 from services.simulator.frames import Chunk, Frames
 from services.simulator.grid import end_times
+from services.simulator.market.tape import Integers
 from services.simulator.rows import AGG_ROW, TRADE_ROW, Instrument, Rows, kline_of_trades, merge
-from services.simulator.tape import Integers
 from shared.arrays import Booleans, Bytes, Int
 from shared.compiled import compiled
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.engine.audit import BURNT, FIELDS, MATCHED, MISMATCHED, NONE, STRADDLED, judge
-from services.simulator.generated import GeneratedMarket
+from services.simulator.market.generated import GeneratedMarket
 from shared.config import AuditConfig
 from shared.kline import KLINE
 from shared.wire import FetchKlines, FetchTrades, IntervalKlines, Klines, Subscribe, kline_rows

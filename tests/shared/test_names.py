@@ -5,7 +5,7 @@ import pytest
 
 from services.ingest.binance.messages import read_exchange_info
 from services.persist.aside import Aside
-from services.simulator.reading import NotUnderstood, checked_symbol
+from services.simulator.replay.reading import NotUnderstood, checked_symbol
 from services.viz import database
 from shared.names import NAME_MAX, is_name
 from shared.wire import DirtyBatch

@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from harness.processes import Room, free_port, wait_for, write_config
 from services.simulator.frames import Chunk
-from services.simulator.generated import GeneratedMarket
+from services.simulator.market.generated import GeneratedMarket
 
 NOON = 1_790_164_800_000
 """2026-09-23 12:00:00 UTC, a Wednesday."""

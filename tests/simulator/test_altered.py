@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import MINUTE_MS, open_time
+from services.simulator.market.generated import GeneratedMarket
 from services.simulator.rows import MARKET, Rows
 from services.simulator.venue import TooOld
 from tests.simulator.served import LATE_IN_A_MINUTE, NOON, left, made

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.simulator.generated import GeneratedMarket
 from services.simulator.grid import DAY_MS, INTERVALS, MINUTE_MS, end_time, open_time
+from services.simulator.market.generated import GeneratedMarket
 from services.simulator.rows import KINDS, Rows
 from tests.simulator.served import LATE_IN_A_MINUTE, NOON, left, made
 

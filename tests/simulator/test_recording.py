@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from harness.processes import RECORDINGS
-from services.simulator.recording import Recording, RecordingError
+from services.simulator.replay.recording import Recording, RecordingError
+from services.simulator.replay.stream import Stream
 from services.simulator.rows import Rows
-from services.simulator.stream import Stream
 
 HEADER = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
 LINES = (

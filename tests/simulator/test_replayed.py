@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from services.simulator import recording as recording_module
-from services.simulator import replay as replay_module
-from services.simulator import spool as spool_module
-from services.simulator.recording import Recording
-from services.simulator.replay import ReplayedMarket
+from services.simulator.replay import recording as recording_module
+from services.simulator.replay import replayed as replay_module
+from services.simulator.replay import spool as spool_module
+from services.simulator.replay.recording import Recording
+from services.simulator.replay.replayed import ReplayedMarket
+from services.simulator.replay.spool import BLOCK, Spool, merged
 from services.simulator.rows import KLINE_ROW, Rows
-from services.simulator.spool import BLOCK, Spool, merged
 
 NOON = 1_790_164_800_000
 MINUTE_MS = 60_000

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from services.simulator.grid import DAY_MS, MONTH_MAX_MS
-from services.simulator.reading import Event, NotUnderstood, RecordingError, lines_of, opened, reader_of
+from services.simulator.replay.reading import Event, NotUnderstood, RecordingError, lines_of, opened, reader_of
+from services.simulator.replay.spool import NoRoom, merged
+from services.simulator.replay.stream import LeftOut, Spools, Stream, Told
 from services.simulator.rows import Instrument
-from services.simulator.spool import NoRoom, merged
-from services.simulator.stream import LeftOut, Spools, Stream, Told
 
 __all__ = ["Recording", "RecordingError"]
 

@@ -6,11 +6,11 @@ in the minute and the minute's base price come in, for one coin or for as many a
 
 import numpy as np
 
-from services.simulator.coins import Coin
 from services.simulator.grid import MINUTE_MS
-from services.simulator.moments import MASK, OPENING_MS
+from services.simulator.market.coins import Coin
+from services.simulator.market.moments import MASK, OPENING_MS
+from services.simulator.market.tape import Integers, Tape
 from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, Rows
-from services.simulator.tape import Integers, Tape
 from shared.compiled import compiled
 
 FLUSH_MS = 50

@@ -8,16 +8,16 @@ from collections.abc import Container, Iterable, Iterator
 import numpy as np
 from msgspec.structs import replace
 
-from services.simulator.altered import Altered, Chain, Late, earlier
-from services.simulator.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
 from services.simulator.frames import TICKER_STREAM, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import DAY_MS, MINUTE_MS, end_time, open_time
-from services.simulator.klinefeed import KlineFeed
-from services.simulator.live import Flow, Released
-from services.simulator.market import Generator
-from services.simulator.moments import MASK
+from services.simulator.market.altered import Altered, Chain, Late, earlier
+from services.simulator.market.coins import LISTED_RANK, Coin, Listings, standing_coins, status_of
+from services.simulator.market.klinefeed import KlineFeed
+from services.simulator.market.live import Flow, Released
+from services.simulator.market.minutes import Generator
+from services.simulator.market.moments import MASK
+from services.simulator.market.tape import Tape
 from services.simulator.rows import AGG_ROW, MARKET, TRADE_ROW, DayStats, Instrument, Rows
-from services.simulator.tape import Tape
 from services.simulator.venue import Leaving, TooOld
 from services.simulator.writing import AggChunk, AggWriter
 from shared.arrays import Booleans, Integers

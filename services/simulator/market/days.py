@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.grid import DAY_MS, MINUTE_MS
-from services.simulator.moments import JITTER, MASK, SEGMENTS, share_ms
-from services.simulator.tape import WARPS, Integers, Tape
+from services.simulator.market.coins import ENDLESS, GENESIS_MS, Coin
+from services.simulator.market.moments import JITTER, MASK, SEGMENTS, share_ms
+from services.simulator.market.tape import WARPS, Integers, Tape
 
 DAY_MINUTES = 1440
 STEADY = 5

@@ -17,7 +17,8 @@ import numpy as np
 
 from services.simulator.frames import TICKER_STREAM, Chunk, TradeTemplate, ticker_row
 from services.simulator.grid import MINUTE_MS, end_time, open_time
-from services.simulator.recording import Recording, RecordingError
+from services.simulator.replay.recording import Recording, RecordingError
+from services.simulator.replay.stream import Stream
 from services.simulator.rows import (
     AGG_ROW,
     KLINE_ROW,
@@ -30,7 +31,6 @@ from services.simulator.rows import (
     joined,
     merge,
 )
-from services.simulator.stream import Stream
 from services.simulator.venue import Leaving
 from services.simulator.writing import AggWriter
 

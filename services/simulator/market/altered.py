@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from services.simulator.grid import MINUTE_MS, open_time
+from services.simulator.market.trades import SPREAD_MAX_MS
 from services.simulator.rows import SUMS, Rows
-from services.simulator.trades import SPREAD_MAX_MS
 
 
 class Chain(NamedTuple):

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from services.simulator.grid import DAY_MS, MINUTE_MS
+from services.simulator.market.tape import UNITS_MEAN, Tape
 from services.simulator.rows import Instrument
-from services.simulator.tape import UNITS_MEAN, Tape
 
 FAMILIAR: tuple[tuple[str, float], ...] = (
     ("BTC", 83_000), ("ETH", 2_900), ("SOL", 145), ("XRP", 2.1), ("DOGE", 0.16), ("BNB", 890), ("1000PEPE", 0.0051),

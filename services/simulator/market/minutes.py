@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.simulator.coins import ENDLESS, GENESIS_MS, Coin
-from services.simulator.days import DAY_MINUTES, STEADY, Days
 from services.simulator.grid import DAY_MS, HOUR_MS, LENGTHS, MINUTE_MS, open_time
-from services.simulator.moments import MASK, SIZE, count_before, moments
+from services.simulator.market.coins import ENDLESS, GENESIS_MS, Coin
+from services.simulator.market.days import DAY_MINUTES, STEADY, Days
+from services.simulator.market.moments import MASK, SIZE, count_before, moments
+from services.simulator.market.tape import Integers, Tape
+from services.simulator.market.trades import aggregates, manners, released_before, single_trades
 from services.simulator.rows import (
     KLINE_ROW,
     SUMS,
@@ -28,8 +30,6 @@ from services.simulator.rows import (
     kline_of_trades,
     merge,
 )
-from services.simulator.tape import Integers, Tape
-from services.simulator.trades import aggregates, manners, released_before, single_trades
 
 RECENT_DAYS_MAX = 64
 """Days of minute klines kept, 115 KB each: what is asked of one coin is asked of several intervals in a row."""

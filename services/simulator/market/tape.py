@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from services.simulator.moments import JITTER, MASK, SEGMENTS, SIZE
+from services.simulator.market.moments import JITTER, MASK, SEGMENTS, SIZE
 from services.simulator.rows import MARKET
 
 Integers = Any

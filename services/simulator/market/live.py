@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.simulator.coins import Coin
-from services.simulator.days import STEADY
 from services.simulator.grid import DAY_MS, MINUTE_MS
-from services.simulator.market import Generator
-from services.simulator.moments import count_leaving, leaving
+from services.simulator.market.coins import Coin
+from services.simulator.market.days import STEADY
+from services.simulator.market.minutes import Generator
+from services.simulator.market.moments import count_leaving, leaving
+from services.simulator.market.tape import Integers
+from services.simulator.market.trades import aggregates, manners, released_before, single_trades
 from services.simulator.rows import Rows
-from services.simulator.tape import Integers
-from services.simulator.trades import aggregates, manners, released_before, single_trades
 
 _STATE = np.dtype([(name, np.int64) for name in ("minute", "next", "first", "end", "skipped", "ticks", "warp", "late")])
 """Where a coin is: its minute (ms), the ids next, first and past the last of it, and what the minute is like."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.simulator.reading import Event
+from services.simulator.replay.reading import Event
+from services.simulator.replay.spool import BLOCK, Part, Spool, merged
 from services.simulator.rows import AGG_ROW, TRADE_ROW, Rows
-from services.simulator.spool import BLOCK, Part, Spool, merged
 
 PADDED = 8
 """Spot writes every number with this many decimals; those that are always zero say nothing."""

@@ -1,12 +1,13 @@
 # Two commands matter: `make run` and `make test`. Everything installed goes into .venv, everything saved into data/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sim chaos outage speeds nonsense bench bench-peers clean
+.PHONY: help run test lint format lock screenshots sim chaos outage speeds nonsense bench bench-peers clean
 .SUFFIXES:
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+KLAGG := --no-deps --no-build-isolation --editable .
 JOBS ?= 2
 
 help:
@@ -14,6 +15,8 @@ help:
 	@echo 'make test    lint, then all tests (browser tests where Chromium is found)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff format the code'
+	@echo 'make lock    choose the newest versions that pyproject.toml allows'
+	@echo 'make screenshots  take the pictures of docs/screenshots anew (needs Chromium)'
 	@echo 'make sim     play thousands of seeds of faults on virtual time; SEED=7 plays one again'
 	@echo 'make chaos   kill and stop everything at random under load, and compare with the truth'
 	@echo 'make outage  take the database away for ten minutes under load, and compare with the truth'
@@ -48,6 +51,17 @@ format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# In an environment of its own. What is installed is what stands in these two files, on each Python that klagg runs on.
+LOCK := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml -
+lock: .venv-lock/bin/uv
+	echo setuptools | $(LOCK) --output-file requirements.txt
+	echo setuptools | $(LOCK) --extra test --constraint requirements.txt --output-file requirements-test.txt
+
+.venv-lock/bin/uv:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv
+
 # make sim SEED=7, make sim SEEDS=100 BEGIN=5000
 sim: .venv/installed-test
 	$(BIN)/python -m tests.seeds $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000) --begin $(or $(BEGIN),0))
@@ -77,14 +91,14 @@ bench-peers: .venv-peers/installed
 
 .venv-peers/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --editable . polars duckdb pandas
+	.venv-peers/bin/python -m pip install --quiet --constraint requirements.txt --editable . polars duckdb pandas
 	.venv-peers/bin/python -m pip install --quiet nautilus_trader || echo 'nautilus_trader cannot be installed here'
 	.venv-peers/bin/python -m pip install --quiet cryptofeed || echo 'cryptofeed cannot be installed here'
 	.venv-peers/bin/python -m pip install --quiet mdp-outbox || echo 'mdp-outbox cannot be installed here: it needs Python 3.12'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers build .compiled *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-peers build .compiled *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What pip installed names the folder in which it did so. In another one, all of it would run what lies in the old place.
@@ -97,8 +111,8 @@ moved:
 	@echo 'The checkout was moved: .venv is made anew.'
 	@rm -rf .venv
 
-# Installed anew only when pyproject.toml has changed since, or the checkout was moved.
-.venv/installed: pyproject.toml $(MOVED)
+# Installed anew only when what is needed has changed since, or the checkout was moved.
+.venv/installed: pyproject.toml requirements.txt $(MOVED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "klagg needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)."; \
 		echo 'Name another one: make run PYTHON=python3.12'; exit 1; }
@@ -106,10 +120,11 @@ moved:
 		{ rm -rf .venv; $(PYTHON) -m venv .venv; } || \
 		{ rm -rf .venv; echo 'No virtual environment without venv: apt-get install python3-venv (Debian, Ubuntu).'; exit 1; }
 	@echo 'Installing klagg and what it needs into .venv: a minute or two, about 600 MB.'
-	@$(PIP) --editable .
+	@$(PIP) --requirement requirements.txt
+	@$(PIP) $(KLAGG)
 	@touch $@
 
-.venv/installed-test: .venv/installed
+.venv/installed-test: .venv/installed requirements-test.txt
 	@echo 'Installing what the tests need.'
-	@$(PIP) --editable '.[test]'
+	@$(PIP) --requirement requirements-test.txt
 	@touch $@

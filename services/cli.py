@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import ExitStack
 from datetime import UTC, date, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -252,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Binance's live trades as klines of every interval, each trade applied exactly once.",
         epilog="Settings: klagg.toml, or KLAGG_<SECTION>_<KEY> in the environment. `make run` runs everything.",
     )
+    parser.add_argument("--version", action="version", version=f"klagg {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for service, what in SERVICES.items():
         commands.add_parser(service, help=f"run one process: {what}", description=f"Run one process: {what}.")
@@ -317,6 +319,13 @@ def _parser() -> argparse.ArgumentParser:
         " a new or empty folder",
     )
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("klagg")
+    except PackageNotFoundError:
+        return "of a folder that `make run` has not installed"
 
 
 def _time(text: str) -> int:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def test_help_names_every_room_and_command() -> None:
     said = klagg("--help").stdout
     for word in ("ingest", "engine", "persist", "viz", "simulator", "postgres", "replay", "check"):
         assert word in said
+
+
+def test_the_version_is_that_of_the_project_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert klagg("--version").stdout == f"klagg {project['version']}\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("nonsense",), ("replay",), ("replay", "file.jsonl")])

@@ -1,5 +1,6 @@
 """The system as real processes: rooms, a configuration with free ports in a folder of its own, waiting."""
 
+import gzip
 import os
 import signal
 import socket
@@ -14,8 +15,25 @@ from typing import Any, TypeVar
 Answer = TypeVar("Answer")
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
+"""Recordings of some twenty lines, written by hand: the form is the exchange's, the market is none."""
 RECORDINGS = ROOT.parent / "shared" / "data"
-"""Real recordings, beside the project; tests that need them skip where they are absent."""
+"""Real recordings, beside the project; tests of these skip where they are absent."""
+
+
+def recording(name: str) -> Path:
+    """Return where a recording is, written by hand or real. Skips the test that asks if it is nowhere."""
+    for folder in (DATA, RECORDINGS):
+        if (folder / name).exists():
+            return folder / name
+    import pytest  # Here, because bench has no tests to skip.
+
+    pytest.skip(f"there is no {name} in {RECORDINGS}")
+
+
+def unpacked(path: Path) -> bytes:
+    """Return what is in a file, packed or not."""
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def free_port() -> int:

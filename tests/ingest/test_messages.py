@@ -1,14 +1,12 @@
 """The border: names, requests, answers."""
 
-import gzip
 import json
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.processes import RECORDINGS
+from harness.processes import recording, unpacked
 from services.ingest.binance.endpoints import venue_of
 from services.ingest.binance.messages import (
     Malformed,
@@ -30,16 +28,10 @@ from tests.ingest.played import listing
 MINUTE = 60_000
 
 
-def recorded(name: str) -> bytes:
-    path: Path = RECORDINGS / name
-    if not path.exists():
-        pytest.skip("the recordings are not here")
-    return gzip.decompress(path.read_bytes())
-
-
 @pytest.mark.parametrize(
     ("name", "count", "limit", "symbol", "decimals"),
     [
+        ("usdm-exchangeInfo.json", 8, 2400, "1000SHIBUSDT", (6, 0)),
         ("usdm-exchangeInfo-2021-07-22.json.gz", 122, 2400, "BTCUSDT", (2, 3)),
         ("usdm-testnet-exchangeInfo-2025-12-24.json.gz", 660, 6000, "ETHUSDT", (2, 3)),
         ("spot-exchangeInfo-2021-10-12.json.gz", 1695, 1200, "BTCUSDT", (2, 5)),
@@ -48,7 +40,7 @@ def recorded(name: str) -> bytes:
 def test_recorded_lists_of_symbols_are_read_in_full(
     name: str, count: int, limit: int, symbol: str, decimals: tuple[int, int]
 ) -> None:
-    body = recorded(name)
+    body = unpacked(recording(name))
     refused: list[str] = []
     listings, said = read_exchange_info(body, lambda kind, _: refused.append(kind))
     assert (len(listings), said, refused) == (count, limit, [])

@@ -1,6 +1,5 @@
 """The scanner and the decoder read the same of frames and klines; and what the exchange sends is scanned."""
 
-import gzip
 import json
 import random
 import re
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.processes import RECORDINGS
+from harness.processes import DATA, RECORDINGS, recording, unpacked
 from services.ingest.binance.messages import read_klines
 from services.ingest.binance.scan import plain_klines
 from services.ingest.decimals import Decimals
@@ -27,8 +26,7 @@ from tests.ingest.played import START
 
 KINDS_OF_STREAM = ("aggTrade", "trade")
 SYMBOLS = ("BTCUSDT", "币安人生USDT", "A" * NAME_MAX, "B" * (NAME_MAX + 1), "", "ETHUSDT")
-KLINES = RECORDINGS / "usdm-ALGOUSDT-1m-2024-02.csv.gz"
-STREAMS = sorted(path.name for path in RECORDINGS.glob("*-stream-*.jsonl.gz"))
+STREAMS = sorted(path.name for folder in (DATA, RECORDINGS) for path in folder.glob("*-stream*.jsonl*"))
 
 
 class Outcome:
@@ -220,9 +218,9 @@ def test_what_is_scanned_is_what_would_be_decoded(kind: str) -> None:
     assert 0.25 * frames < scanned < 0.75 * frames
 
 
-@pytest.mark.parametrize("name", STREAMS or [pytest.param("", marks=pytest.mark.skip("the recordings are not here"))])
+@pytest.mark.parametrize("name", STREAMS)
 def test_a_recording_is_scanned_to_the_last_frame(name: str) -> None:
-    frames = [line for line in gzip.decompress((RECORDINGS / name).read_bytes()).splitlines() if b"@kline" not in line]
+    frames = [line for line in unpacked(recording(name)).splitlines() if b"@kline" not in line]
     data = [json.loads(line)["data"] for line in frames]
     needs: dict[str, tuple[int, int]] = {}
     for row in data:
@@ -330,10 +328,10 @@ def test_klines_are_scanned_as_they_are_decoded_or_left() -> None:
         klines_agree(page[:place])
 
 
-@pytest.mark.skipif(not KLINES.exists(), reason="recordings are not there")
-def test_what_the_exchange_has_of_klines_is_plain() -> None:
-    _, *lines = gzip.decompress(KLINES.read_bytes()).decode().split()
+@pytest.mark.parametrize(("name", "count"), [("usdm-BTCUSDT-1m.csv", 4), ("usdm-ALGOUSDT-1m-2024-02.csv.gz", 41_760)])
+def test_what_the_exchange_has_of_klines_is_plain(name: str, count: int) -> None:
+    _, *lines = unpacked(recording(name)).decode().split()
     rows = [[int(text) if place in (0, 6, 8) else text for place, text in enumerate(line.split(","))] for line in lines]
-    assert len(rows) > 40_000
+    assert len(rows) == count
     for start in range(0, len(rows), 1_500):
         assert klines_agree(json.dumps(rows[start : start + 1_500], separators=(",", ":")).encode())

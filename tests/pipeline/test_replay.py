@@ -19,12 +19,9 @@ from typing import Any
 
 import pytest
 
-from harness.processes import RECORDINGS, ROOT, wait_for
+from harness.processes import RECORDINGS, ROOT, recording, unpacked, wait_for
 
-pytestmark = [
-    pytest.mark.pipeline,
-    pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"there are no recordings in {RECORDINGS}"),
-]
+pytestmark = pytest.mark.pipeline
 
 MINUTE_MS = 60_000
 HEADER = (
@@ -112,23 +109,20 @@ def kline_of(trades: list[Trade], open_time: int) -> Row:
 def recorded_agg_trades(path: Path) -> dict[str, dict[int, list[Trade]]]:
     """Return the recorded aggregates by symbol and minute, in the order of their ids."""
     by_id: dict[str, dict[int, Trade]] = defaultdict(dict)
+    lines = unpacked(path).decode().splitlines()
     if ".jsonl" in path.name:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                data: dict[str, Any] = json.loads(line)
-                data = data.get("data", data)
-                if data.get("e") == "aggTrade":
-                    trade = Trade(
-                        data["T"], Decimal(data["p"]), Decimal(data["q"]), data["l"] - data["f"] + 1, data["m"]
-                    )
-                    by_id[data["s"]][data["a"]] = trade
+        for line in lines:
+            data: dict[str, Any] = json.loads(line)
+            data = data.get("data", data)
+            if data.get("e") == "aggTrade":
+                trade = Trade(data["T"], Decimal(data["p"]), Decimal(data["q"]), data["l"] - data["f"] + 1, data["m"])
+                by_id[data["s"]][data["a"]] = trade
     else:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
-            for cells in csv.reader(lines):
-                time_ms = int(cells[5]) // 1000
-                count = int(cells[4]) - int(cells[3]) + 1
-                trade = Trade(time_ms, Decimal(cells[1]), Decimal(cells[2]), count, cells[6].lower() == "true")
-                by_id[path.name.split("-")[1]][int(cells[0])] = trade
+        for cells in csv.reader(lines):
+            time_ms = int(cells[5]) // 1000
+            count = int(cells[4]) - int(cells[3]) + 1
+            trade = Trade(time_ms, Decimal(cells[1]), Decimal(cells[2]), count, cells[6].lower() == "true")
+            by_id[path.name.split("-")[1]][int(cells[0])] = trade
     minutes: dict[str, dict[int, list[Trade]]] = {}
     for symbol, trades in by_id.items():
         minutes[symbol] = defaultdict(list)
@@ -199,33 +193,59 @@ def replayed(folder: Path, file: Path, stream: str) -> Path:
     return folder / "export"
 
 
-def recording(name: str) -> Path:
-    path = RECORDINGS / name
-    if not path.exists():
-        pytest.skip(f"there is no {name}")
-    return path
+@dataclass(frozen=True)
+class EveryTrade:
+    """A recording of all trades, and the exchange's own minutes around it."""
+
+    stream: str
+    klines: str
+    begin: datetime
+    """The first minute of which all was recorded ..."""
+    minutes: int
+    """... and how many follow from it."""
+    longer: int
+    """Klines of longer intervals that do."""
+
+
+BY_HAND = EveryTrade(
+    "usdm-BTCUSDT-trade-stream.jsonl", "usdm-BTCUSDT-1m.csv", datetime(2024, 1, 31, 23, 59, tzinfo=UTC), 4, 2
+)
+REAL = EveryTrade(
+    "usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz",
+    "usdm-BTCUSDT-1m-20230404T2356.csv",
+    datetime(2023, 4, 4, 23, 59, tzinfo=UTC),
+    7,
+    4,
+)
+
+
+@pytest.fixture(scope="module", params=[BY_HAND, REAL], ids=["by hand", "real"])
+def recorded(request: pytest.FixtureRequest) -> EveryTrade:
+    recording(request.param.stream)
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def every_trade(folders: Path) -> Path:
-    file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
-    return replayed(Path(tempfile.mkdtemp(dir=folders)), file, "trade")
+def every_trade(folders: Path, recorded: EveryTrade) -> Path:
+    return replayed(Path(tempfile.mkdtemp(dir=folders)), recording(recorded.stream), "trade")
 
 
-def test_seven_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Path) -> None:
-    theirs = read_rows(recording("usdm-BTCUSDT-1m-20230404T2356.csv"))
+def test_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Path, recorded: EveryTrade) -> None:
+    theirs = read_rows(recording(recorded.klines))
     ours = read_rows(every_trade / "BTCUSDT" / "BTCUSDT-1m.csv")
-    begin = int(datetime(2023, 4, 4, 23, 59, tzinfo=UTC).timestamp() * 1000)
-    minutes = [begin + number * MINUTE_MS for number in range(7)]
+    begin = int(recorded.begin.timestamp() * 1000)
+    minutes = [begin + number * MINUTE_MS for number in range(recorded.minutes)]
     assert [ours.get(minute) for minute in minutes] == [theirs[minute] for minute in minutes]
-    assert all(ours[minute].trade_count > 0 for minute in minutes)
     # To the last digit, zeros at the end included: the lines themselves.
-    theirs_lines = recording("usdm-BTCUSDT-1m-20230404T2356.csv").read_text(encoding="utf-8").split()
+    theirs_lines = recording(recorded.klines).read_text(encoding="utf-8").split()
     ours_lines = (every_trade / "BTCUSDT" / "BTCUSDT-1m.csv").read_text(encoding="utf-8").split()
-    assert [line for line in ours_lines if line in theirs_lines[1:]] == theirs_lines[4:11]
+    begins = tuple(f"{minute}," for minute in minutes)
+    assert [line for line in ours_lines if line in theirs_lines[1:]] == [
+        line for line in theirs_lines if line.startswith(begins)
+    ]
 
 
-def test_higher_intervals_equal_the_merge_of_the_minutes(every_trade: Path) -> None:
+def test_higher_intervals_equal_the_merge_of_the_minutes(every_trade: Path, recorded: EveryTrade) -> None:
     minutes = read_rows(every_trade / "BTCUSDT" / "BTCUSDT-1m.csv")
     compared = 0
     for interval, length in LENGTHS_MS.items():
@@ -235,7 +255,7 @@ def test_higher_intervals_equal_the_merge_of_the_minutes(every_trade: Path) -> N
             if any(minute.trade_count for minute in inside):
                 assert row == merged(inside, open_time, length_ms), interval
                 compared += interval != "1m"
-    assert compared >= 4, "at least 00:00 of 3m, 00:03 of 3m, 00:00 of 5m, and what ends at midnight"
+    assert compared >= recorded.longer, "3m and 5m from 00:00 on, and what ends at midnight"
 
 
 def test_the_files_are_in_the_archives_form(every_trade: Path) -> None:
@@ -251,6 +271,8 @@ def test_the_files_are_in_the_archives_form(every_trade: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "usdm-2symbols-aggTrade-and-kline-stream.jsonl",
+        "spot-NEOUSDT-aggTrades.csv",
         "usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz",
         "usdm-4symbols-aggTrade-and-kline-stream-20210722T2225.jsonl.gz",
         "spot-8symbols-aggTrade-stream-20210405T1833.jsonl.gz",
@@ -273,7 +295,7 @@ def test_closed_minutes_of_aggregates_equal_the_sum_of_their_trades(folder: Path
 
 
 def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
-    file = recording("usdm-BTCUSDT-trade-stream-20230404T2358.jsonl.gz")
+    file = recording(BY_HAND.stream)
     with replaying(folder, str(file), "--stream", "trade", "--speed", "1") as process:
         wait_for("the rooms to run", lambda: len(processes_below(folder)) >= 5)
         process.send_signal(signal.SIGINT)
@@ -285,7 +307,7 @@ def test_ctrl_c_leaves_no_process_and_no_folder(folder: Path) -> None:
 
 
 def test_a_stream_that_was_not_recorded_is_named(folder: Path) -> None:
-    file = recording("usdm-5symbols-aggTrade-stream-20210405T1836.jsonl.gz")
+    file = recording("usdm-2symbols-aggTrade-and-kline-stream.jsonl")
     with replaying(folder, str(file), "--stream", "trade") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2, said

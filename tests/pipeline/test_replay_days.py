@@ -1,7 +1,6 @@
 """Days with few trades: a replay jumps over pauses, and makes every kline of them, on the exchange's grid."""
 
 import csv
-import gzip
 import json
 import tempfile
 from collections.abc import Iterator
@@ -11,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.processes import RECORDINGS
+from harness.processes import recording, unpacked
 from tests.pipeline.test_replay import MINUTE_MS, Row, ended, read_rows
 
-pytestmark = [
-    pytest.mark.pipeline,
-    pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"there are no recordings in {RECORDINGS}"),
-]
+pytestmark = pytest.mark.pipeline
 
 DAY_MS = 86_400_000
 BEGIN = datetime(2021, 3, 1, tzinfo=UTC)
@@ -28,21 +24,22 @@ HOURS = (1, 5, 11, 20)
 """When a day's trades are: its open, its high, its low and its close."""
 
 
-def official(symbol: str, interval: str) -> dict[int, list[Decimal]]:
+def official(files: str, symbol: str, interval: str) -> dict[int, list[Decimal]]:
     """Return the exchange's own klines: open time to open, high, low, close and volume."""
-    with gzip.open(RECORDINGS / f"spot-{symbol}-{interval}.csv.gz", "rt", encoding="utf-8") as lines:
-        return {
-            int(datetime.fromisoformat(row["timestamp"]).replace(tzinfo=UTC).timestamp() * 1000): [
-                Decimal(row[name]) for name in ("open", "high", "low", "close", "volume")
-            ]
-            for row in csv.DictReader(lines)
-        }
+    lines = unpacked(recording(files.format(symbol=symbol, interval=interval))).decode().splitlines()
+    return {
+        int(datetime.fromisoformat(row["timestamp"]).replace(tzinfo=UTC).timestamp() * 1000): [
+            Decimal(row[name]) for name in ("open", "high", "low", "close", "volume")
+        ]
+        for row in csv.DictReader(lines)
+        if (row.get("symbol", symbol), row.get("interval", interval)) == (symbol, interval)
+    }
 
 
-def recorded(symbol: str) -> Iterator[tuple[int, str]]:
+def trades_of(files: str, symbol: str) -> Iterator[tuple[int, str]]:
     """Yield (time, frame) of four trades a day that make up the exchange's own day."""
     begin = int(BEGIN.timestamp() * 1000)
-    days = official(symbol, "1d")
+    days = official(files, symbol, "1d")
     for day in range(DAYS):
         *prices, volume = days[begin + day * DAY_MS]
         part = (volume / 4).quantize(Decimal("0.01"))
@@ -60,21 +57,28 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(scope="module", params=["spot-3symbols-1d-and-3d.csv", "spot-{symbol}-{interval}.csv.gz"])
+def files(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def export(folder: Path) -> Path:
+def export(folder: Path, files: str) -> Path:
     """What a replay writes at a speed at which it would take hours to wait for all of its pauses."""
-    file = folder / "days.jsonl"
-    file.write_text("\n".join(frame for _, frame in sorted(frame for name in FIRST_DAYS for frame in recorded(name))))
+    place = Path(tempfile.mkdtemp(dir=folder))
+    file = place / "days.jsonl"
+    trades = sorted(trade for symbol in FIRST_DAYS for trade in trades_of(files, symbol))
+    file.write_text("\n".join(frame for _, frame in trades))
     first_days = [f"--first-day={symbol}={day}" for symbol, day in FIRST_DAYS.items()]
-    code, said = ended(folder, file, stream="trade", speed=100, more=first_days)
+    code, said = ended(place, file, stream="trade", speed=100, more=first_days)
     assert code == 0, said
     assert "count from their first day here" not in said
-    return folder / "export"
+    return place / "export"
 
 
 @pytest.mark.parametrize("symbol", FIRST_DAYS)
-def test_3d_klines_are_the_exchanges_own_where_the_first_day_is_said(export: Path, symbol: str) -> None:
-    ours, theirs = read_rows(export / symbol / f"{symbol}-3d.csv"), official(symbol, "3d")
+def test_3d_klines_are_the_exchanges_own_where_the_first_day_is_said(export: Path, files: str, symbol: str) -> None:
+    ours, theirs = read_rows(export / symbol / f"{symbol}-3d.csv"), official(files, symbol, "3d")
     begin = int(BEGIN.timestamp() * 1000)
     whole = [time for time in theirs if begin <= time < begin + (DAYS - 3) * DAY_MS]
     assert len(whole) >= 1

@@ -82,6 +82,9 @@ nonsense: .venv/installed-test
 speeds: .venv/installed-test
 	$(BIN)/python -m tests.speeds $(FILES) --stream $(or $(STREAM),aggTrade)
 
+screenshots: .venv/installed-test
+	$(BIN)/python -m tests.screenshots
+
 bench: .venv/installed-test
 	$(BIN)/python -m bench
 

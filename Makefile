@@ -122,7 +122,7 @@ moved:
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ rm -rf .venv; $(PYTHON) -m venv .venv; } || \
 		{ rm -rf .venv; echo 'No virtual environment without venv: apt-get install python3-venv (Debian, Ubuntu).'; exit 1; }
-	@echo 'Installing klagg and what it needs into .venv: a minute or two, about 600 MB.'
+	@echo 'Installing klagg and what it needs into .venv: a minute or two, about 450 MB.'
 	@$(PIP) --requirement requirements.txt
 	@$(PIP) $(KLAGG)
 	@touch $@

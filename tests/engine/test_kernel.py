@@ -141,7 +141,7 @@ def test_more_quote_volume_than_64_bits_is_exact_in_every_interval() -> None:
 def test_what_is_full_says_so_and_its_minutes_go_on() -> None:
     played = PlayedEngine()
     played.add()
-    trades = [Trade(number + 1, START + number * MINUTE, 1, 9 * 10**18) for number in range(4)]
+    trades = [Trade(n + 1, START + n * MINUTE, 1, 9 * 10**18) for n in range(4)]
     for trade in trades:
         played.until(trade.time)
         played.apply(batch([trade], covered=[(0, trade.id)]))

@@ -1,4 +1,4 @@
-"""Documents and code say the same: what strangers rely on stands in docs/snapshots.md, by name and type."""
+"""Documents and code say the same: names, types and limits of what strangers rely on, files and links."""
 
 import re
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from shared.interval import INTERVAL_NAMES
 from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 from tests.engine.played import PlayedEngine
 
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 DOCUMENT = (ROOT / "docs" / "snapshots.md").read_text(encoding="utf-8")
 WORDS: dict[Any, set[str]] = {
     int: {"integer"},
@@ -90,3 +91,22 @@ def test_intervals_and_limits_are_those_that_are_told() -> None:
         f"{CONNECTIONS_MAX:,} connections, {QUEUES_MAX:,} messages that wait for all",
     ):
         assert words in DOCUMENT
+
+
+def test_what_documents_link_to_is_there() -> None:
+    wrong = []
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            if "://" not in target and not (path.parent / target).exists():
+                wrong.append(f"{path.relative_to(ROOT)}: {target}")
+    assert not wrong
+
+
+def test_the_files_that_architecture_and_contributing_name_are_there() -> None:
+    folders = [ROOT, ROOT / "services", *(path for path in (ROOT / "services").iterdir() if path.is_dir())]
+    wrong = []
+    for name in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        for file in re.findall(r"`([\w/]+\.(?:py|js|sql|toml))[:`]", (ROOT / name).read_text(encoding="utf-8")):
+            if "_N" not in file and not any((folder / file).exists() for folder in folders):
+                wrong.append(f"{name}: {file}")
+    assert not wrong

@@ -41,8 +41,7 @@ run: .venv/installed
 # else runs in compiled code or in processes of its own.
 PURE := $(patsubst %,tests/engine/test_%.py,audit budget clock dirty encoding final gaps health nonsense repair saving \
 		seeding snapshots trades unexplained) \
-	$(patsubst %,tests/ingest/test_%.py,binance exact frames governor hearing history patience recent scan symbols \
-		timekeeper) \
+	$(patsubst %,tests/ingest/test_%.py,binance exact frames governor hearing patience recent scan symbols timekeeper) \
 	$(patsubst %,tests/viz/test_%.py,hub rows state)
 COVERED_MIN := 88
 

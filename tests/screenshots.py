@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.support import ROOT, free_port, running, wait_for, write_config
+from harness.processes import ROOT, free_port, running, wait_for, write_config
 
 ROOMS = ("postgres", "persist", "engine", "simulator", "ingest", "viz")
 FOLDER = ROOT / "docs" / "screenshots"

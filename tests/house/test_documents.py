@@ -20,7 +20,7 @@ from services.engine.public import (
 )
 from services.engine.snapshots import Snapshots
 from shared.interval import INTERVAL_NAMES
-from shared.wire import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
+from shared.snapshot import HEALTH_TOPIC, TICKERS_TOPIC, Snapshot, Tickers
 from tests.engine.played import PlayedEngine
 
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

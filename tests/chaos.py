@@ -215,7 +215,7 @@ def run(folder: Path, plan: Plan) -> list[str]:
         silent = [] if is_told(house, source.choice(FROZEN)) else ["nobody told that a room was stopped"]
         house.wait(5.0)
         wait_until_live(house, health, SETTLE_MAX_S)
-        # That ids have begun anew shows by a trade: a market that stands still has none.
+        # That ids have restarted shows by a trade: a market that stands still has none.
         wait_for("the ids of now", lambda: _ids_are_of_now(house), SETTLE_MAX_S)
         wait_for("what is unexplained to be settled", lambda: _is_explained(house), EXPLAINED_MAX_S, every=0.5)
         settle(house.config, SETTLE_MAX_S)

@@ -115,7 +115,7 @@ class Nonsense:
 
 def main() -> None:
     """Let the engine live through as much of it as is asked for."""
-    from tests.engine.test_sense import differences
+    from tests.engine.test_validation import differences
 
     parser = argparse.ArgumentParser(prog="python -m tests.nonsense", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the first run")

@@ -58,7 +58,7 @@ REFINED = ("ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "BNBUSDT", "ADAUSDT", "S
 LATE = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 """Symbols whose times fall, ..."""
 RELISTED = ("AVAXUSDT", "LTCUSDT", "BCHUSDT")
-"""... and those whose ids begin anew: both at once nobody could tell apart."""
+"""... and those whose ids restart: both at once nobody could tell apart."""
 SOMEBODY = {"decimals": REFINED, "late": LATE, "relist": RELISTED}
 """Faults that befall one of these."""
 FAULTS_SHARE = 0.4

@@ -42,7 +42,7 @@ SYMBOL = np.dtype(
         ("fall_ms", "<i8"),  # how far times have fallen from one id to the next
         ("final_at", "<i8"),  # once every trade before this time was applied, there are klines to declare final
         ("withdrawn", "<i8"),  # 1: so are older ones, of which that had to be taken back
-        ("contradicted", "<i8"),  # the end of the minute in which ids began anew; 0: they did not
+        ("contradicted", "<i8"),  # the end of the minute in which ids restarted; 0: they did not
         ("seam_time", "<i8"),  # trades before it are in the rows by way of the exchange's klines
         ("price_decimals", "<i8"),
         ("quantity_decimals", "<i8"),
@@ -70,7 +70,7 @@ COUNTERS = np.dtype(
         ("duplicates", "<i8"),
         ("late", "<i8"),  # applied to a row that was closed
         ("withdrawn", "<i8"),  # minutes that were final and then got a trade all the same
-        ("contradictions", "<i8"),  # not applied: ids have begun anew, and the symbol has not yet
+        ("contradictions", "<i8"),  # not applied: ids have restarted, and the symbol has not yet
         ("void_before_first", "<i8"),  # not applied: before a symbol's first trade there is no row to be in
         ("before_seam", "<i8"),  # not applied: already in the exchange's own klines
         ("refused", "<i8"),  # not applied: impossible numbers

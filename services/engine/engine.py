@@ -10,8 +10,8 @@ How it lives:
    not count: they are found missing later, by their ids.
 2. It tells ingest every symbol that it knows; ingest announces all others (`AddSymbol`).
 3. Whatever begins, begins at a *seam*: trades before it are in the exchange's own klines, trades from it on are applied
-   by id. A restored symbol's seam is past and only its frontier matters; one that was away for long begins anew.
-4. What is missing is asked for (repair.py). A symbol that cannot be repaired by id begins anew, from where it lacks
+   by id. A restored symbol's seam is past and only its frontier matters; one that was away for long is reseeded.
+4. What is missing is asked for (repair.py). A symbol that cannot be repaired by id is reseeded, from where it lacks
    something: at another seam, with the exchange's own klines before it.
 5. A batch for the store is a consistent cut of rows and frontiers, and there is one at a time.
 """
@@ -40,8 +40,8 @@ from services.engine.repair import Repair
 from services.engine.rewriting import Rewriting
 from services.engine.saving import Saving
 from services.engine.seeding import Seeding, grid_3d_of
-from services.engine.sense import Sense
 from services.engine.symbols import SymbolTable, coarser
+from services.engine.validation import Validation
 from shared.arrays import Rows
 from shared.clock import ExchangeClock
 from shared.compiled import fixed
@@ -99,7 +99,7 @@ class KlineEngine:
         self.audit = Audit(audit or AuditConfig(), self.book, self.symbols)
         self._marks = Marks(self.book, self.table, self.repair, self.audit)
         self.saving = Saving(config, session, self.book, self.unsaved, self.table, self._passing, self._marks)
-        self._sense = Sense(self.clock, session, self.saving)
+        self._validation = Validation(self.clock, session, self.saving)
         self._seeding = Seeding(self.book, self.table, self.repair, self.audit)
         nothing = np.zeros(0, np.int64)
         self._apply_rows = fixed(apply_trades, self.book, np.zeros(0, TRADE), 0, nothing, nothing, nothing, 0, 0)
@@ -122,7 +122,7 @@ class KlineEngine:
         self._restored: list[Restored] = []
         self._resumes = False
         self._absent: dict[str, SymbolMark] = {}
-        """Symbols that begin anew and what was known of them: from their proven time on, something is lacking."""
+        """Symbols that are reseeded and what was known of them: from their proven time on, something is lacking."""
         self._introduce_at = 0
         self._held: list[Trades] = []
         """Of a replay: trades that would push rows out of memory which are unsaved, or lack what is being asked for."""
@@ -133,7 +133,7 @@ class KlineEngine:
         """Take an event: the only way to change state, clock ticks aside. Raises WireError on rows that are none."""
         if not isinstance(event, Trades):
             settle(self.book, False)
-            if objection := self._sense.objection(event, now_ns):
+            if objection := self._validation.objection(event, now_ns):
                 self._drop(objection)
                 return
         match event:
@@ -256,7 +256,7 @@ class KlineEngine:
         return None
 
     def _note_gapped(self, now_ns: int) -> None:
-        """Ask for what has turned out to be missing; symbols whose ids begin anew do so themselves."""
+        """Ask for what has turned out to be missing; symbols whose ids restart do so themselves."""
         gapped = self._gapped.drain()
         self.repair.note(gapped, now_ns)
         for symbol in gapped[self.book.symbols["contradicted"][gapped] > 0].tolist():
@@ -266,7 +266,7 @@ class KlineEngine:
                 self.book.symbols[symbol]["contradicted"] = 0
 
     def _wait_for_seam(self, symbol: int, now_ns: int) -> None:
-        """Let a symbol whose ids have begun anew do so itself once that minute is over: trades of both are in it."""
+        """Let a symbol whose ids have restarted do so itself once that minute is over: trades of both are in it."""
         wait_ms = self.clock.wait_ms(int(self.book.symbols[symbol]["contradicted"]), now_ns) or 0
         self.repair.contradict(symbol, now_ns + (wait_ms + SETTLED_MS) * 1_000_000)
 
@@ -442,8 +442,8 @@ class KlineEngine:
     def _compare(self, symbol: int, rows: Rows, now_ns: int) -> None:
         """Compare a symbol's minutes with the exchange's own."""
         if self.repair.unexplained(symbol):
-            anew_from = self.repair.settle(symbol, *self.audit.equal(symbol, rows))
-            if anew_from is not None and symbol not in self.repair.unrepairable:
+            reseed_from = self.repair.settle(symbol, *self.audit.equal(symbol, rows))
+            if reseed_from is not None and symbol not in self.repair.unrepairable:
                 self.repair.unrepairable.add(symbol)
                 self._reseed([symbol], now_ns)
                 return

@@ -180,7 +180,7 @@ def _set_aside(book: Book, symbol: int, trade: Record, minute_end: int, recorded
 
 @compiled
 def _contradict(book: Book, symbol: int, minute_end: int) -> None:
-    """Note that a symbol's ids have begun anew: none of its trades counts before that minute is over."""
+    """Note that a symbol's ids have restarted: none of its trades counts before that minute is over."""
     state = book.symbols[symbol]
     book.counters[0].contradictions += 1
     state.contradicted = minute_end

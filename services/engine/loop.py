@@ -46,13 +46,13 @@ class Loop:
         self._stop = stop
         self._sockets = sockets
         self._events, self._commands = sockets.events, sockets.commands
-        self._store, self._public = sockets.store, sockets.public
-        self._publisher = sockets.public.socket
+        self._store, self._publisher = sockets.store, sockets.publisher
+        self._snapshot_socket = sockets.publisher.socket
         started_at = time.monotonic()
         warm_up()
         freeze_objects()
         self._turns = Turns(config, sockets.session)
-        self._turns.snapshots.figures = self._public.figures
+        self._turns.snapshots.figures = self._publisher.figures
         self._load_at = time.monotonic() + LOAD_AGAIN_S if asked else 0.0
         self._undecoded = 0
         log.info(
@@ -65,15 +65,15 @@ class Loop:
         """Serve until a signal, then save what is unsaved."""
         poller = zmq.Poller()
         poller.register(self._events, zmq.POLLIN)
-        poller.register(self._publisher, zmq.POLLIN)
-        poller.register(self._public.changes, zmq.POLLIN)
+        poller.register(self._snapshot_socket, zmq.POLLIN)
+        poller.register(self._publisher.changes, zmq.POLLIN)
         poller.register(self._stop.fd, zmq.POLLIN)
         while not self._stop.asked:
             readable = dict(poller.poll(self._turns.wait_ms(time.monotonic_ns())))
             if self._events in readable:
                 self._drain(TURN_MESSAGES_MAX)
             self._turn()
-            if self._publisher in readable or self._public.changes in readable:
+            if self._snapshot_socket in readable or self._publisher.changes in readable:
                 self._subscriptions()
         self._finish(poller)
 
@@ -115,7 +115,7 @@ class Loop:
 
     def _subscriptions(self) -> None:
         """Take who wants what. What they need to begin with is owed to them, and comes with the next turn."""
-        for message in self._public.asked(time.monotonic_ns()):
+        for message in self._publisher.asked(time.monotonic_ns()):
             self._turns.subscription(message)
 
     def _publish(self, messages: Iterable[Message]) -> None:
@@ -123,9 +123,9 @@ class Loop:
         while some := list(islice(messages, PUBLISHED_AT_ONCE)):
             # Not send_multipart, which takes three times as long to look at what it is given.
             for topic, body in some:
-                self._publisher.send(topic, MORE)
-                self._publisher.send(body, zmq.NOBLOCK)
-            self._public.sent(len(some))
+                self._snapshot_socket.send(topic, MORE)
+                self._snapshot_socket.send(body, zmq.NOBLOCK)
+            self._publisher.sent(len(some))
 
     def _plan_load(self, event: AppEvent) -> None:
         """The store is asked at once when it comes up, and again when it has been silent."""
@@ -140,8 +140,8 @@ class Loop:
         while time.monotonic() < deadline and not self._drain(TURN_MESSAGES_MAX):
             self._turns.engine.tick(time.monotonic_ns())
         poller.unregister(self._stop.fd)
-        poller.unregister(self._publisher)
-        poller.unregister(self._public.changes)
+        poller.unregister(self._snapshot_socket)
+        poller.unregister(self._publisher.changes)
         while time.monotonic() < deadline:
             self._turn(last=True)
             if self._turns.is_saved:

@@ -5,14 +5,14 @@ Decides what is asked when, and when to give up on trades. Knows no messages tha
 1. A missing id is asked for at once, and again while it stays missing: soon where nobody has answered, later and later
    where an answer has left it out. After `LEFT_OUT_MAX` of those it is *unexplained*, and asked for no more.
 2. A symbol whose missing ids are too many, or too old for their rows to be in memory, or that nobody answers for, is
-   *unrepairable*: it begins anew at a later seam, from the exchange's own klines.
+   *unrepairable*: it is reseeded at a later seam, from the exchange's own klines.
 3. What was traded last before the feed came up shows by the next id only; a symbol that stays silent is asked
    about, until somebody answers.
 4. Klines that the store lacks and memory no longer has are asked of the exchange, a few at a time.
 5. Whether unexplained ids carry trades is settled by the exchange's own klines of the minutes that they may belong to
-   (`settle`): where those are ours, the ids carry none, and where they are not, the symbol begins anew from there.
+   (`settle`): where those are ours, the ids carry none, and where they are not, the symbol is reseeded from there.
 
-A recording has nobody else to ask: one answer is all there is, nothing settles it, and no symbol begins anew.
+A recording has nobody else to ask: one answer is all there is, nothing settles it, and no symbol is reseeded.
 """
 
 from collections.abc import Container
@@ -64,7 +64,7 @@ KLINES_AGAIN_MS = 5_000
 class Due(NamedTuple):
     commands: list[Command]
     unrepairable: list[int]
-    """Symbols that are to begin anew."""
+    """Symbols that are to be reseeded."""
 
 
 class Repair:
@@ -89,7 +89,7 @@ class Repair:
         self.unrepairable: set[int] = set()
         """Symbols that wait for their beginning."""
         self._contradicted: dict[int, int] = {}
-        """Symbols whose ids have begun anew, and when (monotonic ns) they may."""
+        """Symbols whose ids have restarted, and when (monotonic ns) they may."""
         self._unheard: dict[int, int] = {}
         """Symbols and their last ids when the feed came up, ..."""
         self._heard_since = self._unheard_at = 0
@@ -166,7 +166,7 @@ class Repair:
 
     def settle(self, symbol: int, open_times: list[int], matches: list[bool]) -> int | None:
         """Take which of a symbol's minutes, ascending, are the same at the exchange: ids that may belong to no others
-        carry no trade. Return the time from which the symbol must begin anew; None if it need not.
+        carry no trade. Return the time from which the symbol must be reseeded; None if it need not.
         """
         if self._replays:
             return None
@@ -253,7 +253,7 @@ class Repair:
         self._plan(symbol, self._ask_at.get(symbol, now_ns))
 
     def contradict(self, symbol: int, at_ns: int) -> None:
-        """A symbol's ids have begun anew: nothing more is asked of it, and it begins anew at this time."""
+        """A symbol's ids have restarted: nothing more is asked of it, and it is reseeded at this time."""
         self.unrepairable.add(symbol)
         self._contradicted.setdefault(symbol, at_ns)
 

@@ -90,7 +90,7 @@ class Snapshots:
         return self._owes or bool(self._heard)
 
     def subscription(self, message: bytes) -> None:
-        """Take what was subscribed, or is subscribed by nobody any more (public.py)."""
+        """Take what was subscribed, or is subscribed by nobody any more (publisher.py)."""
         prefix = message[1:]
         if message[:1] == b"\x01":
             self._prefixes.add(prefix)

@@ -4,7 +4,7 @@ import time
 
 import zmq
 
-from services.engine.public import Public
+from services.engine.publisher import Publisher
 from services.engine.window import rows_to_load
 from shared.config import Config
 from shared.sockets import bind, ipc, send
@@ -17,7 +17,7 @@ class EngineSockets:
         self.events = bind(context, zmq.PULL, ipc(config.run_path, "events"))
         self.commands = bind(context, zmq.PUSH, ipc(config.run_path, "commands"))
         self.store = bind(context, zmq.PUSH, ipc(config.run_path, "store"))
-        self.public = Public(context, config.engine.snapshots)
+        self.publisher = Publisher(context, config.engine.snapshots)
         self._load = encode(Load(self.session, rows_to_load(config.engine.window)))
 
     def ask_store(self, wait_ms: int = 0) -> bool:

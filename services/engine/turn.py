@@ -45,7 +45,7 @@ class Turns:
         self.engine.apply(event, now_ns)
 
     def subscription(self, message: bytes) -> None:
-        """Take what was subscribed, or is subscribed by nobody any more (public.py)."""
+        """Take what was subscribed, or is subscribed by nobody any more (publisher.py)."""
         self.snapshots.subscription(message)
 
     def ready(self, now_ns: int, store_is_there: bool, last: bool = False) -> Ready:

@@ -23,7 +23,7 @@ AT_ONCE = {
     "list": "list a new symbol",
     "delist": "end a `symbol`'s trading at the end of the minute",
     "late": "let one of a `symbol`'s next trades say a time that is `ms` earlier, but in the minute before",
-    "relist": "let a `symbol`'s ids begin anew with 1, as of one that is listed again",
+    "relist": "let a `symbol`'s ids restart at 1, as of one that is listed again",
     "clock": "move the exchange's time by `ms`; backwards means that it stands still for so long",
 }
 ONCE = {

@@ -343,7 +343,7 @@ def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is
         assert [ids.outcome for ids in played.engine.repair.unexplained(0)] == ["audited"]
         assert all(flags(played, minute) & FINAL for minute in (-3, -2, -1))
         return
-    # It begins anew, and has the exchange's own klines from that minute on.
+    # It is reseeded, and has the exchange's own klines from that minute on.
     assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
     seam = played.time // MINUTE * MINUTE
     played.add(klines=history([traded(-5, 0), *mine], seam), until=seam)
@@ -369,7 +369,7 @@ def test_a_trade_too_old_for_memory_among_newer_ones_makes_its_own_minute_untrue
     played.apply(batch([traded(119.5, 121)]))
     played.until(START + 122 * MINUTE)
     played.apply(batch([traded(122, 122)]))
-    # It begins anew, and has the exchange's own klines from that minute on.
+    # It is reseeded, and has the exchange's own klines from that minute on.
     played.until(played.time + 1_000)
     assert played.engine.reseeded == 1
 

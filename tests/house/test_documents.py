@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from harness.processes import ROOT
-from services.engine.public import (
+from services.engine.publisher import (
     ANSWER_MAX_MS,
     ASKED_BYTES_MAX,
     CONNECTIONS_MAX,

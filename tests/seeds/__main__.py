@@ -28,7 +28,7 @@ def main() -> None:
     failed = sorted(one.seed for one in played if one.wrong)
     print(
         f"{len(played)} seeds, {len(failed)} failed {failed[:20]}; {sum(one.engines for one in played)} engines,"
-        f" {sum(one.reseeded for one in played)} beginnings anew,"
+        f" {sum(one.reseeded for one in played)} symbols reseeded,"
         f" {sum(one.lost for one in played)} rows left memory unsaved"
     )
     sys.exit(bool(failed))

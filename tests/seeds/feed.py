@@ -45,7 +45,7 @@ class Feed:
         self.engine = 0
         self.dead = False
         self.begins_anew = set(exchange.relisted)
-        """Symbols whose ids have not begun anew yet."""
+        """Symbols whose ids have not restarted yet."""
         self.overlap_until = 0
         self.beat()
 

@@ -132,7 +132,7 @@ class Simulation:
             return
         away = source.choice([100, 3_000, 30_000, 10 * MINUTE, 70 * MINUTE])
         if self.exchange.falls:
-            # After a longer absence a symbol begins anew behind it, and what was proven before stays. A trade from
+            # After a longer absence a symbol is reseeded after it, and what was proven before stays. A trade from
             # within the absence whose time falls back into that is asked of nobody: the minute lacks it, final, and
             # only `verify --against-exchange` tells.
             away = min(away, 30_000)

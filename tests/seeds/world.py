@@ -53,7 +53,7 @@ class World:
 class Exchange:
     """What was traded, and what REST says of it.
 
-    Trades have ids that only rise here; on the wire they begin anew with 0 or 1 where a symbol was listed again.
+    Trades have ids that only rise here; on the wire they restart at 0 or 1 where a symbol was listed again.
     """
 
     def __init__(self, world: World, span_ms: int) -> None:
@@ -79,7 +79,7 @@ class Exchange:
         self.relisted: dict[str, int] = {}
         """By symbol: the first id after which ids began anew."""
         self.relisted_first = world.nature.choice((0, 1))
-        """The id that they begin anew with."""
+        """The id that they restart with."""
         self.strays: dict[tuple[str, int], int] = {}
         """By symbol and id: the time, long past, that a trade says which the exchange counts where it happened."""
         self._named_at: dict[tuple[str, int], float] = {}

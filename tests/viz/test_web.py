@@ -16,7 +16,7 @@ import psycopg
 from websockets.sync.client import ClientConnection, connect
 
 from harness.processes import Room, wait_for
-from services.engine.public import ASKED_BYTES_MAX
+from services.engine.publisher import ASKED_BYTES_MAX
 from services.viz.pace import Pace
 from services.viz.rows import row_of
 from services.viz.web import ASKED_A_SECOND, ASKED_AT_ONCE, MESSAGES_A_SECOND, MESSAGES_AT_ONCE, QUESTIONS_MAX

@@ -14,7 +14,7 @@ from services.simulator.rows import SUMS, Rows
 
 
 class Chain(NamedTuple):
-    """Ids that begin anew with 1."""
+    """Ids that restart at 1."""
 
     aggregate: int
     """The raw id of the first aggregate, ..."""

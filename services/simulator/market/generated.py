@@ -134,7 +134,7 @@ class GeneratedMarket:
         self._meet_coins()
 
     def relist(self, symbol: str) -> None:
-        """Let a coin's ids begin anew with 1, with its next trade. Raises KeyError."""
+        """Let a coin's ids restart at 1, with its next trade. Raises KeyError."""
         coin = self._coins[symbol]
         first = self._next_id(coin)
         self._others.chains[symbol] = Chain(first, int(self._generator.tape.trade_ids(np.array([first]))[0]))

@@ -16,8 +16,8 @@ import pytest
 import zmq
 
 from harness.processes import ROOT, free_port, wait_for
-from services.engine import public
-from services.engine.public import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, PREFIXES_BYTES_MAX, Public
+from services.engine import publisher
+from services.engine.publisher import ASKED_BYTES_MAX, GREETING_MAX_MS, MESSAGE_BYTES_MAX, PREFIXES_BYTES_MAX, Publisher
 from shared.sockets import connect
 from shared.wire import AddSymbol
 from tests.engine.played import batch
@@ -168,7 +168,7 @@ def resident() -> int:
 def test_two_hundred_who_take_nothing_cost_no_memory_and_nobody_else_a_message() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = free_port()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     stalled = [Peer(port) for _ in range(200)]
     reader = connect(context, zmq.SUB, f"tcp://127.0.0.1:{port}")
     reader.setsockopt(zmq.SUBSCRIBE, b"")
@@ -203,10 +203,10 @@ def test_two_hundred_who_take_nothing_cost_no_memory_and_nobody_else_a_message()
 @pytest.mark.parametrize("traffic", [False, True])
 def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch, traffic: bool) -> None:
     shorter = {zmq.HEARTBEAT_IVL: 60_000 if traffic else 200, zmq.HEARTBEAT_TIMEOUT: 400, zmq.TCP_MAXRT: 1_000}
-    monkeypatch.setattr(public, "OPTIONS", public.OPTIONS | shorter)
+    monkeypatch.setattr(publisher, "OPTIONS", publisher.OPTIONS | shorter)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = free_port()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     peer = Peer(port)
     peer.subscribe(b"")
     wait_for("the subscription", lambda: door.asked(0))
@@ -224,10 +224,10 @@ def test_who_takes_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch, traf
 
 
 def test_the_newest_beyond_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(publisher, "CONNECTIONS_MAX", 3)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = free_port()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     peers = []
     for number in range(6):
         peers.append(Peer(port))
@@ -278,7 +278,7 @@ def test_who_takes_all_the_room_for_subscriptions_gives_it_up_to_who_needs_a_lit
 
 def test_what_one_of_two_gives_up_the_other_still_gets(port: int) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     first, second = Peer(port), Peer(port)
     said: list[bytes] = []
 
@@ -302,9 +302,9 @@ def test_what_one_of_two_gives_up_the_other_still_gets(port: int) -> None:
 
 
 def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    monkeypatch.setattr(public, "HELD_MAX", 1_000)
+    monkeypatch.setattr(publisher, "HELD_MAX", 1_000)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     few, many = Peer(port), Peer(port)
     few.subscribe(*(b"%d" % number for number in range(500)))
     many.subscribe(*(b"%d" % number for number in range(600)))
@@ -319,7 +319,7 @@ def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.Monkey
 )
 def test_who_speaks_a_protocol_in_which_nobody_can_be_told_apart_is_closed(port: int, greeting: bytes) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    door = Public(context, f"tcp://127.0.0.1:{port}")
+    door = Publisher(context, f"tcp://127.0.0.1:{port}")
     old = socket.create_connection(("127.0.0.1", port), timeout=10)
     with suppress(OSError):
         old.sendall(greeting + b"\x00\x02\x01k")

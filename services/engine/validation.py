@@ -36,7 +36,7 @@ AHEAD_MAX_MS = 400 * DAY_MS
 """To open the minutes of a longer time than this one by one would take the engine longer than a minute."""
 
 
-class Sense:
+class Validation:
     def __init__(self, clock: ExchangeClock, session: int, saving: Saving) -> None:
         """`session`: the engine's, of which no store has a batch that was not sent."""
         self._clock = clock

@@ -83,7 +83,7 @@ OPTIONS = {
 }
 
 
-class Public:
+class Publisher:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
         self.socket = unbound(context, zmq.XPUB)
         for option, value in OPTIONS.items():

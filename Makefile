@@ -40,9 +40,10 @@ run: .venv/installed
 # Tests of what is pure, and what they reach of it. To measure costs a third more CPU, so it is done where it says most: all
 # else runs in compiled code or in processes of its own.
 PURE := $(patsubst %,tests/engine/test_%.py,audit comparison dirty encoding engine gaps health kernel liveness marks passing \
-		proof repair repair_budget repair_unexplained rewriting saving seeding sense snapshots symbols window) \
-	$(patsubst %,tests/ingest/test_%.py,binance exact frames governor hearing patience recent scan symbols timekeeper) \
-	$(patsubst %,tests/viz/test_%.py,hub rows state)
+		proof repair repair_budget repair_unexplained rewriting saving seeding snapshots symbols validation window) \
+	$(patsubst %,tests/ingest/test_%.py,clock decimals decode ingest messages rate_limit recent scan stale_streams \
+		symbols trade_fetch_backoff) \
+	$(patsubst %,tests/viz/test_%.py,hub rows status)
 COVERED_MIN := 88
 
 # The tests of the whole system keep every core busy by themselves, and promise seconds: one after the other.

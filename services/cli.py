@@ -209,7 +209,7 @@ def _check_database(config: Config) -> int:
         return 0
     from services.persist.tables import look
 
-    reason, waits = look(config.database.url)
+    reason, waits = look(config.database.url, config.exchange.name)
     if reason:
         print(f"klagg: database: {reason}{'; persist waits for it' if waits else ''}", file=sys.stderr)
     return 3 if reason and not waits else 0

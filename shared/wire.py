@@ -112,6 +112,8 @@ class Klines(msgspec.Struct, frozen=True, tag="klines"):
     """KLINE[n], ascending."""
     audit: bool = False
     """They were requested to be compared with ours."""
+    start_time: Moment = 0
+    """They answer for the range from here to the last of them, or all of it where there is none."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):

@@ -431,7 +431,8 @@ class KlineEngine:
         if event.audit:
             self._compare(symbol, rows, now_ns)
             return
-        self.repair.klines_came(symbol, interval, int(rows[-1]["open_time"]) if len(rows) else None)
+        last = int(rows[-1]["open_time"]) if len(rows) else None
+        self.repair.klines_came(symbol, interval, event.start_time, last)
         held = self.book.rows[symbol, interval]
         proven = held["open_time"][(held["flags"] & FINAL) != 0]
         older = rows["open_time"] < memory_begin(self.book, symbol, interval)

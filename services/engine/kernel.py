@@ -97,6 +97,9 @@ def apply_trades(
         if trade.trade_count == 0 and book.gathered[symbol].id_count == 0 and not _has_rows(book, symbol):
             counters.void_before_first += 1
             continue
+        if trade.id == 0 and state.last_id < 0 and _traded_before_seam(book, symbol):
+            _contradict(book, symbol, minute_end)
+            continue
         outcome = take_id(state, book.gaps[symbol], trade.id, trade.time)
         if outcome == DUPLICATE:
             counters.duplicates += 1
@@ -186,6 +189,18 @@ def _contradict(book: Book, symbol: int, minute_end: int) -> None:
     state.contradicted = minute_end
     touch_between(book, symbol, state.newest_time, minute_end)
     add(book.gapped, symbol)
+
+
+@compiled
+def _traded_before_seam(book: Book, symbol: int) -> bool:
+    """Say whether a symbol's klines have trades from before its seam: there were ids before its first one then."""
+    seam_time = book.symbols[symbol].seam_time
+    for interval in range(book.rows.shape[1]):
+        for slot in range(book.rows.shape[2]):
+            row = book.rows[symbol, interval, slot]
+            if 0 < row.open_time < seam_time and row.trade_count > 0:
+                return True
+    return False
 
 
 @compiled

@@ -276,12 +276,17 @@ class Repair:
         self._book.symbols[symbol]["mark_changed"] = 1
         self._klines_at = 0
 
-    def klines_came(self, symbol: int, interval: int, last_open_time: int | None) -> None:
-        """Klines of the range that was asked for were answered up to this one; None: there are none."""
-        ranges = self._klines.get((symbol, interval))
-        if not ranges:
+    def klines_came(self, symbol: int, interval: int, start_time: int, last_open_time: int | None) -> None:
+        """Klines of a range that begins here were answered up to this one; None: there are none.
+
+        An answer to an older request says nothing of a range that begins elsewhere by now.
+        """
+        ranges = self._klines.get((symbol, interval), [])
+        answered = next((known for known in ranges if known[0] == start_time), None)
+        if answered is None:
             return
-        _, end_time = ranges.pop(0)
+        ranges.remove(answered)
+        _, end_time = answered
         if last_open_time is not None:
             begin = next_open_time(INTERVAL_NAMES[interval], last_open_time)
             if begin <= end_time:

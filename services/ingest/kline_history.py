@@ -128,9 +128,8 @@ class KlineHistory:
                 price_decimals, quantity_decimals = self._grow(ask.symbol, [closed])
                 rows, left_out = kline_rows(closed, price_decimals, quantity_decimals)
                 self._count_refused(ask.symbol, ask.interval, left_out)
-                self._send(
-                    Klines(ask.symbol, price_decimals, quantity_decimals, ask.interval, rows.tobytes(), ask.audit)
-                )
+                decimals = price_decimals, quantity_decimals
+                self._send(Klines(ask.symbol, *decimals, ask.interval, rows.tobytes(), ask.audit, start))
                 if len(page.open_times) < limit:
                     return
                 start = next_open_time(ask.interval, int(page.open_times[-1]))

@@ -194,7 +194,8 @@ class Loop:
         while True:
             try:
                 if self._connection is None:
-                    self._connection = store.connect(database_url(self._config), self._session)
+                    market = self._config.exchange.name
+                    self._connection = store.connect(database_url(self._config), self._session, market)
                     if not self._config.database.url:
                         # What is stored may wait for what is live.
                         lower_priority(self._connection.info.backend_pid)

@@ -27,7 +27,7 @@ from services.persist.pgcopy import (
     unstaged,
 )
 from services.persist.tables import Connection as Connection
-from services.persist.tables import claim, open_session, prepare
+from services.persist.tables import claim, hold, open_session, prepare
 from shared.arrays import Rows
 from shared.bounds import TIME_MAX
 from shared.interval import INTERVAL_NAMES
@@ -119,7 +119,8 @@ _TABLES = "concat_ws(' ', identity, pg_relation_filenode('klines'), pg_relation_
 """Emptied or restored tables are other files, whoever's identity stands beside them; so are those of a VACUUM FULL,
 after which rows are written again for nothing."""
 _SAVED = f"""
-INSERT INTO engine_state (exchange_time, session, batch) VALUES (%s, %s, %s)
+INSERT INTO engine_state (exchange_time, session, batch, market)
+VALUES (%s, %s, %s, nullif(current_setting('klagg.market', true), ''))
 ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time, session = excluded.session,
     batch = excluded.batch
 RETURNING {_TABLES.replace("identity", "engine_state.identity")}
@@ -151,10 +152,11 @@ _NEWEST = f"""
 """
 
 
-def connect(url: str, owner: int = 0) -> Connection:
+def connect(url: str, owner: int = 0, market: str = "") -> Connection:
     """Connect, bring the tables to this version, and prepare for batches. Raises Unavailable, psycopg.Error.
 
-    `owner`: a number of this process's own, which takes the tables for as long as the connection lasts.
+    `owner`: a number of this process's own, which takes the tables for as long as the connection lasts. `market`: whose
+    klines are saved, `exchange.name`; if it is not told, whose they are is not looked at.
     """
     name = f"klagg persist {owner}" if owner else "klagg persist"
     connection = open_session(url, name)
@@ -162,6 +164,8 @@ def connect(url: str, owner: int = 0) -> Connection:
         if owner:
             claim(connection, name)
         prepare(connection)
+        if market:
+            hold(connection, market)
         # Batches change the size of the staging table, and nobody counts its rows: without these, a plan might read all
         # of klines instead of looking for each row in the index.
         for scan in ("hashjoin", "mergejoin", "seqscan"):

@@ -31,7 +31,7 @@ LOOK_LOCK_MS = 2_000
 COLUMNS: dict[str, tuple[str, ...]] = {
     "klines": STAGED,
     "symbols": tuple(field.name for field in msgspec.structs.fields(SymbolMark)),
-    "engine_state": ("exchange_time", "identity", "session", "batch"),
+    "engine_state": ("exchange_time", "identity", "session", "batch", "market"),
 }
 """What every version's tables end up with, at the least."""
 _OWNED = "hashtextextended('klagg ' || coalesce(current_schema(), ''), 0)"
@@ -160,10 +160,26 @@ def migrate(connection: Connection) -> None:
             connection.execute("INSERT INTO schema_version (version) VALUES (%s)", [number])
 
 
-def look(url: str) -> tuple[str, bool]:
-    """Return what keeps klagg from using a database, empty if nothing does, and whether waiting may end it.
+def hold(connection: Connection, market: str) -> None:
+    """Save klines of this market, `exchange.name`, and no other, in this session. Raises Unfit if there are others.
 
-    Nothing is changed: what was tried is taken back.
+    Symbols of two markets have the same names: a mark of one would prove klines of the other.
+    """
+    # Tables that were emptied are of the market that saves into them first.
+    connection.execute("SELECT set_config('klagg.market', %s, false)", [market])
+    connection.execute("UPDATE engine_state SET market = %s WHERE market IS NULL", [market])
+    held = _one(connection, "SELECT market FROM engine_state")
+    if held not in (None, market):
+        raise Unfit(
+            f"the tables hold klines of {held}, and exchange.name is {market}: give each a data_dir or database of its"
+            " own"
+        )
+
+
+def look(url: str, market: str) -> tuple[str, bool]:
+    """Return what keeps klagg from saving a market into a database, and whether waiting may end it.
+
+    Empty if nothing does. Nothing is changed: what was tried is taken back.
     """
     connection: Connection | None = None
     try:
@@ -172,6 +188,7 @@ def look(url: str) -> tuple[str, bool]:
         claim(connection, "klagg check")
         with connection.transaction(force_rollback=True):
             prepare(connection)
+            hold(connection, market)
     except psycopg.OperationalError as error:
         # A server that knows us and refuses us says so; otherwise nobody is there, or not yet.
         return error_text(error, url), connection is not None or "FATAL" not in str(error)

@@ -32,7 +32,7 @@ def test_a_store_that_is_emptied_while_klines_are_on_their_way_gets_what_lies_be
     rows = np.frombuffer(klines, KLINE)
     while ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking().get(0, []):
         wanted = (rows["open_time"] >= START + 5 * MINUTE) & (rows["open_time"] < START + 26 * MINUTE)
-        played.apply(Klines("BTCUSDT", 2, 3, "1m", rows[wanted].tobytes()))
+        played.apply(Klines("BTCUSDT", 2, 3, "1m", rows[wanted].tobytes(), start_time=START + 5 * MINUTE))
     played.until(START + 126 * MINUTE)
     played.apply(StoreState(4, StorePoint(tables="another"), 0))
     assert ("1m", START + 5 * MINUTE, START + 27 * MINUTE - 1) in played.engine.repair.lacking()[0]

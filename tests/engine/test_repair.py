@@ -110,7 +110,7 @@ def test_a_gap_whose_klines_leave_memory_is_filled_with_the_exchanges_own(monkey
     assert asked["1m"].end_time == seam - 99 * MINUTE - 1
     rows = np.frombuffer(history(trades, seam, limit=200)[0].rows, played.engine.book.rows.dtype)
     wanted = rows[(rows["open_time"] >= asked["1m"].start_time) & (rows["open_time"] <= asked["1m"].end_time)]
-    played.apply(Klines("BTCUSDT", 2, 3, "1m", wanted.tobytes()))
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", wanted.tobytes(), start_time=asked["1m"].start_time))
     played.save()
     whole = expected(trades)
     for minute in range(110):
@@ -118,6 +118,21 @@ def test_a_gap_whose_klines_leave_memory_is_filled_with_the_exchanges_own(monkey
         want = whole.get(("1m", START + minute * MINUTE), dict.fromkeys(FIELDS, 0))
         assert [int(saved[name]) for name in FIELDS[4:9]] == [want[name] for name in FIELDS[4:9]], minute
     assert not played.stored["BTCUSDT", "1m", START + 3 * MINUTE]["flags"] & EXCHANGE
+
+
+def test_klines_that_were_asked_for_before_the_range_grew_do_not_answer_for_all_of_it() -> None:
+    played = begun(market(6, 200, START - 60 * MINUTE, 60 * MINUTE))
+    played.until(START + 5 * MINUTE)
+    repair_, first = played.engine.repair, START - 200 * MINUTE
+    repair_.want_klines(0, 0, START - 150 * MINUTE, START - 148 * MINUTE)
+    (asked,) = [command for command in commands(played, FetchKlines) if isinstance(command, FetchKlines)]
+    repair_.want_klines(0, 0, first, START - 148 * MINUTE)
+    rows = np.zeros(2, played.engine.book.rows.dtype)
+    rows["open_time"] = START - 150 * MINUTE, START - 149 * MINUTE
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes(), start_time=asked.start_time))
+    assert repair_.lacking() == {0: [("1m", first, START - 148 * MINUTE)]}
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes(), start_time=first))
+    assert repair_.lacking() == {0: [("1m", START - 148 * MINUTE, START - 148 * MINUTE)]}
 
 
 def test_missing_ids_that_nobody_answers_for_are_given_up_after_a_while() -> None:

@@ -257,6 +257,25 @@ def test_a_minute_in_which_ids_begin_anew_is_final_by_neither_of_them() -> None:
     assert played.rows()["3m", START]["trade_count"] == 8
 
 
+def test_an_id_0_of_a_symbol_that_has_traded_before_is_a_restart() -> None:
+    """It has begun, and before anybody could say what its newest id was, its ids restarted."""
+    played = PlayedEngine()
+    played.add(klines=history([traded(-5, 7), traded(-2.5, 8)], START), until=START)
+    asked(played, object)
+    played.apply(batch([traded(0.2, 0)], event_time=traded(0.2, 0).time))
+    assert (played.engine.book.counters[0]["contradictions"], played.values()) == (1, {})
+    played.until(START + MINUTE + SETTLED_MS)
+    assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
+
+
+def test_an_id_0_of_a_symbol_that_has_never_traded_is_its_first_trade() -> None:
+    played = PlayedEngine()
+    played.add(until=START)
+    played.apply(batch([traded(0.2, 0)], event_time=traded(0.2, 0).time))
+    assert (played.engine.book.counters[0]["contradictions"], flags(played, 0)) == (0, 0)
+    assert played.values()["1m", START]["id_count"] == 1
+
+
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_duplicate_after_a_restart_is_no_contradiction(number: int) -> None:
     played = begun()

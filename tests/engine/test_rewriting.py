@@ -36,7 +36,7 @@ def test_rows_that_leave_memory_unsaved_are_fetched_when_the_store_is_back() -> 
     assert asked == [FetchKlines("BTCUSDT", "1m", START, START + 79 * MINUTE)]
     rows = np.frombuffer(history(trades, end, limit=500)[0].rows, played.engine.book.rows.dtype)
     rows = rows[(rows["open_time"] >= START) & (rows["open_time"] <= START + 79 * MINUTE)]
-    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes()))
+    played.apply(Klines("BTCUSDT", 2, 3, "1m", rows.tobytes(), start_time=START))
     played.save()
     minutes = sorted(time for _, interval, time in played.stored if interval == "1m" and time >= START)
     assert minutes == list(range(START, end + 1, MINUTE))

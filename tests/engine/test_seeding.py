@@ -206,12 +206,12 @@ def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store
     # The answer goes to the store as it is, in pages, and what was not answered is asked again of another ingest.
     pages = history([trade for trade in more if trade.time < end], end + 1, limit=5_000)[0]
     rows = pages.rows[-((end + 1 - begin) // MINUTE) * 128 :]
-    later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[: 128 * 500]))
+    later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[: 128 * 500], start_time=begin))
     later.apply(later.feed(session=2, engine=0))
     later.engine.tick(later.now_ns)
     again = {c.interval: c for c in later.engine.take_commands() if isinstance(c, FetchKlines)}
     assert again == asked | {"1m": FetchKlines("BTCUSDT", "1m", begin + 500 * MINUTE, end)}
-    later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[128 * 500 :]))
+    later.apply(Klines("BTCUSDT", 2, 3, "1m", rows[128 * 500 :], start_time=begin + 500 * MINUTE))
     later.save()
     minutes = {time for _, interval, time in later.stored if interval == "1m"}
     assert minutes == set(range(begin, much_later + 1, MINUTE))

@@ -77,7 +77,9 @@ class Played:
             parts = {part.interval: part.rows for part in history(self.trades[each.symbol], self.engine.time, 10**6)}
             klines = np.frombuffer(parts.get(each.interval, b""), KLINE)
             those = (klines["open_time"] >= each.start_time) & (klines["open_time"] <= each.end_time)
-            self.engine.apply(Klines(each.symbol, 2, 3, each.interval, klines[those].tobytes()))
+            self.engine.apply(
+                Klines(each.symbol, 2, 3, each.interval, klines[those].tobytes(), start_time=each.start_time)
+            )
         return bool(asked)
 
     def differing(self) -> list[Any]:

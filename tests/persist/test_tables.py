@@ -94,6 +94,22 @@ def test_a_session_is_ours_whatever_the_settings_say(
             assert connection.execute(f"SHOW {name}").fetchone() == (wanted,)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_tables_that_hold_the_klines_of_a_market_take_no_others(server: str, saved: bool) -> None:
+    url = made(server, "marketed")
+    with store.connect(url, market="binance-usdm") as connection:
+        store.save(connection, batch(rows(3, close=5), [mark("BTCUSDT")]))
+        if not saved:  # By a klagg that did not say whose they are, or emptied since: the next one decides.
+            connection.execute("UPDATE engine_state SET market = NULL")
+    with store.connect(url, market="binance-usdm" if saved else "simulator"):
+        pass
+    other = "simulator" if saved else "binance-usdm"
+    with pytest.raises(tables.Unfit, match=f"hold klines of .*, and exchange.name is {other}"):
+        store.connect(url, market=other)
+    reason, waits = tables.look(url, other)
+    assert ("data_dir or database of its own" in reason, waits) == (True, False)
+
+
 def test_a_schema_that_the_url_names_is_kept(server: str) -> None:
     url = made(server, "parted")
     with psycopg.connect(url, autocommit=True) as connection:

@@ -205,7 +205,7 @@ class Feed:
         part = self.exchange.klines(ask.symbol, until, 10**6).get(ask.interval)
         rows = np.frombuffer(part.rows if part else b"", KLINE)
         rows = rows[(rows["open_time"] >= ask.start_time) & (rows["open_time"] <= ask.end_time)][:100]
-        self.later(10, Klines(ask.symbol, 2, 3, ask.interval, rows.tobytes(), ask.audit))
+        self.later(10, Klines(ask.symbol, 2, 3, ask.interval, rows.tobytes(), ask.audit, ask.start_time))
 
     @staticmethod
     def symbol(stream: str) -> str:

@@ -20,6 +20,8 @@ FAILED_ONCE = {
     600005: "a trade with a time long past was audited in the minutes before its own",
     600608: "an id that turned out to be older than the seam left its klines unexplained for ever",
     602257: "an old trade out of ingest's memory hid those behind it, which a connection lost",
+    741346: "ids restarted with 0 in the minute after the one in which the symbol began, and the first one was final",
+    741896: "klines that had been asked for answered for a range that had grown since",
     703886: "klines of a symbol that the store refused left memory, and the older ones in the store became final",
     705102: "a trade with a time long past was taken for one from before the seam, because it came first",
     702255: "klines that waited for a symbol that the store refused were lost, and flat ones became final",

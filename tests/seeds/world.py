@@ -119,10 +119,6 @@ class Exchange:
             begin = nature.randrange(len(trades) // 2, len(trades))
             if trades[begin].time > START + MINUTE and trades[begin].trade_count and not self.strays:
                 self.relisted[name] = trades[begin].id
-                # With 0, nothing tells a symbol that begins in that very minute, for whatever reason, that older ids
-                # were there: its minute lacks them, and only the audit shows it. Before 1, an id is missing.
-                if trades[begin - 1].time // MINUTE == trades[begin].time // MINUTE:
-                    self.relisted_first = 1
 
     def told(self, symbol: str, trade: Trade) -> Trade:
         """Return a trade as it goes over the wire."""

@@ -70,7 +70,7 @@ def test_a_mistyped_url_is_told_without_its_password(
         assert cli._verify(config, cli._parser().parse_args(["verify"])) == 2
         said.append("verified")
     # What refuses it first is not all that there is: each of them by itself keeps it to itself.
-    said += [look(url)[0], error_text(failure(url), url)]
+    said += [look(url, "simulator")[0], error_text(failure(url), url)]
     said.append(asyncio.run(history(url)))
     out = capsys.readouterr()
     text = "\n".join([*said, out.out, out.err, caplog.text])

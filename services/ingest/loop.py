@@ -52,6 +52,8 @@ COUNTERS_EVERY, PROGRESS_EVERY = 120, 10
 """Heartbeats."""
 READY_WAIT_S = 1.0
 """How long the websockets wait at start for REST; then they go ahead with the symbols that the engine knows."""
+COMMANDS_MAX = 100
+"""Commands at once, some ms: frames, timers and signals have their turn however many there are."""
 CLOCK_POLL_S = 0.01
 """How often it is checked at start whether the exchange's time is known."""
 OPEN_WAIT_S = 5.0
@@ -205,6 +207,7 @@ class Loop:
         self._trade_connection = self._connections[venue.route(f"@{settings.stream}")]
         self._all_open = asyncio.Event()
         self._tasks: asyncio.TaskGroup
+        self._ends = False
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -231,6 +234,7 @@ class Loop:
                 await self._heartbeat()
             finally:
                 # A group that ends takes no new tasks.
+                self._ends = True
                 asyncio.get_running_loop().remove_reader(self._pull)
                 self._log_counters()
 
@@ -293,8 +297,9 @@ class Loop:
         self._act(actions)
 
     def _read_commands(self) -> None:
-        # The descriptor is edge-triggered: a command that is left would wait until the next one comes.
-        while True:
+        if self._ends:
+            return
+        for _ in range(COMMANDS_MAX):
             try:
                 message = self._pull.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -305,6 +310,8 @@ class Loop:
                 self._throttled_log.refuse("command", str(error).encode())
                 continue
             self._act(self._ingest.take_command(command, time.monotonic_ns()))
+        # The descriptor is edge-triggered: commands that are left would wait until the next one comes.
+        asyncio.get_running_loop().call_soon(self._read_commands)
 
     def _act(self, actions: Actions) -> None:
         """Do what is to be done, in the order that `Actions` has."""

@@ -81,6 +81,7 @@ def taken(pid: int) -> Taken:
 
 ATTACK = """
 import sys
+from tests.hostile import Peer
 peer = Peer(int(sys.argv[1]))
 peer.subscribe(*[sys.argv[2].encode()] * 10_000)
 for _ in range(100):

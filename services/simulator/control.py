@@ -82,16 +82,16 @@ class ControlApi:
             "last_ids": market.last_ids(),
         }
         if isinstance(market, ReplayedMarket):
-            told = market.left_out
+            report = market.report
             content |= {
-                "left_out": {"count": told.left_out_count, "first": told.left_out},
-                "repeated": told.repeated,
-                "fallen": {"count": told.fallen_count, "first": told.fallen},
+                "left_out": {"count": report.left_out_count, "first": report.left_out},
+                "repeated": report.repeated,
+                "fallen": {"count": report.fallen_count, "first": report.fallen},
                 "span": market.span,
                 "stretch": market.stretch,
                 "stretches": market.stretches,
                 "first_days": {symbol.symbol: _day(symbol.grid_3d) for symbol in market.instruments()},
-                "contradicting": {"count": told.contradicting_count, "first": told.contradicting},
+                "contradicting": {"count": report.contradicting_count, "first": report.contradicting},
             }
         return _json(content)
 
@@ -165,7 +165,7 @@ class ControlApi:
         faults = self._simulator.faults
         try:
             fault = read_fault(request.query)
-            content = await self._strike_at_once(fault) if fault.kind in AT_ONCE else {}
+            content = await self._apply_at_once(fault) if fault.kind in AT_ONCE else {}
         except KeyError as error:
             return _json({"error": f"no such symbol: {error}"}, status=400)
         except ValueError as error:
@@ -175,7 +175,7 @@ class ControlApi:
         log.info("fault: %s", " ".join(f"{name}={value[:NAME_MAX]}" for name, value in request.query.items()))
         return _json(content | {"faults": faults.active(time.monotonic()), "once": faults.once})
 
-    async def _strike_at_once(self, fault: Fault) -> dict[str, object]:
+    async def _apply_at_once(self, fault: Fault) -> dict[str, object]:
         """Do what happens at once. Raises ValueError, and KeyError if there is no such symbol."""
         simulator = self._simulator
         match fault.kind:

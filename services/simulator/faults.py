@@ -1,7 +1,7 @@
 """Faults on demand: what an exchange does when it fails, for as long as it is asked to.
 
 Decides what becomes of messages and answers while a fault lasts. What one is asked for is a `Fault`; those that happen
-at once (`AT_ONCE`) are done by whoever has the connections and the market. Dice come from a seed; no socket, no clock.
+at once (`AT_ONCE`) are done by control.py, which has connections and market. Dice have a seed; no socket, no clock.
 """
 
 import random
@@ -97,7 +97,7 @@ class Faults:
         self._once: dict[str, Fault] = {}
 
     def begin(self, fault: Fault, now_s: float) -> None:
-        """Let a lasting fault begin, or begin anew; or have one happen once."""
+        """Let a lasting fault begin, or begin again; or have one happen once."""
         if fault.kind in ONCE:
             self._once[fault.kind] = fault
         else:
@@ -166,7 +166,7 @@ class Faults:
         if fault is None or not chunk.messages or stream != (fault.symbol.lower() or TICKER_STREAM):
             return chunk
         del self._once["event"]
-        first = EVENT_TIME.sub(lambda told: str(max(0, int(told[0]) + fault.ms)).encode(), chunk.messages[0])
+        first = EVENT_TIME.sub(lambda found: str(max(0, int(found[0]) + fault.ms)).encode(), chunk.messages[0])
         return Chunk(chunk.stream, [first, *chunk.messages[1:]])
 
     def _messages(self, chunk: Chunk, now_s: float) -> Iterator[bytes]:

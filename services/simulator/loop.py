@@ -1,8 +1,8 @@
-"""The room's loop: one port that speaks HTTP and websocket, and the clock that moves the market on. No rule is here.
+"""The room's loop: one port that serves HTTP and websocket, and the clock that moves the market on. No rule is here.
 
 Every few milliseconds the market goes on to the exchange's time, and what left it is written to whoever subscribed, all
 of it in one write a connection. A crash costs nothing: a generated market is a function of its seed and the time, and
-a replay begins anew.
+a replay begins again.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ KEEP_ALIVE_S = 1.0
 OPENINGS_MAX, OPENINGS_S = 300, 300.0
 """Websockets that one address may open in so many seconds (protocol §1.3)."""
 STOP_GRACE_S = 0.5
-"""What is on its way when REST is told to stop may still arrive."""
+"""What is on its way when REST has to stop may still arrive."""
 TICKER_S = 1.0
 TICKER_MIN_S = 0.2
 """Tickers come every second of the exchange's time, but no more often than this by ours."""
@@ -101,7 +101,7 @@ class Connection:
         return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
-        """Break it without a word."""
+        """Break it without a close frame."""
         self.transport.abort()
 
 
@@ -196,7 +196,7 @@ class Simulator:
         """Bring a replay to the clock's time, as fast as its readers take it; until they are there it stands."""
         if self.paused:
             return
-        if not self.clock.running and not market.ended and market.heard_by(self._wanted):
+        if not self.clock.running and not market.ended and market.has_subscribers(self._wanted):
             log.info("every symbol has a reader: the recording begins")
             self.clock.set(market.now, True)
         if self.clock.running and 0 < self._pause_max_ms < market.pause:
@@ -212,8 +212,10 @@ class Simulator:
             self.clock.set(market.end_time, False)
             self._ticked = (0, 0.0)
             more = market.stretches - market.stretch - 1
-            behind = f"; {more} stretches are behind it, years or months later (POST /simulator/next)" if more else ""
-            log.info("the recording has ended: %d trades%s", market.trades, behind)
+            following = (
+                f"; {more} stretches are behind it, years or months later (POST /simulator/next)" if more else ""
+            )
+            log.info("the recording has ended: %d trades%s", market.trades, following)
 
     def go_on(self, market: ReplayedMarket) -> None:
         """Begin the next stretch of a recording, once it has a reader; who has read the one before is let go."""

@@ -1,6 +1,6 @@
 """How the simulator's process begins: it listens, serves the market and the control API, and ends at a signal.
 
-A crash costs nothing: a generated market is a function of its seed and the time, and a replay begins anew.
+A crash costs nothing: a generated market is a function of its seed and the time, and a replay begins again.
 """
 
 import asyncio

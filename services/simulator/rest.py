@@ -91,7 +91,7 @@ class Weights:
 
 
 def banned(address: str, until: int, now: int) -> Answer:
-    """Return what a banned client is told."""
+    """Return the answer to a banned client."""
     message = (
         f"Way too many requests; IP({address}) banned until {until}. "
         "Please use the websocket for live updates to avoid bans."
@@ -100,7 +100,7 @@ def banned(address: str, until: int, now: int) -> Answer:
 
 
 def limited(wait_ms: int) -> Answer:
-    """Return what a client is told that must wait, whatever it has asked for."""
+    """Return the answer to a client that must wait, whatever it has asked for."""
     return Answer(429, _json({"code": -1003, "msg": "Too many requests."}), _retry_after(wait_ms))
 
 
@@ -134,7 +134,7 @@ class Rest:
     def answer(
         self, path: str, asked: Mapping[str, str], address: str, now: int, weight_now: int, key: str | None
     ) -> Answer:
-        """Answer GET `path` (behind the prefix). `now`: exchange time; `weight_now`: what weight is counted by."""
+        """Answer GET `path` (after the prefix). `now`: exchange time; `weight_now`: what weight is counted by."""
         route = self._routes.get(path)
         if route is None:
             return Answer(

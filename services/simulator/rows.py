@@ -2,7 +2,7 @@
 
 Prices are in units of 10**-price_decimals, quantities of 10**-quantity_decimals, quote volumes of both together. A
 month's quote volume may be beyond 64 bits: where klines are merged, what stands in its column is less than `WHOLE`, and
-the column behind, `more_`, counts those.
+the column after it, `more_`, counts those.
 """
 
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ SUMS = ("volume", "quote_volume", "count", "taker_buy_volume", "taker_buy_quote_
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
-    """A symbol as exchangeInfo tells of it."""
+    """A symbol as exchangeInfo describes it."""
 
     symbol: str
     price_decimals: int
@@ -109,12 +109,12 @@ def merge(rows: Rows, interval: str, grid_3d: int) -> Rows:
 def _merge(rows: Rows, opens: Integers, merged: Rows) -> int:
     """`opens`: int64[n], where the kline opens that each row is part of. Return how many klines there are."""
     count = 0
-    for place in range(len(rows)):
-        row = rows[place]
-        if place == 0 or opens[place] != opens[place - 1]:
+    for index in range(len(rows)):
+        row = rows[index]
+        if index == 0 or opens[index] != opens[index - 1]:
             count += 1
             begun = merged[count - 1]
-            begun.open_time = opens[place]
+            begun.open_time = opens[index]
             begun.count = begun.volume = begun.quote_volume = 0
             begun.taker_buy_volume = begun.taker_buy_quote_volume = 0
             begun.more_quote_volume = begun.more_taker_buy_quote_volume = 0
@@ -151,8 +151,8 @@ def kline_of_trades(opened: int, trades: Rows) -> Rows:
 def _kline_of(opened: int, trades: Rows, rows: Rows) -> int:
     """Write the kline into rows[0], zeros before, if there is one; return how many there are."""
     row = rows[0]
-    for place in range(len(trades)):
-        trade = trades[place]
+    for index in range(len(trades)):
+        trade = trades[index]
         if trade.kind != MARKET:
             continue
         if row.count == 0:
@@ -186,7 +186,7 @@ def number_of(row: Any, name: str) -> int:
 
 
 def text_of(value: int, decimals: int) -> str:
-    """Return a scaled integer as the wire has it, with exactly `decimals` digits behind the point."""
+    """Return a scaled integer as the wire has it, with exactly `decimals` digits after the point."""
     if not decimals:
         return str(value)
     whole, part = divmod(value, 10**decimals)

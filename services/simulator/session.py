@@ -89,72 +89,72 @@ class Session:
             line, column = (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else (1, 1)
             broken = _error(3, f"Invalid JSON: expected value at line {line} column {column}", None)
             return broken._replace(close_code=POLICY_VIOLATION, close_reason="Invalid request")
-        number = message.get("id") if isinstance(message, dict) else None
-        number = number if type(number) is int and 0 <= number < 2**64 else None
+        request_id = message.get("id") if isinstance(message, dict) else None
+        request_id = request_id if type(request_id) is int and 0 <= request_id < 2**64 else None
         if not isinstance(message, dict) or "method" not in message:
-            return _error(2, f"Invalid request: missing field `method` at line 1 column {len(text)}", number)
+            return _error(2, f"Invalid request: missing field `method` at line 1 column {len(text)}", request_id)
         method, params = message["method"], message.get("params", [])
         if method not in METHODS:
             expected = ", ".join(f"`{known}`" for known in METHODS)
             return _error(
                 2,
                 f"Invalid request: unknown variant `{method}`, expected one of {expected} at line 1 column 28",
-                number,
+                request_id,
             )
-        if number is None:
+        if request_id is None:
             return _error(2, "Invalid request: request ID must be an unsigned integer", None)
         if not isinstance(params, list):
-            return _error(2, "Invalid request: invalid type: params must be a sequence", number)
+            return _error(2, "Invalid request: invalid type: params must be a sequence", request_id)
         if method == "LIST_SUBSCRIPTIONS":
-            return _result(list(self.streams), number)
+            return _result(list(self.streams), request_id)
         if method in ("SET_PROPERTY", "GET_PROPERTY"):
-            return self._property(method, params, number)
-        return self._subscription(method, params, number)
+            return self._property(method, params, request_id)
+        return self._subscription(method, params, request_id)
 
-    def _subscription(self, method: str, params: list[Any], number: int) -> Reply:
+    def _subscription(self, method: str, params: list[Any], request_id: int) -> Reply:
         if not all(isinstance(name, str) for name in params):
-            return _error(2, "Invalid request: invalid type: stream name must be a string", number)
+            return _error(2, "Invalid request: invalid type: stream name must be a string", request_id)
         if method == "UNSUBSCRIBE":
             for name in params:
                 self.streams.pop(name, None)
                 self.delivered.discard(name)
-            return _result(None, number)
+            return _result(None, request_id)
         if len(self.streams | dict.fromkeys(params)) > STREAMS_MAX:
-            crowded = _error(4, "Too many subscriptions", number)
+            crowded = _error(4, "Too many subscriptions", request_id)
             return crowded._replace(close_code=POLICY_VIOLATION, close_reason="Invalid request")
         self._add(params)
-        return _result(None, number)
+        return _result(None, request_id)
 
     def _add(self, names: list[str]) -> None:
         self.streams |= dict.fromkeys(names)
         self.delivered |= {name for name in names if delivers(self.route, name)}
 
-    def _property(self, method: str, params: list[Any], number: int) -> Reply:
+    def _property(self, method: str, params: list[Any], request_id: int) -> Reply:
         wanted = 2 if method == "SET_PROPERTY" else 1
         if len(params) > wanted:
-            return _error(2, "Invalid request: too many parameters", number)
+            return _error(2, "Invalid request: too many parameters", request_id)
         if not params or not isinstance(params[0], str):
-            return _error(2, "Invalid request: property name must be a string", number)
+            return _error(2, "Invalid request: property name must be a string", request_id)
         if params[0] != "combined":
-            return _error(0, "Unknown property", number)
+            return _error(0, "Unknown property", request_id)
         if method == "GET_PROPERTY":
-            return _result(self.combined, number)
+            return _result(self.combined, request_id)
         if len(params) < 2 or not isinstance(params[1], bool):
-            return _error(1, "Invalid value type: expected Boolean", number)
+            return _error(1, "Invalid value type: expected Boolean", request_id)
         self.combined = params[1]
-        return _result(None, number)
+        return _result(None, request_id)
 
 
 TOO_MANY_REQUESTS = "Too many requests"
 
 
-def _result(result: Any, number: int) -> Reply:
-    return Reply(_json({"result": result, "id": number}))
+def _result(result: Any, request_id: int) -> Reply:
+    return Reply(_json({"result": result, "id": request_id}))
 
 
-def _error(code: int, text: str, number: int | None) -> Reply:
+def _error(code: int, text: str, request_id: int | None) -> Reply:
     body: dict[str, Any] = {"error": {"code": code, "msg": text}}
-    return Reply(_json(body | ({"id": number} if number is not None else {})))
+    return Reply(_json(body | ({"id": request_id} if request_id is not None else {})))
 
 
 def _json(content: Any) -> str:

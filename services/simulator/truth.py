@@ -89,7 +89,7 @@ def truth(market: Market, instrument: Instrument, kind: str, since: int, rows: i
     """
     with localcontext() as context:
         context.prec = 60
-        minutes, fall_ms = _told_minutes(market, instrument, kind, since)
+        minutes, fall_ms = _stream_minutes(market, instrument, kind, since)
         klines = {interval: _interval(market, instrument, interval, since, rows, minutes) for interval in INTERVALS}
     return {
         "symbol": instrument.symbol,
@@ -103,13 +103,13 @@ def truth(market: Market, instrument: Instrument, kind: str, since: int, rows: i
     }
 
 
-def _told_minutes(market: Market, instrument: Instrument, kind: str, since: int) -> tuple[dict[int, Kline], int]:
+def _stream_minutes(market: Market, instrument: Instrument, kind: str, since: int) -> tuple[dict[int, Kline], int]:
     """Return (minute to kline, of those from `since` on that the stream had anything of; how far times fell)."""
     price_step = Decimal(1).scaleb(-instrument.price_decimals)
     quantity_step = Decimal(1).scaleb(-instrument.quantity_decimals)
     minutes: dict[int, Kline] = {}
     latest = fall_ms = 0
-    for part in market.told(instrument, kind, since):
+    for part in market.trades_since(instrument, kind, since):
         names = part.dtype.names
         for values in part.tolist():
             row = dict(zip(names, values, strict=True))
@@ -177,7 +177,7 @@ def _official(market: Market, instrument: Instrument, interval: str, start: int,
 def _without_holes(
     market: Market, instrument: Instrument, interval: str, known: dict[int, Kline], begin: int, close: Decimal
 ) -> list[dict[str, Any]]:
-    """Write klines out, with a flat one for every interval without trades behind the first price there is."""
+    """Write klines out, with a flat one for every interval without trades after the first price there is."""
     rows = []
     opened = begin if close or not known else min(known)
     until = min(market.now, instrument.delivery - 1)

@@ -48,7 +48,7 @@ class Market(Protocol):
 
     def day_stats(self) -> list[DayStats]: ...
 
-    def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
+    def trades_since(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
         """Yield all that left on a symbol's stream and happened at `since` or later. `kind`: aggTrade or trade."""
 
     def last_ids(self) -> dict[str, dict[str, int]]:

@@ -104,23 +104,23 @@ class AggChunk:
     """Aggregate trades of many streams that left together, each stream's in order."""
 
     def __init__(self, writer: AggWriter, rows: Rows, owners: Integers) -> None:
-        """`rows`: AGG_ROW[n]; `owners`: int64[n], ascending: their places among the writer's symbols."""
+        """`rows`: AGG_ROW[n]; `owners`: int64[n], ascending: their indices into the writer's symbols."""
         self._writer = writer
         self._rows = rows
         self._owners = owners
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
-        self._places: list[int] = owners[starts].tolist()
+        self._indices: list[int] = owners[starts].tolist()
         self._spans = list(zip(starts.tolist(), [*starts[1:].tolist(), len(owners)], strict=True))
         self._blocks: dict[tuple[bytes, bool], Frames] = {}
 
     def frames(self, wanted: Container[str], combined: bool) -> Frames:
         """Return what is wanted as websocket frames, wrapped in the stream's name or not (protocol §1.2)."""
         streams = self._writer.streams
-        places = [place for place in self._places if streams[place] in wanted]
-        if not places:
+        indices = [index for index in self._indices if streams[index] in wanted]
+        if not indices:
             return b""
         chosen = np.zeros(len(streams), np.bool_)
-        chosen[places] = True
+        chosen[indices] = True
         key = chosen.tobytes(), combined
         block = self._blocks.get(key)
         if block is None:
@@ -129,14 +129,14 @@ class AggChunk:
 
     def apart(self) -> Iterator[Chunk]:
         """Yield each stream's messages for themselves."""
-        for place, (start, end) in zip(self._places, self._spans, strict=True):
+        for index, (start, end) in zip(self._indices, self._spans, strict=True):
             messages = self._writer.messages(self._rows[start:end], self._owners[start:end])
-            yield Chunk(self._writer.streams[place], messages)
+            yield Chunk(self._writer.streams[index], messages)
 
     def last_ids(self) -> Iterator[tuple[str, int]]:
         """Yield each stream and the last id on it."""
-        for place, (_, end) in zip(self._places, self._spans, strict=True):
-            yield self._writer.streams[place], int(self._rows["id"][end - 1])
+        for index, (_, end) in zip(self._indices, self._spans, strict=True):
+            yield self._writer.streams[index], int(self._rows["id"][end - 1])
 
 
 def kline_page(rows: Rows, end_times: Integers, price_decimals: int, quantity_decimals: int) -> bytes:
@@ -151,9 +151,9 @@ def write_klines(block: Bytes, rows: Rows, end_times: Integers, price_decimals: 
     quote_decimals = price_decimals + quantity_decimals
     block[0] = 91
     at = 1
-    for place in range(len(rows)):
-        row = rows[place]
-        if place:
+    for index in range(len(rows)):
+        row = rows[index]
+        if index:
             block[at] = 44
             at += 1
         block[at] = 91
@@ -164,7 +164,7 @@ def write_klines(block: Bytes, rows: Rows, end_times: Integers, price_decimals: 
             at = _put(block, at, _TEXT_TO_TEXT, 0, len(_TEXT_TO_TEXT))
         at = _put_number(block, at, row.volume, quantity_decimals)
         at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
-        at = _put_integer(block, at, end_times[place] - 1)
+        at = _put_integer(block, at, end_times[index] - 1)
         at = _put(block, at, _NUMBER_TO_TEXT, 0, len(_NUMBER_TO_TEXT))
         at = _put_sum(block, at, row.quote_volume, row.more_quote_volume, quote_decimals)
         at = _put(block, at, _TEXT_TO_NUMBER, 0, len(_TEXT_TO_NUMBER))
@@ -196,10 +196,10 @@ def write_aggregates(
 ) -> int:
     """Write AGG_ROW[n] into uint8[] and where each message ends into int64[n]; return where the last one does."""
     at = 0
-    for place in range(len(rows)):
-        row, owner = rows[place], owners[place]
+    for index in range(len(rows)):
+        row, owner = rows[index], owners[index]
         if not chosen[owner]:
-            ends[place] = at
+            ends[index] = at
             continue
         # Most messages have a header of 4 bytes; the others are moved.
         begin = at + 4 if framed else at
@@ -234,7 +234,7 @@ def write_aggregates(
             at += 1
         if framed:
             at = _put_header(block, begin, at)
-        ends[place] = at
+        ends[index] = at
     return at
 
 
@@ -242,8 +242,8 @@ def write_aggregates(
 def _put(block: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
     # Indices that cannot be negative need no look whether they are: that is most of the time this takes.
     to, source = np.uint64(at), np.uint64(start)
-    for place in range(np.uint64(end - start)):
-        block[to + place] = text[source + place]
+    for offset in range(np.uint64(end - start)):
+        block[to + offset] = text[source + offset]
     return at + end - start
 
 
@@ -253,8 +253,8 @@ def _put_header(block: Bytes, begin: int, end: int) -> int:
     length, start = end - begin, begin - 4
     block[start] = 0x81
     if length <= 125:
-        for place in range(length):
-            block[start + 2 + place] = block[begin + place]
+        for offset in range(length):
+            block[start + 2 + offset] = block[begin + offset]
         block[start + 1] = length
         return start + 2 + length
     if length <= 65_535:
@@ -262,11 +262,11 @@ def _put_header(block: Bytes, begin: int, end: int) -> int:
         block[start + 2] = length >> 8
         block[start + 3] = length & 255
         return end
-    for place in range(length - 1, -1, -1):
-        block[start + 10 + place] = block[begin + place]
+    for offset in range(length - 1, -1, -1):
+        block[start + 10 + offset] = block[begin + offset]
     block[start + 1] = 127
-    for place in range(8):
-        block[start + 2 + place] = length >> (56 - 8 * place) & 255
+    for offset in range(8):
+        block[start + 2 + offset] = length >> (56 - 8 * offset) & 255
     return start + 10 + length
 
 
@@ -290,8 +290,8 @@ def _put_sum(block: Bytes, at: int, value: int, more: int, decimals: int) -> int
     at = _put_digits(block, _put_integer(block, at, more), np.uint64(value), 18)
     if decimals == 0:
         return at
-    for place in range(at, at - decimals, -1):
-        block[place] = block[place - 1]
+    for offset in range(at, at - decimals, -1):
+        block[offset] = block[offset - 1]
     block[at - decimals] = 46
     return at + 1
 
@@ -312,17 +312,17 @@ def _put_integer(block: Bytes, at: int, value: Int) -> int:
 def _put_digits(block: Bytes, at: int, left: Int, digits: int) -> int:
     """Write exactly so many digits of an uint64."""
     end = at + digits
-    place = np.uint64(end)
+    offset = np.uint64(end)
     while digits >= 4:
         four = left % np.uint64(10_000) * np.uint64(4)
         left = left // np.uint64(10_000)
-        place -= np.uint64(4)
+        offset -= np.uint64(4)
         digits -= 4
         for letter in range(np.uint64(4)):
-            block[place + letter] = _FOURS[four + letter]
+            block[offset + letter] = _FOURS[four + letter]
     four = left * np.uint64(4) + np.uint64(4)
     for back in range(np.uint64(1), np.uint64(digits + 1)):
-        block[place - back] = _FOURS[four - back]
+        block[offset - back] = _FOURS[four - back]
     return end
 
 

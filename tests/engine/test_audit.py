@@ -41,12 +41,12 @@ def both(made: GeneratedMarket, symbol: str) -> tuple[Any, Any]:
     """Return a symbol's klines as made of aggregates, and the exchange's own."""
     instrument = made.find(symbol)
     assert instrument is not None
-    parts = list(made.told(instrument, "aggTrade", NOON))
-    theirs = made.klines(instrument, "1m", NOON, NOON + MINUTES * MINUTE - 1)[:MINUTES]
+    parts = list(made.trades_since(instrument, "aggTrade", NOON))
+    sums = made.klines(instrument, "1m", NOON, NOON + MINUTES * MINUTE - 1)[:MINUTES]
     before = made.klines(instrument, "1m", NOON - MINUTE, NOON - 1)[0]
-    official = np.zeros(len(theirs), KLINE)
+    official = np.zeros(len(sums), KLINE)
     for name in FIELDS:
-        official[name] = theirs["count" if name == "trade_count" else name]
+        official[name] = sums["count" if name == "trade_count" else name]
     return of_aggregates(np.concatenate(parts), MINUTES, int(before["close"])), official
 
 
@@ -66,10 +66,10 @@ def made() -> GeneratedMarket:
     return made
 
 
-def verdicts(ours: Any, theirs: Any) -> list[str]:
+def verdicts(ours: Any, official: Any) -> list[str]:
     carried, found = None, []
-    for place in range(len(ours)):
-        verdict, carried = judge(ours[place], theirs[place], carried, int(ours[place - 1]["close"]) if place else 0)
+    for index in range(len(ours)):
+        verdict, carried = judge(ours[index], official[index], carried, int(ours[index - 1]["close"]) if index else 0)
         found.append(verdict)
     return found[1:]
 
@@ -85,7 +85,7 @@ def test_what_aggregates_make_of_a_minute_is_recognised(made: GeneratedMarket) -
 def test_one_trade_that_is_missing_is_a_mismatch_however_much_straddles(made: GeneratedMarket) -> None:
     wrong = tried = 0
     for instrument in made.instruments()[:8]:
-        ours, theirs = both(made, instrument.symbol)
+        ours, official = both(made, instrument.symbol)
         for minute in range(5, MINUTES - 5, 7):
             if ours[minute]["trade_count"] < 3:
                 continue
@@ -94,7 +94,7 @@ def test_one_trade_that_is_missing_is_a_mismatch_however_much_straddles(made: Ge
             changed[minute]["volume"] -= lost
             changed[minute]["quote_volume"] -= lost * int(changed[minute]["open"])
             tried += 1
-            wrong += MISMATCHED in verdicts(changed, theirs)
+            wrong += MISMATCHED in verdicts(changed, official)
     assert tried > 50
     assert wrong == tried
 
@@ -108,14 +108,14 @@ def kline(**values: int) -> Any:
 
 def test_a_count_alone_may_be_too_high_by_a_little_and_never_too_low() -> None:
     same = {"open": 5, "high": 6, "low": 4, "close": 5, "volume": 10, "quote_volume": 50}
-    for ours, theirs, verdict in (
+    for ours, official, verdict in (
         (7, 7, MATCHED),
         (8, 7, BURNT),
         (10, 7, BURNT),
         (11, 7, MISMATCHED),
         (6, 7, MISMATCHED),
     ):
-        assert judge(kline(**same, trade_count=ours), kline(**same, trade_count=theirs), NONE, 5)[0] == verdict
+        assert judge(kline(**same, trade_count=ours), kline(**same, trade_count=official), NONE, 5)[0] == verdict
 
 
 def live(played: PlayedEngine, trades: list[Trade], until: int) -> None:
@@ -223,7 +223,7 @@ def test_a_mismatch_is_replaced_if_that_is_wanted() -> None:
 
 
 def test_a_silent_symbol_that_the_exchange_knows_better_is_asked_for() -> None:
-    trades = [Trade(number, START - MINUTE + number * 1_000, 100 + number, 7) for number in range(62)]
+    trades = [Trade(trade_id, START - MINUTE + trade_id * 1_000, 100 + trade_id, 7) for trade_id in range(62)]
     played = begun(trades)
     live(played, trades[:61], START + 6 * MINUTE)
     played.engine.take_commands()
@@ -247,7 +247,7 @@ def test_the_exchange_s_own_rows_are_not_compared_with_themselves() -> None:
 
 
 def test_a_mismatch_is_kept_although_a_later_minute_is_not_proven_yet() -> None:
-    trades = [Trade(number, START - MINUTE + number * 10_000, 100 + number, 7) for number in range(24)]
+    trades = [Trade(trade_id, START - MINUTE + trade_id * 10_000, 100 + trade_id, 7) for trade_id in range(24)]
     played = begun(trades)
     live(played, trades, START + 6 * MINUTE)
     (part,) = [part for part in history(trades, START + 5 * MINUTE) if part.interval == "1m"]
@@ -262,15 +262,15 @@ def test_a_mismatch_is_kept_although_a_later_minute_is_not_proven_yet() -> None:
 
 def test_what_the_exchange_cuts_off_each_trades_worth_is_no_mismatch_and_more_is() -> None:
     """Spot: 0.045 x 0.005773 counts as 0.00025978, which is 0.000259785 (6 and 4 decimals, quote volumes with 10)."""
-    ours, theirs = np.zeros(1, KLINE)[0], np.zeros(1, KLINE)[0]
-    for row in (ours, theirs):
+    ours, official = np.zeros(1, KLINE)[0], np.zeros(1, KLINE)[0]
+    for row in (ours, official):
         row["open"] = row["high"] = row["low"] = row["close"] = 5_773
         row["volume"], row["trade_count"] = 900, 2
         row["quote_volume"] = 2 * 450 * 5_773
-    theirs["quote_volume"] = 2 * (450 * 5_773 // 100 * 100)
-    assert judge(ours, theirs, NONE, 0)[0] == MISMATCHED
-    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MATCHED
-    theirs["quote_volume"] -= 2 * 99
-    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED
-    theirs["quote_volume"] = ours["quote_volume"] + 1
-    assert judge(ours, theirs, NONE, 0, cut=99)[0] == MISMATCHED
+    official["quote_volume"] = 2 * (450 * 5_773 // 100 * 100)
+    assert judge(ours, official, NONE, 0)[0] == MISMATCHED
+    assert judge(ours, official, NONE, 0, cut=99)[0] == MATCHED
+    official["quote_volume"] -= 2 * 99
+    assert judge(ours, official, NONE, 0, cut=99)[0] == MISMATCHED
+    official["quote_volume"] = ours["quote_volume"] + 1
+    assert judge(ours, official, NONE, 0, cut=99)[0] == MISMATCHED

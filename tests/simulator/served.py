@@ -95,14 +95,14 @@ def served(folder: Path, **settings: Any) -> Iterator[Served]:
         assert room.stop() == 0, room.log
 
 
-def subscribe(socket: ClientConnection, *streams: str, number: int = 1) -> list[Any]:
+def subscribe(socket: ClientConnection, *streams: str, request_id: int = 1) -> list[Any]:
     """Subscribe and wait for the reply; return the data that came before it."""
-    socket.send(json.dumps({"method": "SUBSCRIBE", "params": list(streams), "id": number}))
+    socket.send(json.dumps({"method": "SUBSCRIBE", "params": list(streams), "id": request_id}))
     before: list[Any] = []
     while True:
         message = json.loads(socket.recv(10))
-        if message.get("id") == number:
-            assert message == {"result": None, "id": number}
+        if message.get("id") == request_id:
+            assert message == {"result": None, "id": request_id}
             return before
         before.append(message)
 

@@ -42,7 +42,7 @@ def summed(market: GeneratedMarket, interval: str, since: int) -> dict[int, list
     instrument = market.find("BTCUSDT")
     assert instrument is not None
     klines: dict[int, list[int]] = {}
-    for rows in market.told(instrument, "trade", since):
+    for rows in market.trades_since(instrument, "trade", since):
         for row in rows[rows["kind"] == MARKET]:
             price, quantity = int(row["price"]), int(row["quantity"])
             kline = klines.setdefault(open_time(interval, int(row["time"]), instrument.grid_3d), [price] * 4 + [0] * 3)
@@ -58,7 +58,7 @@ def test_a_late_trade_says_an_earlier_time_on_the_stream_and_in_pages(kind: str)
     came = streamed(market, happens + 2_000, kind)
     ids, times = [row["a" if kind == "aggTrade" else "t"] for row in came], [row["T"] for row in came]
     assert ids == list(range(ids[0], ids[-1] + 1))
-    fallen = [place for place in range(1, len(times)) if times[place] < times[place - 1] - 1_000]
+    fallen = [index for index in range(1, len(times)) if times[index] < times[index - 1] - 1_000]
     assert len(fallen) == 1
     assert times[fallen[0]] == max(happens - 70_000, NOON - MINUTE_MS)
     assert NOON - MINUTE_MS <= times[fallen[0]] < NOON <= happens
@@ -95,7 +95,7 @@ def test_the_klines_have_a_late_trade_in_the_minute_that_it_says() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_of_a_symbol_that_is_listed_again_begin_with_1_and_what_was_before_is_not_told(kind: str) -> None:
+def test_ids_of_a_symbol_that_is_listed_again_begin_with_1_and_what_was_before_is_not_sent(kind: str) -> None:
     market = made(start=LATE_IN_A_MINUTE)
     market.advance(NOON + 55_000, set())
     instrument = market.find("BTCUSDT")
@@ -109,7 +109,7 @@ def test_ids_of_a_symbol_that_is_listed_again_begin_with_1_and_what_was_before_i
     assert (again.onboard, again.symbol) == (NOON + 55_500, "BTCUSDT")
     came = streamed(market, NOON + 59_000, kind)
     ids = [row[name] for row in came]
-    old = [number for number in ids if number > last]
+    old = [trade_id for trade_id in ids if trade_id > last]
     assert ids == [*old, *range(1, len(ids) - len(old) + 1)]
     assert len(ids) > len(old) + 10
     assert market.last_ids()["BTCUSDT"][kind] == ids[-1]
@@ -123,11 +123,11 @@ def test_ids_of_a_symbol_that_is_listed_again_begin_with_1_and_what_was_before_i
     assert paged(market, kind, 5)["id"][0] in (5, 6, 7)
     assert len(paged(market, kind, last)) == 0
     assert (market.klines(again, "1m", NOON, NOON + 55_000)["open"] == klines["open"]).all()
-    told = np.concatenate(list(market.told(again, kind, NOON + 55_500)))
-    assert told["id"][-1] == ids[-1]
+    later = np.concatenate(list(market.trades_since(again, kind, NOON + 55_500)))
+    assert later["id"][-1] == ids[-1]
 
 
-def test_a_market_without_room_for_it_says_so() -> None:
+def test_a_market_that_cannot_take_it_says_so() -> None:
     market = made(symbols=20, trades_per_second=0.01)
     with pytest.raises(ValueError, match="too seldom"):
         market.make_late("BTCUSDT", 1_000)

@@ -29,7 +29,7 @@ def test_the_market_s_pace_can_be_changed(simulator: Served) -> None:
     assert before < simulator.status()["time"] < before + 5_000
 
 
-def test_it_is_told_when_a_watched_trade_was_written(simulator: Served) -> None:
+def test_the_tap_says_when_a_watched_trade_was_written(simulator: Served) -> None:
     assert simulator.get("/simulator/written", streams="btcusdt@aggTrade") == []
     with simulator.socket("/market/stream") as socket:
         subscribe(socket, "btcusdt@aggTrade", "ethusdt@aggTrade")

@@ -18,7 +18,7 @@ STREAM = "btcusdt@aggTrade"
 
 
 def chunk(*numbers: int, stream: str = STREAM) -> Chunk:
-    return Chunk(stream, [str(number).encode() for number in numbers])
+    return Chunk(stream, [str(event_id).encode() for event_id in numbers])
 
 
 def sent(faults: Faults, now_s: float, *chunks: Chunk) -> list[int]:
@@ -47,7 +47,9 @@ def test_what_is_out_of_order_comes_all_the_same() -> None:
     faults = Faults(1)
     faults.begin(Fault(kind="reorder", share=0.3), 0.0)
     came = [
-        number for begin in range(0, 500, 5) for number in sent(faults, begin / 100, chunk(*range(begin, begin + 5)))
+        event_id
+        for begin in range(0, 500, 5)
+        for event_id in sent(faults, begin / 100, chunk(*range(begin, begin + 5)))
     ]
     came += sent(faults, 9.0)
     assert came != sorted(came)
@@ -159,16 +161,16 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield simulator
 
 
-def strike(simulator: Served, **fault: object) -> Any:
+def set_fault(simulator: Served, **fault: object) -> Any:
     return simulator.post("/simulator/fault?" + "&".join(f"{name}={value}" for name, value in fault.items()))
 
 
 def test_every_fault_can_be_asked_for(simulator: Served) -> None:
-    told = simulator.get("/simulator/fault")
-    assert (told["at once"].keys(), told["lasting"].keys()) == (AT_ONCE.keys(), LASTING.keys())
-    assert told["once"].keys() == ONCE.keys()
+    listed = simulator.get("/simulator/fault")
+    assert (listed["at once"].keys(), listed["lasting"].keys()) == (AT_ONCE.keys(), LASTING.keys())
+    assert listed["once"].keys() == ONCE.keys()
     for kind in LASTING:
-        assert kind in strike(simulator, kind=kind, seconds=0.1, ms=1)["faults"]
+        assert kind in set_fault(simulator, kind=kind, seconds=0.1, ms=1)["faults"]
     wait_for("their end", lambda: not simulator.status()["faults"])
     status, content, _ = simulator.ask("/simulator/status")
     assert (status, content["refused"]) == (200, {})
@@ -177,11 +179,11 @@ def test_every_fault_can_be_asked_for(simulator: Served) -> None:
 def test_websockets_break_close_and_are_refused(simulator: Served) -> None:
     for kind in ("drop", "close"):
         with simulator.socket("/market/ws") as socket:
-            strike(simulator, kind=kind)
+            set_fault(simulator, kind=kind)
             with pytest.raises(ConnectionClosed) as closed:
                 collect(socket, 5)
         assert (closed.value.rcvd.code if closed.value.rcvd else None) == (1001 if kind == "close" else None)
-    strike(simulator, kind="refuse", seconds=0.5)
+    set_fault(simulator, kind="refuse", seconds=0.5)
     with pytest.raises(InvalidStatus), simulator.socket("/market/ws"):
         pass
     wait_for("its end", lambda: not simulator.status()["faults"])
@@ -191,7 +193,7 @@ def test_websockets_break_close_and_are_refused(simulator: Served) -> None:
 
 def test_the_end_of_a_websocket_is_announced(simulator: Served) -> None:
     with simulator.socket("/market/stream") as socket:
-        strike(simulator, kind="shutdown", seconds=0.3)
+        set_fault(simulator, kind="shutdown", seconds=0.3)
         (message,) = collect(socket, 5, enough=1)
         assert (message["stream"], message["data"]["e"]) == ("!serverShutdown", "serverShutdown")
         with simulator.socket("/market/ws") as another:
@@ -204,7 +206,7 @@ def test_a_muted_stream_is_well_on_a_new_websocket(simulator: Served) -> None:
     with simulator.socket("/market/ws") as old:
         subscribe(old, STREAM, "ethusdt@aggTrade")
         assert collect(old, 10, enough=1)
-        strike(simulator, kind="mute", symbol="BTCUSDT")
+        set_fault(simulator, kind="mute", symbol="BTCUSDT")
         collect(old, 0.3)
         with simulator.socket("/market/ws") as new:
             subscribe(new, STREAM)
@@ -213,31 +215,31 @@ def test_a_muted_stream_is_well_on_a_new_websocket(simulator: Served) -> None:
     assert simulator.ask("/simulator/fault")[0] == 200
 
 
-def test_a_websocket_lives_as_long_as_it_is_told(simulator: Served) -> None:
-    strike(simulator, kind="lifetime", ms=500, seconds=5)
+def test_a_websocket_lives_as_long_as_is_asked(simulator: Served) -> None:
+    set_fault(simulator, kind="lifetime", ms=500, seconds=5)
     began = time.monotonic()
     with simulator.socket("/market/ws") as socket, pytest.raises(ConnectionClosed):
         collect(socket, 10)
     assert time.monotonic() - began > 0.5
-    strike(simulator, kind="lifetime", ms=500, seconds=0.001)
+    set_fault(simulator, kind="lifetime", ms=500, seconds=0.001)
 
 
 def test_rest_fails_in_every_way(simulator: Served) -> None:
-    strike(simulator, kind="error", share=1, seconds=0.3)
+    set_fault(simulator, kind="error", share=1, seconds=0.3)
     assert simulator.ask("/fapi/v1/time")[0] == 503
     wait_for("its end", lambda: not simulator.status()["faults"])
-    strike(simulator, kind="stall", share=1, ms=700, seconds=0.3)
+    set_fault(simulator, kind="stall", share=1, ms=700, seconds=0.3)
     began = time.monotonic()
     assert simulator.ask("/fapi/v1/time")[0] == 200
     assert time.monotonic() - began > 0.6
-    strike(simulator, kind="cut", share=1, seconds=0.3)
+    set_fault(simulator, kind="cut", share=1, seconds=0.3)
     with pytest.raises((OSError, HTTPException)):
         simulator.get("/fapi/v1/klines", symbol="BTCUSDT", interval="1m")
     wait_for("its end", lambda: not simulator.status()["faults"])
 
 
 def test_a_client_that_goes_on_asking_is_noticed(simulator: Served) -> None:
-    strike(simulator, kind="limit", share=1, ms=2_000, seconds=0.2)
+    set_fault(simulator, kind="limit", share=1, ms=2_000, seconds=0.2)
     status, _, headers = simulator.ask("/fapi/v1/time")
     assert (status, headers["Retry-After"]) == (429, "2")
     assert simulator.status()["refused"] == {}
@@ -247,7 +249,7 @@ def test_a_client_that_goes_on_asking_is_noticed(simulator: Served) -> None:
         return simulator.status()["refused"]
 
     assert wait_for("being noticed", noticed, timeout=30, every=0.1) == {"asked while told not to": 1}
-    strike(simulator, kind="ban", seconds=0.4)
+    set_fault(simulator, kind="ban", seconds=0.4)
     status, content, _ = simulator.ask("/fapi/v1/time")
     assert status == 418
     assert "banned until" in content["msg"]
@@ -259,17 +261,17 @@ YEARS = 10 * 365 * 86_400_000
 
 def test_a_time_is_wrong_once(simulator: Served) -> None:
     before = simulator.get("/fapi/v1/time")["serverTime"]
-    assert strike(simulator, kind="time", ms=YEARS)["once"] == ["time"]
+    assert set_fault(simulator, kind="time", ms=YEARS)["once"] == ["time"]
     assert simulator.get("/fapi/v1/time")["serverTime"] >= before + YEARS
     assert simulator.get("/fapi/v1/time")["serverTime"] < before + 60_000
-    strike(simulator, kind="time", ms=-2 * YEARS)
+    set_fault(simulator, kind="time", ms=-2 * YEARS)
     assert simulator.get("/fapi/v1/time")["serverTime"] < before - YEARS
     assert simulator.status()["once"] == []
     with simulator.socket(f"/market/stream?streams={STREAM}/{TICKER_STREAM}") as socket:
-        strike(simulator, kind="event", ms=YEARS)
+        set_fault(simulator, kind="event", ms=YEARS)
         frames = wait_for("two tickers", lambda: more(socket, TICKER_STREAM, 2), timeout=60)
         assert [row["E"] >= before + YEARS for frame in frames for row in frame[:1]] == [True, False]
-        strike(simulator, kind="event", ms=-YEARS, symbol="BTCUSDT")
+        set_fault(simulator, kind="event", ms=-YEARS, symbol="BTCUSDT")
         trades = wait_for("its trades", lambda: more(socket, STREAM, 30), timeout=60)
         wrong = [trade for trade in trades if trade["E"] < before]
         assert len(wrong) == 1
@@ -286,8 +288,8 @@ def more(socket: Any, stream: str, count: int) -> list[Any]:
 
 def test_the_exchange_s_clock_jumps(simulator: Served) -> None:
     before = simulator.get("/fapi/v1/time")["serverTime"]
-    strike(simulator, kind="clock", ms=90_000)
+    set_fault(simulator, kind="clock", ms=90_000)
     assert simulator.get("/fapi/v1/time")["serverTime"] >= before + 90_000
     wait_for("the market", lambda: simulator.status()["time"] >= before + 90_000)
-    strike(simulator, kind="clock", ms=-30_000)
+    set_fault(simulator, kind="clock", ms=-30_000)
     assert simulator.get("/fapi/v1/time")["serverTime"] < before + 90_000

@@ -43,16 +43,16 @@ def test_malformed_requests_cost_nothing_but_their_answers(tmp_path: Path) -> No
     with served(tmp_path, weight_limit=10**9) as simulator:
         asked = requests(SEED, REQUESTS, ADDRESSES, f"127.0.0.1:{simulator.port}")
         statuses = asyncio.run(ask_all(simulator.port, asked))
-        told = f"seed {SEED}: {dict(statuses)}\n{simulator.room.log[:3_000]}"
-        assert statuses[400] > REQUESTS // 10, told
-        assert {status for status in statuses if status >= 500} <= {503}, told
-        assert "Traceback" not in simulator.room.log, told
-        assert len(simulator.room.log) < 100_000, told
+        context = f"seed {SEED}: {dict(statuses)}\n{simulator.room.log[:3_000]}"
+        assert statuses[400] > REQUESTS // 10, context
+        assert {status for status in statuses if status >= 500} <= {503}, context
+        assert "Traceback" not in simulator.room.log, context
+        assert len(simulator.room.log) < 100_000, context
         assert simulator.status()["trades"] > 0
 
 
 @pytest.mark.parametrize("since", ["0", "9" * 30, "²", "-1", "9" * 18])
-def test_the_truth_is_told_of_a_time_that_was(simulator: Served, since: str) -> None:
+def test_the_truth_is_answered_of_a_time_that_was(simulator: Served, since: str) -> None:
     status, content, _ = simulator.ask("/simulator/truth", symbol="BTCUSDT", since=since)
     assert status == 400
     assert "since" in content["error"]

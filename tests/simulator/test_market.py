@@ -18,12 +18,14 @@ QUOTES = ("quote_volume", "taker_buy_quote_volume")
 MORE = ("taker_buy_volume", "taker_buy_quote_volume")
 
 
-def told(market: GeneratedMarket, symbol: str, kind: str, since: int, most: int = 10**9) -> list[dict[str, Any]]:
+def trades_since(
+    market: GeneratedMarket, symbol: str, kind: str, since: int, most: int = 10**9
+) -> list[dict[str, Any]]:
     """Return what left on a stream, one dict a trade, and not many more than `most`."""
     instrument = market.find(symbol)
     assert instrument is not None
     rows: list[dict[str, Any]] = []
-    for part in market.told(instrument, kind, since):
+    for part in market.trades_since(instrument, kind, since):
         rows += [dict(zip(part.dtype.names, values, strict=True)) for values in part.tolist()]
         if len(rows) >= most:
             break
@@ -74,7 +76,7 @@ def test_official_klines_are_made_of_single_trades(quirks: bool) -> None:
     advance(market, 6 * MINUTE_MS)
     since, end = NOON - 10 * MINUTE_MS, NOON + 5 * MINUTE_MS
     for symbol in ("BTCUSDT", "DOGEUSDT", "币安人生USDT", "HYPEUSDT"):
-        minutes = folded(told(market, symbol, "trade", since), end)
+        minutes = folded(trades_since(market, symbol, "trade", since), end)
         official = {row["open_time"]: row for row in klines(market, symbol, "1m", since, end - 1) if row["count"]}
         assert minutes == official
 
@@ -84,7 +86,7 @@ def test_without_quirks_klines_of_aggregates_equal_the_official_ones() -> None:
     advance(market, 3 * MINUTE_MS)
     since, end = NOON - 5 * MINUTE_MS, NOON + 2 * MINUTE_MS
     for instrument in market.instruments():
-        minutes = folded(told(market, instrument.symbol, "aggTrade", since), end)
+        minutes = folded(trades_since(market, instrument.symbol, "aggTrade", since), end)
         official = klines(market, instrument.symbol, "1m", since, end - 1)
         assert minutes == {row["open_time"]: row for row in official if row["count"]}
 
@@ -95,7 +97,7 @@ def test_with_quirks_aggregates_straddle_minutes_and_count_burnt_ids() -> None:
     differing = 0
     volume = 0
     for symbol in ("XRPUSDT", "DOGEUSDT", "BNBUSDT"):
-        minutes = folded(told(market, symbol, "aggTrade", since), end)
+        minutes = folded(trades_since(market, symbol, "aggTrade", since), end)
         official = {row["open_time"]: row for row in klines(market, symbol, "1m", since, end - 1) if row["count"]}
         for opened, row in minutes.items():
             differing += row["volume"] != official[opened]["volume"]
@@ -115,7 +117,7 @@ def test_ids_have_no_holes_and_times_never_go_back(quirks: bool) -> None:
         # Across a midnight, where another day's tables begin.
         since = NOON // DAY_MS * DAY_MS - 30 * MINUTE_MS
         for kind in ("aggTrade", "trade"):
-            trades = told(market, symbol, kind, since, 8_000)
+            trades = trades_since(market, symbol, kind, since, 8_000)
             assert len(trades) > 500
             assert all(later["id"] == earlier["id"] + 1 for earlier, later in pairwise(trades))
             assert all(later["time"] >= earlier["time"] for earlier, later in pairwise(trades))
@@ -125,13 +127,13 @@ def test_ids_have_no_holes_and_times_never_go_back(quirks: bool) -> None:
 
 def test_an_aggregate_is_the_sum_of_its_fills() -> None:
     market = made()
-    singles = {trade["id"]: trade for trade in told(market, "ETHUSDT", "trade", NOON - 10 * MINUTE_MS)}
+    singles = {trade["id"]: trade for trade in trades_since(market, "ETHUSDT", "trade", NOON - 10 * MINUTE_MS)}
     kinds = {KINDS[trade["kind"]] for trade in singles.values()}
     assert {"MARKET", "NA"} <= kinds
-    aggregates = told(market, "ETHUSDT", "aggTrade", NOON - 9 * MINUTE_MS)[:-5]
+    aggregates = trades_since(market, "ETHUSDT", "aggTrade", NOON - 9 * MINUTE_MS)[:-5]
     assert len(aggregates) > 1000
     for aggregate in aggregates:
-        fills = [singles[number] for number in range(aggregate["first"], aggregate["last"] + 1)]
+        fills = [singles[trade_id] for trade_id in range(aggregate["first"], aggregate["last"] + 1)]
         executed = [fill for fill in fills if fill["kind"] == 0]
         assert sum(fill["quantity"] for fill in executed) == aggregate["quantity"]
         assert {fill["price"] for fill in executed} == {aggregate["price"]}
@@ -141,7 +143,7 @@ def test_an_aggregate_is_the_sum_of_its_fills() -> None:
 
 def test_neighbouring_aggregates_of_one_price_and_side_are_one() -> None:
     market = made()
-    trades = told(market, "BTCUSDT", "aggTrade", NOON - 30 * MINUTE_MS)
+    trades = trades_since(market, "BTCUSDT", "aggTrade", NOON - 30 * MINUTE_MS)
     alike = [
         (earlier, later)
         for earlier, later in pairwise(trades)
@@ -197,8 +199,8 @@ def test_a_restarted_market_goes_on_where_it_would_be() -> None:
     advance(later, 3 * MINUTE_MS)
     common = LATE_IN_A_MINUTE + 3 * MINUTE_MS
     for symbol in ("BTCUSDT", "ADAUSDT"):
-        before = [trade for trade in told(first, symbol, "aggTrade", NOON) if trade["event_time"] <= common]
-        after = [trade for trade in told(later, symbol, "aggTrade", NOON) if trade["event_time"] <= common]
+        before = [trade for trade in trades_since(first, symbol, "aggTrade", NOON) if trade["event_time"] <= common]
+        after = [trade for trade in trades_since(later, symbol, "aggTrade", NOON) if trade["event_time"] <= common]
         assert before == after
         assert later.last_ids()[symbol]["aggTrade"] > first.last_ids()[symbol]["aggTrade"]
         end = NOON + MINUTE_MS
@@ -237,7 +239,7 @@ def test_what_leaves_tick_by_tick_is_what_the_market_says() -> None:
         for kind in ("aggTrade", "trade"):
             said = [
                 trade["id"]
-                for trade in told(market, instrument.symbol, kind, market.started - 1_000)
+                for trade in trades_since(market, instrument.symbol, kind, market.started - 1_000)
                 if trade["event_time"] > market.started
             ]
             key = b'"a":' if kind == "aggTrade" else b'"t":'
@@ -307,7 +309,7 @@ def test_coins_are_listed_trade_and_are_delisted() -> None:
     assert pending.onboard < first < pending.onboard + 20_000
     assert pending.symbol.encode() in tickers
     assert market.status(pending) == "TRADING"
-    trades = told(market, pending.symbol, "aggTrade", 0)
+    trades = trades_since(market, pending.symbol, "aggTrade", 0)
     assert trades[0]["id"] == 1
     assert trades[0]["time"] >= pending.onboard
     assert [trade["id"] for trade in trades] == list(range(1, len(trades) + 1))

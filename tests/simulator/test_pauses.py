@@ -1,4 +1,4 @@
-"""Pauses of a recording: jumped over, as long as recorded, or the end until it is told to go on behind one of years."""
+"""Pauses of a recording: jumped over, as long as recorded, or the end until it is asked to go on after one of years."""
 
 import json
 import urllib.error
@@ -18,9 +18,9 @@ STREAMS = "/stream?streams=ausdt@trade/busdt@trade"
 def paused(folder: Path, days: int = 20) -> list[str]:
     """Write a recording of two symbols: a trade of each, and so many days later another."""
     lines = []
-    for number, time in ((1, NOON), (2, NOON + days * DAY_MS)):
-        for place, symbol in enumerate(("AUSDT", "BUSDT")):
-            data = {"e": "trade", "E": time + 900 * place, "T": time + 900 * place, "s": symbol, "t": number}
+    for trade_id, time in ((1, NOON), (2, NOON + days * DAY_MS)):
+        for index, symbol in enumerate(("AUSDT", "BUSDT")):
+            data = {"e": "trade", "E": time + 900 * index, "T": time + 900 * index, "s": symbol, "t": trade_id}
             data |= {"p": "1.5", "q": "2", "X": "MARKET", "m": True}
             lines.append(json.dumps({"stream": f"{symbol.lower()}@trade", "data": data}))
     path = folder / "paused.jsonl"
@@ -52,7 +52,7 @@ def test_where_no_longest_pause_is_set_the_recording_stands_still_as_it_did(tmp_
         assert simulator.status()["trades"] == 2
 
 
-def test_behind_a_pause_of_years_the_recording_goes_on_when_it_is_told_and_heard_again(tmp_path: Path) -> None:
+def test_after_a_pause_of_years_the_recording_goes_on_when_asked_and_subscribed_to_again(tmp_path: Path) -> None:
     with served(tmp_path, replay=paused(tmp_path, 2_000), speed=100.0, pause_max_s=60.0) as simulator:
         with simulator.socket(STREAMS) as socket:
             assert trades_of(collect(socket, 30, enough=2)) == [("AUSDT", 1), ("BUSDT", 1)]

@@ -84,7 +84,7 @@ def test_frames_as_received_and_what_is_none_is_left_out(tmp_path: Path, packed:
     path = tmp_path / ("frames.jsonl.gz" if packed else "frames.jsonl")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     same(rows(path))
-    (left_out,) = Recording([str(path)]).told.left_out
+    (left_out,) = Recording([str(path)]).report.left_out
     assert (left_out.line, left_out.beginning) == (3, "{broken"), "an answer of the exchange is none of its events"
     assert np.all(np.diff(times_of(Recording([str(path)]))) >= 0)
 
@@ -149,16 +149,16 @@ def archive(*rows: str) -> str:
         ("price,8,1.0,2,13,1790164800020,true", "id 'price' is no whole number"),
     ],
 )
-def test_a_row_that_cannot_be_is_left_out_and_told_and_the_others_are_read(
+def test_a_row_that_cannot_be_is_left_out_and_reported_and_the_others_are_read(
     tmp_path: Path, row: str, reason: str
 ) -> None:
     recording = read(tmp_path, archive(HEADER.strip(), ROW, row, "9,99.90,1,14,20,1790164861000,False"))
     assert everything(recording.streams[0])["id"].tolist() == [7, 9]
-    (left_out,) = recording.told.left_out
+    (left_out,) = recording.report.left_out
     assert (left_out.file, left_out.line) == ("ETHUSDT-aggTrades-2026-09-23.csv", 3)
     assert left_out.beginning == row[:60]
     assert reason in left_out.reason
-    assert recording.told.left_out_count == 1
+    assert recording.report.left_out_count == 1
 
 
 def test_numbers_with_exponents_are_read_exactly(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_numbers_padded_with_zeros_and_exact_ones_go_together(tmp_path: Path) ->
 def test_a_byte_order_mark_costs_no_trade(tmp_path: Path) -> None:
     recording = read(tmp_path, b"\xef\xbb\xbf" + LINES.encode())
     same(everything(recording.streams[0]))
-    assert not recording.told.left_out
+    assert not recording.report.left_out
 
 
-def test_a_file_cut_in_the_middle_of_a_line_is_told(tmp_path: Path) -> None:
+def test_a_file_cut_in_the_middle_of_a_line_is_reported(tmp_path: Path) -> None:
     recording = read(tmp_path, LINES + "10,1")
     same(everything(recording.streams[0]))
-    assert [(line.line, line.beginning) for line in recording.told.left_out] == [(4, "10,1")]
+    assert [(line.line, line.beginning) for line in recording.report.left_out] == [(4, "10,1")]
 
 
 def test_all_files_of_a_zip_are_read_but_what_macos_puts_beside_them(tmp_path: Path) -> None:
@@ -230,12 +230,12 @@ def test_archives_of_single_trades_are_read(tmp_path: Path, header: str, more: s
     ]
 
 
-def frame(number: int, time: int, price: str = "100.1", symbol: str = "ETHUSDT") -> str:
-    data = {"e": "aggTrade", "E": time + 3, "s": symbol, "a": number, "p": price, "q": "0.5", "f": number}
-    return json.dumps(data | {"l": number, "T": time, "m": True})
+def frame(trade_id: int, time: int, price: str = "100.1", symbol: str = "ETHUSDT") -> str:
+    data = {"e": "aggTrade", "E": time + 3, "s": symbol, "a": trade_id, "p": price, "q": "0.5", "f": trade_id}
+    return json.dumps(data | {"l": trade_id, "T": time, "m": True})
 
 
-def test_raw_frames_and_frames_behind_a_timestamp_are_read(tmp_path: Path) -> None:
+def test_raw_frames_and_frames_after_a_timestamp_are_read(tmp_path: Path) -> None:
     at = 1_790_164_800_000
     wrapped = [
         f'{{"stream":"ethusdt@aggTrade","data":{frame(2, at + 10)}}}',
@@ -254,7 +254,7 @@ def test_a_symbol_that_is_no_name_is_left_out(tmp_path: Path, symbol: str) -> No
         tmp_path, f"{frame(1, 1_790_164_800_000)}\n{frame(1, 1_790_164_800_000, symbol=symbol)}", "f.jsonl"
     )
     assert list(recording.instruments) == ["ETHUSDT"]
-    assert "is no symbol" in recording.told.left_out[0].reason
+    assert "is no symbol" in recording.report.left_out[0].reason
 
 
 def test_nothing_in_a_file_names_the_first_reason(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_trade_leaves_no_earlier_than_the_one_before_it_whatever_its_time(tmp_
     assert times_of(recording) == [at + 5, at + 90_005, at + 90_005, at + 95_005]
 
 
-def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path) -> None:
+def test_the_same_id_again_is_counted_and_with_another_trade_reported(tmp_path: Path) -> None:
     rows = ["7,100,1,7,7,1790164800000,true", "8,101,1,8,8,1790164800010,true"]
     overlap = tmp_path / "ETHUSDT-aggTrades-2026-09-24.csv"
     overlap.write_text("\n".join([rows[1], "7,102,1,7,7,1790164800000,true"]))
@@ -291,27 +291,27 @@ def test_the_same_id_again_is_counted_and_with_another_trade_told(tmp_path: Path
     first.write_text("\n".join(rows))
     recording = Recording([str(first), str(overlap)])
     assert everything(recording.streams[0])["price"].tolist() == [100, 101]
-    assert recording.told.repeated == 1
-    assert [tuple(again) for again in recording.told.contradicting] == [("ETHUSDT", 7, overlap.name, 2)]
+    assert recording.report.repeated == 1
+    assert [tuple(again) for again in recording.report.contradicting] == [("ETHUSDT", 7, overlap.name, 2)]
 
 
-def test_a_trade_much_older_than_one_with_a_lower_id_is_told(tmp_path: Path) -> None:
+def test_a_trade_much_older_than_one_with_a_lower_id_is_reported(tmp_path: Path) -> None:
     at, minute = 1_790_164_800_000, 60_000
     times = (at, at + 300 * minute, at + 201 * minute, at + 199 * minute, at + 301 * minute, at + 2 * minute)
     rows = [f"{n},100,1,{n},{n},{time},true" for n, time in enumerate(times, 1)]
-    told = read(tmp_path, "\n".join(rows)).told
-    assert [(fallen.id, fallen.line) for fallen in told.fallen] == [(4, 4), (6, 6)]
-    assert [fallen.time for fallen in told.fallen] == [times[3], times[5]]
-    assert told.fallen_count == 2
+    report = read(tmp_path, "\n".join(rows)).report
+    assert [(fallen.id, fallen.line) for fallen in report.fallen] == [(4, 4), (6, 6)]
+    assert [fallen.time for fallen in report.fallen] == [times[3], times[5]]
+    assert report.fallen_count == 2
 
 
-def test_what_is_too_large_beside_the_other_numbers_is_left_out_and_told(tmp_path: Path) -> None:
+def test_what_is_too_large_beside_the_other_numbers_is_left_out_and_reported(tmp_path: Path) -> None:
     rows = ["7,100.12345678,1.00000001,7,7,1790164800000,true", "8,1e12,1,8,8,1790164800010,true"]
     rows += ["9,900000.5,90000.5,9,9,1790164800020,true", "10,100,1,10,10,1790164800030,true"]
     recording = read(tmp_path, "\n".join(rows))
     assert everything(recording.streams[0])["id"].tolist() == [7, 10]
     reason = "its numbers, or their product, do not fit 64 bits"
-    assert [(line.line, line.reason) for line in recording.told.left_out] == [(2, reason), (3, reason)]
+    assert [(line.line, line.reason) for line in recording.report.left_out] == [(2, reason), (3, reason)]
 
 
 def test_a_frame_that_nobody_would_take_as_it_is_leaves_as_the_exchange_writes_it(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ DAY_MS = 86_400_000
 
 
 @pytest.mark.parametrize(("days", "stretches"), [(31, 1), (32, 2), (2_000, 2)])
-def test_behind_a_pause_longer_than_any_kline_another_stretch_begins(tmp_path: Path, days: int, stretches: int) -> None:
+def test_after_a_pause_longer_than_any_kline_another_stretch_begins(tmp_path: Path, days: int, stretches: int) -> None:
     at = 1_554_000_000_000
     times = (at, at + 5, at + 5 + days * DAY_MS, at + 6 + days * DAY_MS)
     rows = [f"{n},100,1,{n},{n},{time},true" for n, time in enumerate(times, 1)]
@@ -357,18 +357,18 @@ def test_behind_a_pause_longer_than_any_kline_another_stretch_begins(tmp_path: P
         ("c31", list(range(1, 9)), []),
     ],
 )
-def test_what_people_report_of_files_is_read_or_told(case: str, ids: list[int], left_out: list[int]) -> None:
+def test_what_people_report_of_files_is_read_or_reported(case: str, ids: list[int], left_out: list[int]) -> None:
     recording = Recording([str(path) for path in sorted((CASES / case).iterdir())])
     (stream,) = recording.streams
     assert everything(stream)["id"].tolist() == ids
-    assert [line.line for line in recording.told.left_out] == left_out
+    assert [line.line for line in recording.report.left_out] == left_out
 
 
-def test_fills_that_stand_under_a_lower_id_count_once_and_are_told(tmp_path: Path) -> None:
+def test_fills_that_stand_under_a_lower_id_count_once_and_are_reported(tmp_path: Path) -> None:
     rows = ["7,100,1,5,6,1790164800000,true", "8,101,1,7,7,1790164860000,true", "9,100,1,5,6,1790164800000,true"]
     recording = read(tmp_path, "\n".join([*rows, "10,100,1,8,8,1790164860001,true"]))
     assert everything(recording.streams[0])["id"].tolist() == [7, 8, 10]
-    (left_out,) = recording.told.left_out
+    (left_out,) = recording.report.left_out
     assert (left_out.line, left_out.reason) == (3, "fills 5 to 6 stand under a lower id already")
 
 

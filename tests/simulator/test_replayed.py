@@ -41,11 +41,11 @@ def trades(count: int) -> list[Trade]:
     """Return trades whose times rise with their ids, but for some that fall, and minutes without any."""
     dice = random.Random(SEED)
     time, made = NOON, []
-    for number in range(1, count + 1):
-        time += dice.choice([0, 3, 40, 700, 4_000]) + (200_000 if number % 1_000 == 0 else 0)
-        fallen = time - 90_000 if number % 777 == 0 else time
+    for trade_id in range(1, count + 1):
+        time += dice.choice([0, 3, 40, 700, 4_000]) + (200_000 if trade_id % 1_000 == 0 else 0)
+        fallen = time - 90_000 if trade_id % 777 == 0 else time
         made.append(
-            Trade(number, fallen, 10_000 + dice.randrange(-500, 500), dice.randrange(1, 50), dice.random() < 0.5)
+            Trade(trade_id, fallen, 10_000 + dice.randrange(-500, 500), dice.randrange(1, 50), dice.random() < 0.5)
         )
     return made
 
@@ -106,9 +106,13 @@ def test_of_what_stands_in_two_files_the_first_one_counts_wherever_the_lines_are
     recording = Recording([first, written(tmp_path, lines, "ETHUSDT-aggTrades-2.csv")])
     rows = recording.streams[0].rows(0, 10_000)
     assert rows["quantity"].tolist() == [trade.quantity for trade in known]
-    assert recording.told.repeated == 4_999
-    (told,) = recording.told.contradicting
-    assert (told.id, told.file, told.line) == (4_321, "ETHUSDT-aggTrades-2.csv", lines.index(again[4_320].line()) + 1)
+    assert recording.report.repeated == 4_999
+    (report,) = recording.report.contradicting
+    assert (report.id, report.file, report.line) == (
+        4_321,
+        "ETHUSDT-aggTrades-2.csv",
+        lines.index(again[4_320].line()) + 1,
+    )
 
 
 @pytest.mark.usefixtures("small_runs")
@@ -119,12 +123,12 @@ def test_fills_under_a_lower_id_are_found_however_far_away_that_is(tmp_path: Pat
     lines.insert(10, ",".join(["6001", *cells[1:]]))
     recording = Recording([written(tmp_path, lines)])
     assert recording.streams[0].rows(0, 7_000)["id"].tolist() == list(range(1, 6_001))
-    (left_out,) = recording.told.left_out
+    (left_out,) = recording.report.left_out
     assert (left_out.line, left_out.reason) == (11, "fills 6 to 7 stand under a lower id already")
 
 
 def plain_minutes(known: list[Trade]) -> dict[int, list[int]]:
-    """Return minute to the fields of KLINE_ROW behind its open time, one trade after the other."""
+    """Return minute to the fields of KLINE_ROW after its open time, one trade after the other."""
     minutes: dict[int, list[int]] = {}
     for trade in known:
         p, q, bought = trade.price, trade.quantity, 0 if trade.maker else 1
@@ -220,8 +224,8 @@ def test_parts_that_ascend_are_merged_in_blocks_and_of_equals_the_first_part_com
     everything = np.concatenate([block for block, _ in blocks])
     owners = np.concatenate([owners for _, owners in blocks])
     assert everything.tolist() == sorted(np.concatenate(values).tolist())
-    for place, part in enumerate(values):
-        assert everything[owners == place].tolist() == part.tolist()
+    for index, part in enumerate(values):
+        assert everything[owners == index].tolist() == part.tolist()
     for value in range(5_000):
         of_it = owners[everything == value]
         assert len(of_it) == 0 or of_it[0] == of_it.min()

@@ -75,7 +75,7 @@ def test_broken_json_costs_the_connection(simulator: Served) -> None:
 
 def test_the_1025th_stream_costs_the_connection(simulator: Served) -> None:
     with simulator.socket("/market/stream") as socket:
-        subscribe(socket, *(f"x{number}usdt@aggTrade" for number in range(1_024)))
+        subscribe(socket, *(f"x{index}usdt@aggTrade" for index in range(1_024)))
         socket.send('{"method":"SUBSCRIBE","params":["one@aggTrade"],"id":2}')
         assert json.loads(socket.recv(10)) == {"error": {"code": 4, "msg": "Too many subscriptions"}, "id": 2}
         with pytest.raises(ConnectionClosed):
@@ -84,8 +84,8 @@ def test_the_1025th_stream_costs_the_connection(simulator: Served) -> None:
 
 def test_too_many_messages_a_second_cost_the_connection(simulator: Served) -> None:
     def flood(socket: ClientConnection) -> None:
-        for number in range(100):
-            socket.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
+        for request_id in range(100):
+            socket.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": request_id}))
         for _ in range(100):
             socket.recv(10)
 

@@ -44,10 +44,10 @@ def message(row: dict[str, int], instrument: Instrument) -> bytes:
 
 def some_rows(source: random.Random, count: int) -> Rows:
     rows = np.zeros(count, AGG_ROW)
-    for place in range(count):
+    for index in range(count):
         for name in AGG_ROW.names or ():
-            number = source.choice(EDGES) if source.random() < 0.3 else source.randrange(10 ** source.randrange(1, 19))
-            rows[name][place] = number % 2 if name == "maker" else number
+            value = source.choice(EDGES) if source.random() < 0.3 else source.randrange(10 ** source.randrange(1, 19))
+            rows[name][index] = value % 2 if name == "maker" else value
     return rows
 
 
@@ -81,7 +81,7 @@ def test_the_compiled_writer_writes_what_a_template_writes(combined: bool) -> No
 
 
 @pytest.mark.parametrize("length", [*range(110, 140), 65_534, 65_535, 65_536, 65_537])
-def test_a_header_tells_the_length_of_its_message(length: int) -> None:
+def test_a_header_says_the_length_of_its_message(length: int) -> None:
     rows = np.zeros(2, AGG_ROW)
     instrument = Instrument(symbol="", price_decimals=0, quantity_decimals=0)
     row = dict.fromkeys(AGG_ROW.names or (), 0)
@@ -118,6 +118,6 @@ def test_klines_of_more_than_64_bits_are_written_to_the_last_digit(price: int, q
     days = merge(hours, "1d", 0)
     for rows, parts in ((hours, 60), (days, 120)):
         page = json.loads(kline_page(rows, rows["open_time"], price, quantity))
-        for place, name in ((7, "quote_volume"), (10, "taker_buy_quote_volume")):
+        for column, name in ((7, "quote_volume"), (10, "taker_buy_quote_volume")):
             sums = [sum(whole[name][begin : begin + parts]) for begin in range(0, len(minutes), parts)]
-            assert [row[place] for row in page] == [decimal(value, price + quantity) for value in sums]
+            assert [row[column] for row in page] == [decimal(value, price + quantity) for value in sums]

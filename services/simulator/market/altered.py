@@ -1,4 +1,4 @@
-"""What makes trades other than the market's function has them: ids that begin anew, and times that fall.
+"""What makes trades other than the market's function has them: ids that restart, and times that fall.
 
 Decides how such trades look on streams, in REST's pages and in klines, so that all three agree. The market counts on
 under its own ids, which are called raw here. Knows no clock.
@@ -34,7 +34,7 @@ class Late(NamedTuple):
     """Single trades from `first` on, raw; the first that is not its."""
     time: int
     """When it happens, ..."""
-    told: int
+    stated: int
     """... and the time that it says, in the minute before."""
     price: int
     amounts: tuple[int, ...]
@@ -51,9 +51,9 @@ class Altered:
     def refine(self, symbol: str) -> None:
         """A symbol's numbers have one decimal more."""
         factors = (10, 100, 1, 10, 100)
-        for place, one in enumerate(self.late.get(symbol, [])):
+        for index, one in enumerate(self.late.get(symbol, [])):
             amounts = tuple(amount * factor for amount, factor in zip(one.amounts, factors, strict=True))
-            self.late[symbol][place] = one._replace(price=one.price * 10, amounts=amounts)
+            self.late[symbol][index] = one._replace(price=one.price * 10, amounts=amounts)
 
     def raw_id(self, symbol: str, kind: str, trade_id: int) -> int:
         """Return the raw id of one that somebody names."""
@@ -70,15 +70,17 @@ class Altered:
         chain = self.chains.get(symbol)
         return raw - chain.begins(kind) + 1 if chain and raw >= chain.begins(kind) else raw
 
-    def told(self, symbol: str, kind: str, rows: Rows) -> Rows:
-        """Return AGG_ROW[n] or TRADE_ROW[n] of a symbol as everybody is told of them."""
+    def as_sent(self, symbol: str, kind: str, rows: Rows) -> Rows:
+        """Return AGG_ROW[n] or TRADE_ROW[n] of a symbol as they are sent."""
         late, chain = self.late.get(symbol, ()), self.chains.get(symbol)
         if not len(rows) or not (late or chain):
             return rows
         rows = rows.copy()
         for one in late:
-            its = rows["id"] == one.id if kind == "aggTrade" else (rows["id"] >= one.first) & (rows["id"] < one.beyond)
-            rows["time"][its] -= one.time - one.told
+            moved = (
+                rows["id"] == one.id if kind == "aggTrade" else (rows["id"] >= one.first) & (rows["id"] < one.beyond)
+            )
+            rows["time"][moved] -= one.time - one.stated
         if chain:
             of_chain = rows["id"] >= chain.begins(kind)
             rows["id"][of_chain] -= chain.begins(kind) - 1
@@ -89,7 +91,7 @@ class Altered:
     def klines(self, symbol: str, interval: str, grid_3d: int, rows: Rows, now: int) -> Rows:
         """Return KLINE_ROW[n] of a symbol with its late trades in the minutes that they say.
 
-        A late trade has another one at its price before it and one behind it in its own minute, and there are some in
+        A late trade has another one at its price before it and one after it in its own minute, and there are some in
         the minute that it says: no price of a kline is its own but in those that end with that minute.
         """
         late = [one for one in self.late.get(symbol, ()) if one.time + SPREAD_MAX_MS < now]
@@ -97,7 +99,7 @@ class Altered:
             return rows
         rows = rows.copy()
         for one in late:
-            left, taken = open_time(interval, one.time, grid_3d), open_time(interval, one.told, grid_3d)
+            left, taken = open_time(interval, one.time, grid_3d), open_time(interval, one.stated, grid_3d)
             if left == taken:
                 continue
             for opened, sign in ((left, -1), (taken, 1)):

@@ -139,7 +139,7 @@ def standing_coins(seed: int, count: int, trades_per_second: float, tape: Tape) 
 
 
 class Listings:
-    """The coins that come and go: number k is listed at k intervals since 1970, whenever the simulator starts."""
+    """The coins that come and go: coin k is listed at k intervals since 1970, whenever the simulator starts."""
 
     def __init__(self, seed: int, interval_s: float, fills_a_day: float, tape: Tape) -> None:
         self._seed = seed
@@ -158,23 +158,23 @@ class Listings:
         if not self._interval:
             return []
         last = (now + self._pending) // self._interval
-        numbers = range(max(1, now // self._interval - LIFE - SETTLING), last + 1)
-        self._coins = {number: self._coins.get(number) or self._make(number) for number in numbers}
+        indices = range(max(1, now // self._interval - LIFE - SETTLING), last + 1)
+        self._coins = {index: self._coins.get(index) or self._make(index) for index in indices}
         return list(self._coins.values())
 
     def extra(self, now: int) -> Coin:
-        """Return one that is listed at `now` out of turn, and stays."""
+        """Return one that is listed at `now`, between two intervals, and stays."""
         self._extras += 1
         return self._coin(f"EXTRA{self._extras}", -self._extras, now, now + EXTRA_LIFE_MS)
 
-    def _make(self, number: int) -> Coin:
-        listed = number * self._interval
+    def _make(self, index: int) -> Coin:
+        listed = index * self._interval
         # Whole minutes: a delisted coin ends with a kline.
         delisted = -(-(listed + LIFE * self._interval) // MINUTE_MS) * MINUTE_MS
-        return self._coin(f"NEW{number}", number, listed, delisted)
+        return self._coin(f"NEW{index}", index, listed, delisted)
 
-    def _coin(self, name: str, number: int, listed: int, delisted: int) -> Coin:
-        price = float(np.exp(np.random.default_rng([self._seed, number % 2**32]).normal(-1.5, 1.5)))
+    def _coin(self, name: str, index: int, listed: int, delisted: int) -> Coin:
+        price = float(np.exp(np.random.default_rng([self._seed, index % 2**32]).normal(-1.5, 1.5)))
         return coin(self._seed, name, price, self._fills_a_day, self._tape, listed, delisted)
 
 

@@ -58,9 +58,9 @@ class Tables(NamedTuple):
     """... and how many trades it would have had before."""
 
 
-def noise(key: int, places: Integers) -> Any:
-    """Return uint64[n] that look random and follow from `key` and each place (splitmix64)."""
-    x = places.astype(np.uint64)
+def noise(key: int, indices: Integers) -> Any:
+    """Return uint64[n] that look random and follow from `key` and each index (splitmix64)."""
+    x = indices.astype(np.uint64)
     x *= np.uint64(0x9E3779B97F4A7C15)
     x += np.uint64(key)
     x ^= x >> np.uint64(30)
@@ -71,9 +71,9 @@ def noise(key: int, places: Integers) -> Any:
     return x
 
 
-def normal(key: int, places: Integers) -> Integers:
+def normal(key: int, indices: Integers) -> Integers:
     """Return int64[n], about normal around 0 with deviation _NORMAL: sums of four parts of a noise."""
-    parts = noise(key, places).view(np.uint16).reshape(len(places), 4)
+    parts = noise(key, indices).view(np.uint16).reshape(len(indices), 4)
     return parts.sum(axis=1, dtype=np.int64) - 2 * 65_535
 
 
@@ -96,7 +96,7 @@ class Days:
         return known
 
     def many(self, coin: Coin, first: int, end: int) -> Tables:
-        """Return the days [first, end), which are not kept: they would only take the place of those of now."""
+        """Return the days [first, end), which are not kept: they would only push out those of now."""
         parts = [self._make(coin, at, min(at + BATCH_MAX, end)) for at in range(first, end, BATCH_MAX)]
         if len(parts) == 1:
             return parts[0]
@@ -188,7 +188,7 @@ class Days:
             early = bisect_left(
                 range(count),
                 coin.listed % MINUTE_MS,
-                key=lambda place: share_ms(place * (JITTER * SEGMENTS) // count, pace),
+                key=lambda index: share_ms(index * (JITTER * SEGMENTS) // count, pace),
             )
             first = int(raw[minute]) + early
             span = self._spans[coin.symbol] = (first, self._end(coin))

@@ -57,7 +57,7 @@ class GeneratedMarket:
         rank = min(LISTED_RANK, len(self._standing) - 1)
         self._listings = Listings(seed, listing_interval_s, max(busiest, 1) * tape.fills_mean * 2 / (rank + 2), tape)
         self._altered: dict[str, Coin] = {}
-        """Coins that are not what the seed made them, or not of its making."""
+        """Coins that are not what the seed made them, or that it did not make."""
         self._others = Altered()
         """Trades that are not what the seed made them."""
         self._coins: dict[str, Coin] = {}
@@ -70,9 +70,9 @@ class GeneratedMarket:
         self._stats_of: list[str] = []
         self._changed = np.zeros(0, bool)
         self._refreshed = 0
-        self._meet_coins()
+        self._refresh_coins()
 
-    def _meet_coins(self) -> None:
+    def _refresh_coins(self) -> None:
         """Take in who was announced, and forget who is gone."""
         coins = {coin.symbol: coin for coin in [*self._standing, *self._listings.known(self.now)]} | self._altered
         if coins == self._coins:
@@ -88,14 +88,14 @@ class GeneratedMarket:
         self._bases = {coin.instrument.stream_base: symbol for symbol, coin in coins.items()}
         for flow in self._flows.values():
             flow.set_coins(list(coins.values()), self.now)
-        before = {symbol: place for place, symbol in enumerate(self._stats_of)}
+        before = {symbol: index for index, symbol in enumerate(self._stats_of)}
         stats = np.zeros((len(coins), len(STATS)), np.int64)
         changed = np.zeros(len(coins), bool)
-        for place, coin in enumerate(coins.values()):
+        for index, coin in enumerate(coins.values()):
             if coin.symbol in before and coin.symbol not in others:
-                stats[place], changed[place] = self._stats[before[coin.symbol]], self._changed[before[coin.symbol]]
+                stats[index], changed[index] = self._stats[before[coin.symbol]], self._changed[before[coin.symbol]]
             else:
-                stats[place] = self._day_of(coin)
+                stats[index] = self._day_of(coin)
         self._stats, self._stats_of, self._changed = stats, list(coins), changed
 
     # What may be done to it.
@@ -118,20 +118,20 @@ class GeneratedMarket:
         )
         self._altered[symbol] = replace(coin, instrument=instrument, lot=coin.lot * 10)
         self._others.refine(symbol)
-        self._meet_coins()
+        self._refresh_coins()
 
     def list_coin(self) -> str:
         """List a coin that begins to trade at once, and return its symbol."""
         coin = self._listings.extra(self.now)
         self._altered[coin.symbol] = coin
-        self._meet_coins()
+        self._refresh_coins()
         return coin.symbol
 
     def delist(self, symbol: str) -> None:
         """End a coin's trading with this minute. Raises KeyError."""
         coin, end = self._coins[symbol], (self.now // MINUTE_MS + 1) * MINUTE_MS
         self._altered[symbol] = replace(coin, instrument=replace(coin.instrument, delivery=end), delisted=end)
-        self._meet_coins()
+        self._refresh_coins()
 
     def relist(self, symbol: str) -> None:
         """Let a coin's ids restart at 1, with its next trade. Raises KeyError."""
@@ -139,7 +139,7 @@ class GeneratedMarket:
         first = self._next_id(coin)
         self._others.chains[symbol] = Chain(first, int(self._generator.tape.trade_ids(np.array([first]))[0]))
         self._altered[symbol] = replace(coin, instrument=replace(coin.instrument, onboard=self.now))
-        self._meet_coins()
+        self._refresh_coins()
 
     def make_late(self, symbol: str, ms: int) -> int:
         """Let one of a coin's next trades say a time that is `ms` earlier, but in the minute before, and return when it
@@ -151,9 +151,9 @@ class GeneratedMarket:
             rows = generator.aggregates(coin, minute)
             first = int(np.searchsorted(rows["id"], self._next_id(coin))) if len(rows) else 0
             before = generator.aggregates(coin, minute - MINUTE_MS)
-            for place in range(max(1, first), len(rows) - 1) if len(before) else ():
-                if rows["price"][place] == rows["price"][place - 1]:
-                    return self._note_late(coin, rows[place], ms)
+            for index in range(max(1, first), len(rows) - 1) if len(before) else ():
+                if rows["price"][index] == rows["price"][index - 1]:
+                    return self._note_late(coin, rows[index], ms)
         raise ValueError(f"{symbol} trades too seldom")
 
     def _note_late(self, coin: Coin, row: Rows, ms: int) -> int:
@@ -171,7 +171,7 @@ class GeneratedMarket:
         return max(self._generator.released(coin, kind, self.now) for kind in ("aggTrade", "trade"))
 
     def instruments(self) -> list[Instrument]:
-        self._meet_coins()
+        self._refresh_coins()
         return [coin.instrument for coin in self._coins.values()]
 
     def find(self, symbol: str) -> Instrument | None:
@@ -223,7 +223,7 @@ class GeneratedMarket:
                 break
             parts = [np.concatenate([*parts, rows])]
             first = int(rows["id"][-1]) + 1
-        return self._others.told(coin.symbol, "aggTrade", parts[0][parts[0]["id"] < beyond][:limit])
+        return self._others.as_sent(coin.symbol, "aggTrade", parts[0][parts[0]["id"] < beyond][:limit])
 
     def single_trades(self, instrument: Instrument, from_id: int | None, limit: int) -> Rows:
         coin, generator = self._coins[instrument.symbol], self._generator
@@ -249,7 +249,7 @@ class GeneratedMarket:
             parts.append(rows)
             count += len(rows)
             first = generator.aggregate_of(past)
-        rows = self._others.told(coin.symbol, "trade", np.concatenate(parts))
+        rows = self._others.as_sent(coin.symbol, "trade", np.concatenate(parts))
         return rows[:limit] if from_id is not None else rows[-limit:]
 
     def trade_span(self, instrument: Instrument, start: int, end: int) -> tuple[int, int]:
@@ -258,14 +258,14 @@ class GeneratedMarket:
         ids = generator.tape.trade_ids(np.array([first, beyond])).tolist()
         return ids[0], ids[1] - 1
 
-    def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
+    def trades_since(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
         coin, generator = self._coins[instrument.symbol], self._generator
         since = max(since, coin.listed)
         # Late fills belong to aggregates of the minute before.
         minute = since // MINUTE_MS * MINUTE_MS - MINUTE_MS
         while minute <= self.now:
             make = generator.aggregates if kind == "aggTrade" else generator.single_trades
-            rows = self._others.told(coin.symbol, kind, make(coin, minute))
+            rows = self._others.as_sent(coin.symbol, kind, make(coin, minute))
             rows = rows[(rows["time"] >= since) & (rows["event_time"] <= self.now)]
             if len(rows):
                 yield rows
@@ -291,20 +291,20 @@ class GeneratedMarket:
         chunks: list[Leaving] = []
         for part in self._flows["aggTrade"].advance(now):
             self._note(part)
-            chunks.append(AggChunk(self._writer, self._told(part), part.owners))
+            chunks.append(AggChunk(self._writer, self._as_sent(part), part.owners))
         if "trade" in self._flows:
             for part in self._flows["trade"].advance(now):
-                for place, start, end in part.by_coin():
-                    trades = self._templates[self._stats_of[place]]
+                for index, start, end in part.by_coin():
+                    trades = self._templates[self._stats_of[index]]
                     if trades.stream in wanted:
-                        rows = self._others.told(self._stats_of[place], "trade", part.rows[start:end])
+                        rows = self._others.as_sent(self._stats_of[index], "trade", part.rows[start:end])
                         chunks.append(Chunk(trades.stream, trades.messages(rows)))
         return chunks + self._kline_feed.advance(now)
 
-    def _told(self, part: Released) -> Rows:
-        """Return aggregates that leave, as everybody is told of them."""
-        for place, start, end in part.by_coin() if self._others.chains or self._others.late else ():
-            part.rows[start:end] = self._others.told(self._stats_of[place], "aggTrade", part.rows[start:end])
+    def _as_sent(self, part: Released) -> Rows:
+        """Return aggregates that leave, as they are sent."""
+        for index, start, end in part.by_coin() if self._others.chains or self._others.late else ():
+            part.rows[start:end] = self._others.as_sent(self._stats_of[index], "aggTrade", part.rows[start:end])
         return part.rows
 
     def follow(self, wanted: Iterable[str]) -> None:
@@ -332,25 +332,25 @@ class GeneratedMarket:
     def day_stats(self) -> list[DayStats]:
         stats = self._stats.tolist()
         return [
-            DayStats(coin.instrument, *stats[place])
-            for place, coin in enumerate(self._coins.values())
+            DayStats(coin.instrument, *stats[index])
+            for index, coin in enumerate(self._coins.values())
             if self.status(coin.instrument) == "TRADING"
         ]
 
     def ticker(self) -> Chunk | None:
-        self._meet_coins()
+        self._refresh_coins()
         coins = list(self._coins.values())
         # The window moves on for one coin at a time; for the others it only grows meanwhile.
         self._refreshed = (self._refreshed + 1) % len(coins)
         self._stats[self._refreshed] = self._day_of(coins[self._refreshed])
-        places = np.flatnonzero(self._changed)
+        indices = np.flatnonzero(self._changed)
         self._changed[:] = False
-        if not len(places):
-            # The exchange is never silent; while its time stands still here, somebody stands for all.
-            places = np.zeros(1, np.intp)
+        if not len(indices):
+            # The exchange is never silent; while its time stands still here, the first symbol is sent.
+            indices = np.zeros(1, np.intp)
         rows = [
-            ticker_row(DayStats(coins[place].instrument, *self._stats[place].tolist()), self.now)
-            for place in places.tolist()
+            ticker_row(DayStats(coins[index].instrument, *self._stats[index].tolist()), self.now)
+            for index in indices.tolist()
         ]
         return Chunk(TICKER_STREAM, [f"[{','.join(rows)}]".encode()])
 
@@ -359,8 +359,8 @@ class GeneratedMarket:
 def note(stats: Integers, changed: Booleans, rows: Rows, owners: Integers, fills: Integers) -> int:
     """Take AGG_ROW[n] into the figures of their coins; return how many single trades they are."""
     total = 0
-    for place in range(len(rows)):
-        row, figures = rows[place], stats[owners[place]]
+    for index in range(len(rows)):
+        row, figures = rows[index], stats[owners[index]]
         count = fills[row.id & MASK]
         figures[1] = max(figures[1], row.price)
         figures[2] = min(figures[2], row.price)
@@ -368,6 +368,6 @@ def note(stats: Integers, changed: Booleans, rows: Rows, owners: Integers, fills
         figures[4] += row.quantity
         figures[5] += row.quantity * row.price
         figures[6] += count
-        changed[owners[place]] = True
+        changed[owners[index]] = True
         total += count
     return total

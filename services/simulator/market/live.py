@@ -15,7 +15,7 @@ from services.simulator.market.days import STEADY
 from services.simulator.market.minutes import Generator
 from services.simulator.market.moments import count_leaving, leaving
 from services.simulator.market.tape import Integers
-from services.simulator.market.trades import aggregates, manners, released_before, single_trades
+from services.simulator.market.trades import aggregates, released_before, single_trades, traits
 from services.simulator.rows import Rows
 
 _STATE = np.dtype([(name, np.int64) for name in ("minute", "next", "first", "end", "skipped", "ticks", "warp", "late")])
@@ -28,10 +28,10 @@ class Released(NamedTuple):
     rows: Rows
     """AGG_ROW[n] or TRADE_ROW[n]."""
     owners: Integers
-    """int64[n], ascending: places in the flow's coins."""
+    """int64[n], ascending: indices into the flow's coins."""
 
     def by_coin(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (coin's place, first row, row past the last)."""
+        """Yield (coin's index, first row, row past the last)."""
         starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
         ends = np.append(starts[1:], len(self.owners))
         return zip(self.owners[starts].tolist(), starts.tolist(), ends.tolist(), strict=True)
@@ -42,69 +42,69 @@ class Flow:
         self.coins: list[Coin] = []
         self._generator = generator
         self._kind = kind
-        self._manners = manners([])
+        self._traits = traits([])
         self._state = np.zeros(0, _STATE)
 
     def set_coins(self, coins: list[Coin], now: int) -> None:
         """Follow these coins; one that is there for the first time begins at `now`."""
-        places = {coin.symbol: place for place, coin in enumerate(self.coins)}
+        indices = {coin.symbol: index for index, coin in enumerate(self.coins)}
         state = np.zeros(len(coins), _STATE)
-        for place, coin in enumerate(coins):
-            if coin.symbol in places:
-                state[place] = self._state[places[coin.symbol]]
-        self._state, before = state, places
-        self.coins, self._manners = coins, manners(coins)
-        until = released_before(self._kind, self._manners, now)
-        for place, coin in enumerate(coins):
+        for index, coin in enumerate(coins):
+            if coin.symbol in indices:
+                state[index] = self._state[indices[coin.symbol]]
+        self._state, before = state, indices
+        self.coins, self._traits = coins, traits(coins)
+        until = released_before(self._kind, self._traits, now)
+        for index, coin in enumerate(coins):
             if coin.symbol not in before:
-                self._enter(place, int(until[place]) // MINUTE_MS * MINUTE_MS)
-                self._state["next"][place] = self._generator.released(coin, self._kind, now)
+                self._enter(index, int(until[index]) // MINUTE_MS * MINUTE_MS)
+                self._state["next"][index] = self._generator.released(coin, self._kind, now)
 
-    def _enter(self, place: int, minute: int) -> None:
-        table = self._generator.days.day(self.coins[place], minute // DAY_MS)
+    def _enter(self, index: int, minute: int) -> None:
+        table = self._generator.days.day(self.coins[index], minute // DAY_MS)
         at = minute % DAY_MS // MINUTE_MS
         first = table.ids[at]
         skipped = table.skipped if at == table.listing_minute else 0
         ticks, warp, late = table.ticks[at // STEADY], table.warps[at], table.late[at]
-        self._state[place] = (minute, first, first, table.ids[at + 1], skipped, ticks, warp, late)
-        if at >= 1380 and at % 60 == place % 60:
+        self._state[index] = (minute, first, first, table.ids[at + 1], skipped, ticks, warp, late)
+        if at >= 1380 and at % 60 == index % 60:
             # Tomorrow is made in the last hour of today, a few coins at a time, and not of all at midnight.
-            self._generator.days.day(self.coins[place], minute // DAY_MS + 1)
+            self._generator.days.day(self.coins[index], minute // DAY_MS + 1)
 
     def advance(self, now: int) -> list[Released]:
         """Return what has left the exchange until `now`; each part is later than the one before, coin by coin."""
         parts = []
         state = self._state
-        until = released_before(self._kind, self._manners, now) - state["minute"]
-        places = np.flatnonzero(until > 0)
-        while len(places):
-            part = self._release(places, np.minimum(until[places], MINUTE_MS))
+        until = released_before(self._kind, self._traits, now) - state["minute"]
+        indices = np.flatnonzero(until > 0)
+        while len(indices):
+            part = self._release(indices, np.minimum(until[indices], MINUTE_MS))
             if part is not None:
                 parts.append(part)
-            places = places[until[places] >= MINUTE_MS]
-            for place in places.tolist():
-                self._enter(place, int(state["minute"][place]) + MINUTE_MS)
-            until[places] -= MINUTE_MS
-            places = places[until[places] > 0]
+            indices = indices[until[indices] >= MINUTE_MS]
+            for index in indices.tolist():
+                self._enter(index, int(state["minute"][index]) + MINUTE_MS)
+            until[indices] -= MINUTE_MS
+            indices = indices[until[indices] > 0]
         return parts
 
-    def _release(self, places: Integers, until: Integers) -> Released | None:
-        states, tape = self._state[places], self._generator.tape
-        counts = np.empty(len(places), np.int64)
-        its = (tape.jitter, self._generator.quirks, tape.warp_ms, states)
-        count_leaving(*its, until, counts)
+    def _release(self, indices: Integers, until: Integers) -> Released | None:
+        states, tape = self._state[indices], self._generator.tape
+        counts = np.empty(len(indices), np.int64)
+        inputs = (tape.jitter, self._generator.quirks, tape.warp_ms, states)
+        count_leaving(*inputs, until, counts)
         count = int(counts.sum())
         if not count:
             return None
         ids, times, nexts = np.empty((3, count), np.int64)
         is_late = np.empty(count, bool)
-        leaving(*its, counts, ids, times, nexts, is_late)
-        self._state["next"][places] += counts
-        owners, minutes = np.repeat(places, counts), np.repeat(states["minute"], counts)
+        leaving(*inputs, counts, ids, times, nexts, is_late)
+        self._state["next"][indices] += counts
+        owners, minutes = np.repeat(indices, counts), np.repeat(states["minute"], counts)
         ticks = np.repeat(states["ticks"], counts)
         if self._kind == "aggTrade":
-            return Released(aggregates(tape, self._manners, owners, ids, minutes + times, ticks), owners)
-        who = self._manners[owners]
+            return Released(aggregates(tape, self._traits, owners, ids, minutes + times, ticks), owners)
+        who = self._traits[owners]
         rows, of = single_trades(tape, who, ids, minutes + times, minutes + nexts, ticks, is_late)
         return Released(rows, owners[of])
 

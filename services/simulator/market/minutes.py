@@ -6,7 +6,7 @@ the market that went on without it. Decides how many trade when and what prices 
 tape. Reads no clock.
 
 A day of a coin is two tables of its 1,440 minutes: the id at which each begins, and the price that its trades wander
-around. Klines are made from sums over ranges of ids. Fills of a minute's last aggregate may take place in the next
+around. Klines are made from sums over ranges of ids. Fills of a minute's last aggregate may happen in the next
 minute ("late" ones, with quirks): official klines have them there, whoever builds klines from aggregates does not.
 """
 
@@ -20,7 +20,7 @@ from services.simulator.market.coins import ENDLESS, GENESIS_MS, Coin
 from services.simulator.market.days import DAY_MINUTES, STEADY, Days
 from services.simulator.market.moments import MASK, SIZE, count_before, moments
 from services.simulator.market.tape import Integers, Tape
-from services.simulator.market.trades import aggregates, manners, released_before, single_trades
+from services.simulator.market.trades import aggregates, released_before, single_trades, traits
 from services.simulator.rows import (
     KLINE_ROW,
     SUMS,
@@ -130,11 +130,11 @@ class Generator:
 
     def _move_late_fills(self, coin: Coin, rows: Rows, late: Integers, ids: Integers, ticks: Integers) -> None:
         """Give the fills that happened after a kline's end to the next one. `late`: klines that have such fills."""
-        places = (ids[late + 1] - 1) & MASK
-        price = (ticks[late] + coin.swing * self.tape.wander[places]) * coin.instrument.tick
-        volume = (self.tape.units[places] - self.tape.head_units[places]) * coin.lot
-        bought = np.where(self.tape.buys[places], volume, 0)
-        moved = (volume, volume * price, self.tape.fills[places] - 1, bought, bought * price)
+        indices = (ids[late + 1] - 1) & MASK
+        price = (ticks[late] + coin.swing * self.tape.wander[indices]) * coin.instrument.tick
+        volume = (self.tape.units[indices] - self.tape.head_units[indices]) * coin.lot
+        bought = np.where(self.tape.buys[indices], volume, 0)
+        moved = (volume, volume * price, self.tape.fills[indices] - 1, bought, bought * price)
         for name, amount in zip(SUMS, moved, strict=True):
             rows[name][late] -= amount
             rows[name][late + 1] += amount
@@ -249,7 +249,7 @@ class Generator:
         """Return a minute's aggregate trades, AGG_ROW[n], ascending: `count` from id `first` on."""
         timed = self._timed(coin, minute, first, count)
         owners = np.zeros(len(timed.ids), np.int64)
-        return aggregates(self.tape, manners([coin]), owners, timed.ids, timed.times[:-1], timed.ticks)
+        return aggregates(self.tape, traits([coin]), owners, timed.ids, timed.times[:-1], timed.ticks)
 
     def single_trades(self, coin: Coin, minute: int, first: int = 0, count: int = ENDLESS) -> Rows:
         """Return the single trades of the aggregates of a minute, TRADE_ROW[n], burnt ids among them.
@@ -259,7 +259,7 @@ class Generator:
         ids, times, ticks, late = self._timed(coin, minute, first, count)
         is_late = np.zeros(len(ids), bool)
         is_late[-1:] = late
-        return single_trades(self.tape, manners([coin]), ids, times[:-1], times[1:], ticks, is_late)[0]
+        return single_trades(self.tape, traits([coin]), ids, times[:-1], times[1:], ticks, is_late)[0]
 
     def _minute(self, coin: Coin, minute: int) -> _Minute:
         table = self.days.day(coin, minute // DAY_MS)
@@ -278,18 +278,20 @@ class Generator:
         )
 
     def _timed(self, coin: Coin, minute: int, first: int, count: int) -> _Timed:
-        its = self._minute(coin, minute)
-        begin = min(max(its.first, first), its.end)
-        ids = np.arange(begin, min(its.end, begin + count))
+        of_minute = self._minute(coin, minute)
+        begin = min(max(of_minute.first, first), of_minute.end)
+        ids = np.arange(begin, min(of_minute.end, begin + count))
         times = np.empty(len(ids) + 1, np.int64)
-        place = its.skipped + begin - its.first
-        moments(self.tape.jitter, self.quirks, begin, place, its.total, its.pace, its.late, times)
-        ticks = np.full(len(ids), its.ticks, np.int64)
-        return _Timed(ids, minute + times, ticks, bool(its.late) and len(ids) > 0 and ids[-1] == its.end - 1)
+        index = of_minute.skipped + begin - of_minute.first
+        moments(self.tape.jitter, self.quirks, begin, index, of_minute.total, of_minute.pace, of_minute.late, times)
+        ticks = np.full(len(ids), of_minute.ticks, np.int64)
+        return _Timed(
+            ids, minute + times, ticks, bool(of_minute.late) and len(ids) > 0 and ids[-1] == of_minute.end - 1
+        )
 
     def released(self, coin: Coin, kind: str, now: int) -> int:
         """Return the first aggregate id that has not left the exchange at `now`, on the stream of this kind."""
-        return self.id_at(coin, int(released_before(kind, manners([coin]), now)[0]))
+        return self.id_at(coin, int(released_before(kind, traits([coin]), now)[0]))
 
     def fills(self, coin: Coin, minute: int, until: int) -> Rows:
         """Return the single trades that happened from a minute's beginning to before `until` in it, TRADE_ROW[n]."""
@@ -320,22 +322,22 @@ class Generator:
 
     def id_at(self, coin: Coin, time: int) -> int:
         """Return the first aggregate id that happens at `time` or later."""
-        its = self._minute(coin, time // MINUTE_MS * MINUTE_MS)
-        return its.first + int(
+        of_minute = self._minute(coin, time // MINUTE_MS * MINUTE_MS)
+        return of_minute.first + int(
             count_before(
                 self.tape.jitter,
                 self.quirks,
-                its.first,
-                its.skipped,
-                its.end,
-                its.total,
-                its.pace,
-                its.late,
+                of_minute.first,
+                of_minute.skipped,
+                of_minute.end,
+                of_minute.total,
+                of_minute.pace,
+                of_minute.late,
                 time % MINUTE_MS,
             )
         )
 
     def aggregate_of(self, trade_id: int) -> int:
         """Return the aggregate that a single trade is part of."""
-        rounds, place = divmod(trade_id, self.tape.ids)
-        return rounds * SIZE + int(np.searchsorted(self.tape.first, place, side="right")) - 1
+        rounds, index = divmod(trade_id, self.tape.ids)
+        return rounds * SIZE + int(np.searchsorted(self.tape.first, index, side="right")) - 1

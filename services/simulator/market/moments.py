@@ -1,7 +1,7 @@
 """When a minute's aggregates happen, compiled: one at a time, a range of them, or the first one at a time or later.
 
 Decides nothing that the tape and the days do not decide; it is their arithmetic, without a Python object a trade.
-An aggregate happens where its place and its jitter put it on the minute's pace, and within a minute ascending places
+An aggregate happens where its index and its jitter put it on the minute's pace, and within a minute ascending indices
 give ascending times, so the first one from a time on is found by halving.
 """
 
@@ -9,7 +9,7 @@ from shared.arrays import Booleans, Integers, Rows
 from shared.compiled import compiled
 
 JITTER = 1024
-"""Resolution of an aggregate's place within its share of the minute."""
+"""Resolution of an aggregate's position within its share of the minute."""
 SEGMENTS = 16
 """Of how many straight pieces a minute's pace is made."""
 SIZE = 1 << 16
@@ -20,15 +20,15 @@ OPENING_MS = 8
 
 
 @compiled
-def moment(jitter: Integers, quirks: bool, number: int, place: int, total: int, pace: Integers, late: int) -> int:
-    """Return when aggregate `number` happens, which is at `place` of `total`, in ms from the minute's start.
+def moment(jitter: Integers, quirks: bool, aggregate_id: int, index: int, total: int, pace: Integers, late: int) -> int:
+    """Return when an aggregate happens, whose `index` is one of `total`, in ms from the minute's start.
 
     jitter: int64[SIZE] of the tape; pace: int64[SEGMENTS + 1] of the minute; late: when the last one happens, or 0.
     """
-    time = share_ms((place * JITTER + jitter[number & MASK]) * SEGMENTS // total, pace)
+    time = share_ms((index * JITTER + jitter[aggregate_id & MASK]) * SEGMENTS // total, pace)
     if quirks:
         time = max(time, OPENING_MS)
-        if place == total - 1 and late > 0:
+        if index == total - 1 and late > 0:
             time = max(time, late)
     return time
 
@@ -44,25 +44,40 @@ def share_ms(position: int, pace: Integers) -> int:
 
 @compiled
 def moments(
-    jitter: Integers, quirks: bool, number: int, place: int, total: int, pace: Integers, late: int, times: Integers
+    jitter: Integers,
+    quirks: bool,
+    aggregate_id: int,
+    index: int,
+    total: int,
+    pace: Integers,
+    late: int,
+    times: Integers,
 ) -> None:
-    """Write into int64[n] when the n aggregates from `number` and `place` on happen; beyond the minute, its end."""
+    """Write into int64[n] when the n aggregates from an id and `index` on happen; beyond the minute, its end."""
     for ahead in range(len(times)):
-        if place + ahead < total:
-            times[ahead] = moment(jitter, quirks, number + ahead, place + ahead, total, pace, late)
+        if index + ahead < total:
+            times[ahead] = moment(jitter, quirks, aggregate_id + ahead, index + ahead, total, pace, late)
         else:
             times[ahead] = MINUTE_LAST_MS
 
 
 @compiled
 def count_before(
-    jitter: Integers, quirks: bool, number: int, place: int, end: int, total: int, pace: Integers, late: int, until: int
+    jitter: Integers,
+    quirks: bool,
+    aggregate_id: int,
+    index: int,
+    end: int,
+    total: int,
+    pace: Integers,
+    late: int,
+    until: int,
 ) -> int:
-    """Return how many of the aggregates from `number` and `place` on, below id `end`, happen before `until` ms."""
-    low, high = 0, max(0, end - number)
+    """Return how many of the aggregates from an id and `index` on, below id `end`, happen before `until` ms."""
+    low, high = 0, max(0, end - aggregate_id)
     while low < high:
         middle = (low + high) // 2
-        if moment(jitter, quirks, number + middle, place + middle, total, pace, late) < until:
+        if moment(jitter, quirks, aggregate_id + middle, index + middle, total, pace, late) < until:
             low = middle + 1
         else:
             high = middle
@@ -78,10 +93,10 @@ def count_leaving(
     states: a flow's, of the n coins; paces: int64[WARPS, SEGMENTS + 1].
     """
     for coin in range(len(states)):
-        its = states[coin]
-        place, total = its.next - its.first + its.skipped, max(1, its.end - its.first + its.skipped)
+        state = states[coin]
+        index, total = state.next - state.first + state.skipped, max(1, state.end - state.first + state.skipped)
         counts[coin] = count_before(
-            jitter, quirks, its.next, place, its.end, total, paces[its.warp], its.late, untils[coin]
+            jitter, quirks, state.next, index, state.end, total, paces[state.warp], state.late, untils[coin]
         )
 
 
@@ -102,12 +117,12 @@ def leaving(
     """
     at = 0
     for coin in range(len(states)):
-        its, count = states[coin], counts[coin]
-        place, total = its.next - its.first + its.skipped, max(1, its.end - its.first + its.skipped)
-        pace = paces[its.warp]
-        moments(jitter, quirks, its.next, place, total, pace, its.late, times[at : at + count])
-        moments(jitter, quirks, its.next + 1, place + 1, total, pace, its.late, nexts[at : at + count])
+        state, count = states[coin], counts[coin]
+        index, total = state.next - state.first + state.skipped, max(1, state.end - state.first + state.skipped)
+        pace = paces[state.warp]
+        moments(jitter, quirks, state.next, index, total, pace, state.late, times[at : at + count])
+        moments(jitter, quirks, state.next + 1, index + 1, total, pace, state.late, nexts[at : at + count])
         for ahead in range(count):
-            ids[at + ahead] = its.next + ahead
-            is_late[at + ahead] = place + ahead == total - 1 and its.late > 0
+            ids[at + ahead] = state.next + ahead
+            is_late[at + ahead] = index + ahead == total - 1 and state.late > 0
         at += count

@@ -1,6 +1,6 @@
-"""The tape: 65,536 aggregate trades that every symbol plays, each at its own place, price, size and pace.
+"""The tape: 65,536 aggregate trades that every symbol plays, each with its own price, size and pace.
 
-An aggregate trade's id is its place on the tape (modulo its length), so everything about it follows from its id, and
+An aggregate trade's id is its index on the tape (modulo its length), so everything about it follows from its id, and
 the sum, the highest and the lowest of any range of ids follow from tables made once. That is what makes a minute of
 years ago, its klines and its single trades, as cheap as the minute of now, and the same after every restart.
 
@@ -60,22 +60,22 @@ class Tape:
         return np.array(sides)
 
     def _fills(self, rng: np.random.Generator, quirks: bool) -> None:
-        """Lay out every id: `first[j]` is the place of aggregate j's first one."""
+        """Lay out every id: `first[j]` is the index of aggregate j's first one."""
         self.fills: Integers = np.minimum(rng.geometric(0.62, SIZE), 12).astype(np.int64)
         self.fills_mean = float(self.fills.mean())
         inside = (self.fills > 1) & (rng.random(SIZE) < 0.02) if quirks else np.zeros(SIZE, bool)
-        behind = rng.random(SIZE) < 0.01 if quirks else np.zeros(SIZE, bool)
-        ids = self.fills + inside + behind
+        after = rng.random(SIZE) < 0.01 if quirks else np.zeros(SIZE, bool)
+        ids = self.fills + inside + after
         self.first: Integers = np.concatenate([[0], np.cumsum(ids)])
         self.ids = int(self.first[-1])
-        place = np.arange(self.ids) - np.repeat(self.first[:-1], ids)
+        offset = np.arange(self.ids) - np.repeat(self.first[:-1], ids)
         gap = np.repeat(np.where(inside, 1, 1 << 30), ids)
         last = np.repeat(self.fills + inside, ids)
         self.kind: Integers = np.zeros(self.ids, np.int8)
-        self.kind[place == gap] = _NA
-        tail = place == last
+        self.kind[offset == gap] = _NA
+        tail = offset == last
         self.kind[tail] = np.where(rng.random(int(tail.sum())) < 0.1, _INSURANCE, _NA)
-        self.ordinal: Integers = np.where(tail, last - 1, np.maximum(0, place - (place >= gap)))
+        self.ordinal: Integers = np.where(tail, last - 1, np.maximum(0, offset - (offset >= gap)))
         """Which fill of its aggregate an id is; a burnt one counts as the fill before it."""
         size = np.minimum(np.rint(rng.lognormal(2.6, 1.0, self.ids)).astype(np.int64), 2_000)
         self.id_units: Integers = np.where(self.kind == MARKET, np.maximum(1, size), 0)

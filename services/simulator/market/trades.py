@@ -1,6 +1,6 @@
 """Aggregates of the tape as trades of a coin: elementwise, for one coin's minute or for all coins' last milliseconds.
 
-Decides when each happens, what it says, and how it falls apart into fills. Knows no day and no cursor: an id, its place
+Decides when each happens, what it says, and how it falls apart into fills. Knows no day and no cursor: an id, its index
 in the minute and the minute's base price come in, for one coin or for as many as there are ids.
 """
 
@@ -20,28 +20,28 @@ SPREAD_MAX_MS = 200
 """After the first of an aggregate's fills, all of them have happened."""
 
 
-MANNER = np.dtype([(name, np.int64) for name in ("tick", "swing", "lot", "delay", "phase")])
+TRAITS = np.dtype([(name, np.int64) for name in ("tick", "swing", "lot", "delay", "phase")])
 """What of a coin its trades need."""
 
 
-def manners(coins: list[Coin]) -> Rows:
-    """Return MANNER[coins]."""
+def traits(coins: list[Coin]) -> Rows:
+    """Return TRAITS[coins]."""
     return np.array(
-        [(coin.instrument.tick, coin.swing, coin.lot, coin.delay, coin.phase) for coin in coins], MANNER
+        [(coin.instrument.tick, coin.swing, coin.lot, coin.delay, coin.phase) for coin in coins], TRAITS
     ).reshape(-1)
 
 
-def aggregates(tape: Tape, manners: Rows, owners: Integers, ids: Integers, times: Integers, ticks: Integers) -> Rows:
-    """Return AGG_ROW[n]. `owners`: which of MANNER[m] each has; `ticks`: what the price wanders around."""
+def aggregates(tape: Tape, traits: Rows, owners: Integers, ids: Integers, times: Integers, ticks: Integers) -> Rows:
+    """Return AGG_ROW[n]. `owners`: which of TRAITS[m] each has; `ticks`: what the price wanders around."""
     rows = np.empty(len(ids), AGG_ROW)
-    _fill(rows, manners, owners, ids, times, ticks, tape.aggregates, tape.ids)
+    _fill(rows, traits, owners, ids, times, ticks, tape.aggregates, tape.ids)
     return rows
 
 
 @compiled
 def _fill(
     rows: Rows,
-    manners: Rows,
+    traits: Rows,
     owners: Integers,
     ids: Integers,
     times: Integers,
@@ -49,55 +49,55 @@ def _fill(
     taped: Rows,
     round_ids: int,
 ) -> None:
-    for place in range(len(rows)):
-        row, who, its = rows[place], manners[owners[place]], taped[ids[place] & MASK]
-        row.id = ids[place]
-        row.time = times[place]
-        row.price = (ticks[place] + who.swing * its.wander) * who.tick
-        row.quantity = its.units * who.lot
-        row.plain_quantity = its.head_units * who.lot if its.rpi else row.quantity
-        row.maker = not its.buys
-        row.first = its.first + (ids[place] >> 16) * round_ids
-        row.last = row.first + its.last_offset
-        due = times[place] + who.delay - who.phase
+    for index in range(len(rows)):
+        row, who, entry = rows[index], traits[owners[index]], taped[ids[index] & MASK]
+        row.id = ids[index]
+        row.time = times[index]
+        row.price = (ticks[index] + who.swing * entry.wander) * who.tick
+        row.quantity = entry.units * who.lot
+        row.plain_quantity = entry.head_units * who.lot if entry.rpi else row.quantity
+        row.maker = not entry.buys
+        row.first = entry.first + (ids[index] >> 16) * round_ids
+        row.last = row.first + entry.last_offset
+        due = times[index] + who.delay - who.phase
         row.event_time = -(-due // FLUSH_MS) * FLUSH_MS + who.phase + LATENCY_MS
 
 
 def single_trades(
     tape: Tape, who: Rows, ids: Integers, times: Integers, nexts: Integers, ticks: Integers, is_late: Integers
 ) -> tuple[Rows, Integers]:
-    """Take aggregates apart. Return (TRADE_ROW[m] with burnt ids, the place among `ids` of the aggregate of each).
+    """Take aggregates apart. Return (TRADE_ROW[m] with burnt ids, the index in `ids` of the aggregate of each).
 
-    `who`: MANNER of each or of all; `nexts`: when the aggregate after each happens; `is_late`: its fills but the first
+    `who`: TRAITS of each or of all; `nexts`: when the aggregate after each happens; `is_late`: its fills but the first
     happen in the next minute.
     """
-    places = ids & MASK
-    counts = tape.first[places + 1] - tape.first[places]
+    indices = ids & MASK
+    counts = tape.first[indices + 1] - tape.first[indices]
     owner = np.repeat(np.arange(len(ids)), counts)
-    entry = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts - tape.first[places], counts)
+    entry = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts - tape.first[indices], counts)
     rows = np.empty(len(owner), TRADE_ROW)
     rows["id"] = entry + (ids >> 16)[owner] * tape.ids
     ordinal, kind = tape.ordinal[entry], tape.kind[entry]
     spread = np.minimum(nexts - times, who["delay"])
-    rows["time"] = times[owner] + spread[owner] * ordinal // tape.fills[places][owner]
+    rows["time"] = times[owner] + spread[owner] * ordinal // tape.fills[indices][owner]
     moved = is_late[owner] & (ordinal > 0)
     if moved.any():
         ends = (times // MINUTE_MS + 1) * MINUTE_MS
         rows["time"][moved] = (ends[owner] + np.minimum(ordinal - 1, OPENING_MS - 1))[moved]
     rows["event_time"] = (times + who["delay"] + LATENCY_MS)[owner]
-    price = ((ticks + who["swing"] * tape.wander[places]) * who["tick"])[owner]
+    price = ((ticks + who["swing"] * tape.wander[indices]) * who["tick"])[owner]
     insured = tape.insured_units[entry]
     # The insurance fund takes over at a price that nobody trades at.
     rows["price"] = np.where(kind == MARKET, price, np.where(insured > 0, price * 2, 0))
     lot = np.broadcast_to(who["lot"], len(ids))
     rows["quantity"] = (tape.id_units[entry] + insured) * lot[owner]
     rows["kind"] = kind
-    rows["maker"] = ~tape.buys[places][owner]
+    rows["maker"] = ~tape.buys[indices][owner]
     return rows, owner
 
 
 def released_before(kind: str, who: Rows, now: int) -> Integers:
-    """Return int64[n], the time before which aggregates of MANNER[n] have left at `now` on the stream of this kind."""
+    """Return int64[n], the time before which aggregates of TRAITS[n] have left at `now` on the stream of this kind."""
     due = np.full(len(who), now - LATENCY_MS)
     if kind == "aggTrade":
         due = (due - who["phase"]) // FLUSH_MS * FLUSH_MS + who["phase"]

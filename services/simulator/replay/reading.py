@@ -68,7 +68,7 @@ class Event(NamedTuple):
     price: Number = Number(0, 0)
     quantity: Number = Number(0, 0)
     plain_quantity: Number | None = None
-    """Where the wire tells it apart (`nq`)."""
+    """Where the wire separates it (`nq`)."""
     what: int = MARKET
     """Of a trade: an index of `KINDS`."""
     maker: bool = False
@@ -158,7 +158,7 @@ def lines_of(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def read_frame(line: bytes) -> Event | None:
-    """Read a frame as received: of a combined stream, or raw, and behind a timestamp or not."""
+    """Read a frame as received: of a combined stream, or raw, and after a timestamp or not."""
     stamp = _STAMPED.match(line)
     if stamp is not None:
         line = line[stamp.end() :]
@@ -249,11 +249,11 @@ def _trade_row(line: bytes, symbol: str, stream: str) -> Event | None:
     cells = _cells(line, (6, 7))
     if cells is None:
         return None
-    number, price, quantity, worth, at, maker = cells[:6]
+    trade_id, price, quantity, worth, at, maker = cells[:6]
     _number(worth, "quote quantity")
     time = _time(_whole(at, "time"))
     return Event(
-        stream, symbol, "trade", time + 5, None, _id(_whole(number, "id")), 0, 0, time,
+        stream, symbol, "trade", time + 5, None, _id(_whole(trade_id, "id")), 0, 0, time,
         _price(price), _number(quantity, "quantity"), None, MARKET, _maker(maker),
     )  # fmt: skip
 
@@ -264,10 +264,10 @@ def _whole(text: str, name: str) -> int:
     return int(text)
 
 
-def _id(number: int) -> int:
-    if not 0 <= number < ID_MAX:
-        raise NotUnderstood(f"id {number} cannot be")
-    return number
+def _id(value: int) -> int:
+    if not 0 <= value < ID_MAX:
+        raise NotUnderstood(f"id {value} cannot be")
+    return value
 
 
 def _range(first: int, last: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Decides which decimals a symbol has, and in which order events happened: those of a stream of trades in the order of
 their ids, whichever file and line they stand in, and streams among each other by time. Where nothing was recorded for
-longer than any kline lasts, one stretch ends and another one begins. What is left out of the files is told, line by
+longer than any kline lasts, one stretch ends and another one begins. What is left out of the files is logged, line by
 line. How a line is read is reading.py's, which of a stream's events count stream.py's. A recording may be
 longer than memory: it is read once, and kept on disk. Knows nothing of who asks for it.
 """
@@ -20,15 +20,15 @@ import numpy as np
 
 from services.simulator.grid import DAY_MS, MONTH_MAX_MS
 from services.simulator.replay.reading import Event, NotUnderstood, RecordingError, lines_of, opened, reader_of
-from services.simulator.replay.spool import NoRoom, merged
-from services.simulator.replay.stream import LeftOut, Spools, Stream, Told
+from services.simulator.replay.spool import NoSpace, merged
+from services.simulator.replay.stream import LeftOut, Report, Spools, Stream
 from services.simulator.rows import Instrument
 
 __all__ = ["Recording", "RecordingError"]
 
 PROGRESS_S = 2.0
 PAUSE_MAX_MS = MONTH_MAX_MS
-"""Each minute of a pause becomes a kline of each symbol. Behind a longer one a recording begins anew: whether a symbol
+"""Each minute of a pause becomes a kline of each symbol. After a longer one a recording begins again: whether a symbol
 was traded meanwhile nothing says, and no kline is on both sides of it."""
 BEGINNING_MAX = 60
 GATHERED_MAX = 2**17
@@ -47,7 +47,7 @@ class Stretch(NamedTuple):
     """When its first and its last event left."""
     begins: list[int]
     ends: list[int]
-    """Of each stream: the place of its first event in it, and that behind its last one."""
+    """Of each stream: the index of its first event in it, and that after its last one."""
 
 
 class Recording:
@@ -60,8 +60,8 @@ class Recording:
         """
         self._first_days = first_days
         self.streams: list[Stream] = []
-        self.told = Told()
-        self._places: dict[str, int] = {}
+        self.report = Report()
+        self._indices: dict[str, int] = {}
         self._files: list[str] = []
         self._spools = Spools()
         self._messages = bytearray()
@@ -72,7 +72,7 @@ class Recording:
             for path in paths:
                 self._read(Path(path))
             if not self.streams:
-                first = self.told.left_out[0] if self.told.left_out else None
+                first = self.report.left_out[0] if self.report.left_out else None
                 why = f"; {first.file} line {first.line}: {first.reason}" if first else ""
                 raise RecordingError(f"nothing in {', '.join(paths) or 'no file'}{why}")
             self._put_away()
@@ -81,17 +81,17 @@ class Recording:
             }
             for stream in self.streams:
                 if not stream.kind:
-                    stream.finish(0, 0, self._files, self.told)
-        except NoRoom as error:
+                    stream.finish(0, 0, self._files, self.report)
+        except NoSpace as error:
             raise RecordingError(str(error)) from error
-        self.stretches = self._look_through()
+        self.stretches = self._find_stretches()
         """One, or more where there are pauses that are too long. Each has trades."""
         if not self.stretches:
             raise RecordingError(f"no trades in {', '.join(paths)}")
-        self._tell()
+        self._log_report()
 
     def events(self, stretch: Stretch | None = None) -> Iterator[tuple[Any, Any]]:
-        """Yield (int64[n]: when events left the exchange, ascending; int64[n]: whose they are, places in `streams`).
+        """Yield (int64[n]: when events left the exchange, ascending; int64[n]: whose they are, indices into `streams`).
 
         The k-th event of a stream is its k-th message. Those of a stretch, or all.
         """
@@ -106,7 +106,7 @@ class Recording:
         price = max(stream.price.needed for stream in streams)
         quantity = max(stream.quantity.needed for stream in streams)
         for stream in streams:
-            stream.finish(price, quantity, self._files, self.told)
+            stream.finish(price, quantity, self._files, self.report)
         first_day = self._first_days.get(symbol)
         if first_day is not None:
             grid_3d = (first_day - EPOCH) // timedelta(milliseconds=1)
@@ -127,7 +127,7 @@ class Recording:
                             event = read(line)
                         except NotUnderstood as error:
                             beginning = line[:BEGINNING_MAX].decode("utf-8", "replace")
-                            self.told.leave_out(LeftOut(name, number, beginning, str(error)))
+                            self.report.leave_out(LeftOut(name, number, beginning, str(error)))
                             continue
                         if event is not None:
                             self._add(event, number)
@@ -139,9 +139,9 @@ class Recording:
             raise RecordingError(f"cannot read {path}: {error}") from error
 
     def _add(self, event: Event, line: int) -> None:
-        place = self._places.get(event.stream)
-        if place is None:
-            place = self._places[event.stream] = len(self.streams)
+        index = self._indices.get(event.stream)
+        if index is None:
+            index = self._indices[event.stream] = len(self.streams)
             self.streams.append(Stream(event.stream, event.symbol, event.kind, self._spools))
         if not event.event_time:
             # It left no earlier than what stands before it; what stands before all is not sent again.
@@ -152,51 +152,51 @@ class Recording:
         offset = len(self._spools.messages) + len(self._messages)
         if event.message is not None:
             self._messages += event.message
-        self.streams[place].add(event, offset, len(self._files) - 1, line)
+        self.streams[index].add(event, offset, len(self._files) - 1, line)
         self._gathered += 1
         if self._gathered == GATHERED_MAX:
             self._put_away()
 
     def _put_away(self) -> None:
-        """Write what was gathered. Raises NoRoom."""
+        """Write what was gathered. Raises NoSpace."""
         self._spools.messages.append(self._messages)
         self._messages = bytearray()
         for stream in self.streams:
             stream.put_away()
         self._gathered = 0
 
-    def _look_through(self) -> list[Stretch]:
+    def _find_stretches(self) -> list[Stretch]:
         """Return the stretches that have trades."""
         stretches: list[Stretch] = []
         counts = np.zeros(len(self.streams), np.int64)
         begins, first, last = counts.copy(), 0, 0
 
         def end() -> None:
-            has_trades = any(counts[place] > begins[place] for place, stream in enumerate(self.streams) if stream.kind)
+            has_trades = any(counts[index] > begins[index] for index, stream in enumerate(self.streams) if stream.kind)
             if has_trades:
                 stretches.append(Stretch((first, last), begins.tolist(), counts.tolist()))
 
         for times, owners in self.events():
             first = first or int(times[0])
             start = 0
-            for place in np.flatnonzero(np.diff(times, prepend=last or times[0]) > PAUSE_MAX_MS).tolist():
-                counts += np.bincount(owners[start:place], minlength=len(counts))
-                last = int(times[place - 1]) if place else last
+            for index in np.flatnonzero(np.diff(times, prepend=last or times[0]) > PAUSE_MAX_MS).tolist():
+                counts += np.bincount(owners[start:index], minlength=len(counts))
+                last = int(times[index - 1]) if index else last
                 end()
-                begins, first, start = counts.copy(), int(times[place]), place
+                begins, first, start = counts.copy(), int(times[index]), index
             counts += np.bincount(owners[start:], minlength=len(counts))
             last = int(times[-1])
         end()
         return stretches
 
-    def _tell(self) -> None:
-        told = self.told
-        for line in told.left_out:
+    def _log_report(self) -> None:
+        report = self.report
+        for line in report.left_out:
             log.warning("left out: %s line %d, %r: %s", line.file, line.line, line.beginning, line.reason)
-        for again in told.contradicting:
+        for again in report.contradicting:
             log.warning(
                 "id %d of %s again with another trade: %s line %d", again.id, again.symbol, again.file, again.line
             )
-        counts = (told.left_out_count, told.contradicting_count, told.repeated)
+        counts = (report.left_out_count, report.contradicting_count, report.repeated)
         if any(counts):
             log.warning("%d lines left out, %d with an id that another trade has, %d repeated", *counts)

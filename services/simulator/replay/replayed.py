@@ -39,7 +39,7 @@ __all__ = ["RecordingError", "ReplayedMarket"]
 EVENTS_MAX = 20_000
 """Events in one go, after which slow readers are waited for."""
 AFTERWARDS_MS = 3_000
-"""How far into the next minute time goes on behind the last event, so that its klines close."""
+"""How far into the next minute time goes on after the last event, so that its klines close."""
 
 
 class ReplayedMarket:
@@ -47,22 +47,22 @@ class ReplayedMarket:
         """Read the recordings. `first_days`: where 3d klines of symbols count from. Raises RecordingError."""
         self._recording = Recording(paths, first_days)
         self._streams = self._recording.streams
-        self.left_out = self._recording.told
+        self.report = self._recording.report
         self._by_kind: dict[tuple[str, str], int] = {
-            (stream.symbol, stream.kind): place for place, stream in enumerate(self._streams) if stream.kind
+            (stream.symbol, stream.kind): index for index, stream in enumerate(self._streams) if stream.kind
         }
         self._writers = {
-            place: _writer(stream, self._recording.instruments[stream.symbol])
-            for place, stream in enumerate(self._streams)
+            index: _writer(stream, self._recording.instruments[stream.symbol])
+            for index, stream in enumerate(self._streams)
             if not stream.as_received
         }
         self.stretches = len(self._recording.stretches)
         self.begin(0)
 
-    def begin(self, number: int) -> None:
+    def begin(self, index: int) -> None:
         """Begin a stretch, counted from 0, as if there were no other."""
-        stretch = self._recording.stretches[number]
-        self.stretch = number
+        stretch = self._recording.stretches[index]
+        self.stretch = index
         self._begins = stretch.begins
         self._sent = list(stretch.begins)
         """How many events of each stream have left, with those of the stretches before."""
@@ -90,7 +90,7 @@ class ReplayedMarket:
         """For how long from now on nothing happens, ms; 0 where nothing follows."""
         return int(self._times[self._event]) - self.now if self._event < len(self._times) else 0
 
-    def heard_by(self, wanted: Container[str]) -> bool:
+    def has_subscribers(self, wanted: Container[str]) -> bool:
         """Say whether every symbol's trades have a subscriber."""
         return all(
             any(stream.name in wanted for stream in self._streams if stream.symbol == symbol and stream.kind)
@@ -122,11 +122,11 @@ class ReplayedMarket:
         backwards: bool = False,
     ) -> Iterator[Rows]:
         """Yield a symbol's trades that happened between two times, void ones left out, block by block."""
-        place = self._by_kind.get((symbol, kind))
-        if place is None:
+        index = self._by_kind.get((symbol, kind))
+        if index is None:
             return
-        begin = max(begin, self._begins[place])
-        for rows in self._streams[place].blocks(begin, self._sent[place], since, until, backwards):
+        begin = max(begin, self._begins[index])
+        for rows in self._streams[index].blocks(begin, self._sent[index], since, until, backwards):
             kept = np.ones(len(rows), np.bool_) if kind == "aggTrade" else rows["kind"] == MARKET
             if since is not None:
                 kept &= rows["time"] >= since
@@ -175,8 +175,8 @@ class ReplayedMarket:
     ) -> Rows:
         """Return the first trades from an id or a time on, else the last."""
         newest = from_id is None and since is None
-        place = self._by_kind.get((symbol, kind))
-        begin = self._streams[place].first_from(from_id) if place is not None and from_id is not None else 0
+        index = self._by_kind.get((symbol, kind))
+        begin = self._streams[index].first_from(from_id) if index is not None and from_id is not None else 0
         parts: list[Rows] = [np.empty(0, AGG_ROW if kind == "aggTrade" else TRADE_ROW)]
         for rows in self._blocks(symbol, kind, begin, since, until, newest):
             parts.append(rows)
@@ -186,18 +186,18 @@ class ReplayedMarket:
             return np.concatenate(parts[::-1])[-limit:]
         return np.concatenate(parts)[:limit]
 
-    def told(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
-        place = self._by_kind.get((instrument.symbol, kind))
-        if place is not None:
-            for rows in self._streams[place].blocks(self._begins[place], self._sent[place], since):
+    def trades_since(self, instrument: Instrument, kind: str, since: int) -> Iterator[Rows]:
+        index = self._by_kind.get((instrument.symbol, kind))
+        if index is not None:
+            for rows in self._streams[index].blocks(self._begins[index], self._sent[index], since):
                 yield rows[rows["time"] >= since]
 
     def last_ids(self) -> dict[str, dict[str, int]]:
         ids: dict[str, dict[str, int]] = {symbol: {} for symbol in self._instruments}
-        for (symbol, kind), place in self._by_kind.items():
-            begin, sent = self._begins[place], self._sent[place]
+        for (symbol, kind), index in self._by_kind.items():
+            begin, sent = self._begins[index], self._sent[index]
             if symbol in ids:
-                ids[symbol][kind] = int(self._streams[place].rows(sent - 1, sent)["id"][0]) if sent > begin else -1
+                ids[symbol][kind] = int(self._streams[index].rows(sent - 1, sent)["id"][0]) if sent > begin else -1
         return ids
 
     def day_stats(self) -> list[DayStats]:
@@ -207,7 +207,7 @@ class ReplayedMarket:
     # What leaves.
 
     def follow(self, wanted: Iterable[str]) -> None:
-        """A recording is what it is, whoever listens."""
+        """A recording does not depend on its subscribers."""
 
     def advance(self, now: int, wanted: Container[str]) -> list[Leaving]:
         """Send what left until `now`, or as much of it as goes in one go; `self.now` says how far it came."""
@@ -227,13 +227,13 @@ class ReplayedMarket:
         starts = np.flatnonzero(np.diff(streams, prepend=-1))
         ends = [*starts[1:].tolist(), len(streams)]
         for start, end in zip(starts.tolist(), ends, strict=True):
-            place = int(streams[start])
-            stream, begin = self._streams[place], self._sent[place]
-            self._sent[place] += end - start
+            index = int(streams[start])
+            stream, begin = self._streams[index], self._sent[index]
+            self._sent[index] += end - start
             if stream.kind:
                 self._note(stream, begin, begin + end - start)
             if stream.name in wanted:
-                chunks.append(Chunk(stream.name, self._messages(stream, place, begin, begin + end - start)))
+                chunks.append(Chunk(stream.name, self._messages(stream, index, begin, begin + end - start)))
         return chunks
 
     def _note(self, stream: Stream, begin: int, end: int) -> None:
@@ -242,10 +242,10 @@ class ReplayedMarket:
         if stream.kind == self._executed(stream.symbol):
             self._played[stream.symbol].add(stream.rows(begin, end))
 
-    def _messages(self, stream: Stream, place: int, begin: int, end: int) -> list[bytes]:
+    def _messages(self, stream: Stream, index: int, begin: int, end: int) -> list[bytes]:
         if stream.as_received:
             return stream.messages(begin, end)
-        return self._writers[place](stream.rows(begin, end))
+        return self._writers[index](stream.rows(begin, end))
 
     def ticker(self) -> Chunk | None:
         """Return the changed symbols; while nothing happens, one of them, because the exchange is never silent."""

@@ -19,7 +19,7 @@ MERGED_MAX = 2**19
 BLOCK_MIN = 64
 
 
-class NoRoom(RuntimeError):
+class NoSpace(RuntimeError):
     """The folder takes no more, in words."""
 
 
@@ -48,7 +48,7 @@ class Part:
             yield self.read(begin, begin + BLOCK)
 
     def find(self, name: str, value: int) -> int:
-        """Return the place of the first entry whose field is not less than `value`; the field ascends."""
+        """Return the index of the first entry whose field is not less than `value`; the field ascends."""
         low, high = 0, self._count
         while low < high:
             middle = (low + high) // 2
@@ -71,13 +71,13 @@ class Spool:
         return self._count
 
     def append(self, entries: Any) -> None:
-        """Write entries, or bytes of a spool of bytes. Raises NoRoom."""
+        """Write entries, or bytes of a spool of bytes. Raises NoSpace."""
         try:
             self._file.write(entries)
             self._file.flush()
         except OSError as error:
             folder = tempfile.gettempdir()
-            raise NoRoom(f"{folder} does not take it: {error.strerror}; TMPDIR names another folder") from error
+            raise NoSpace(f"{folder} does not take it: {error.strerror}; TMPDIR names another folder") from error
         self._count += len(entries)
 
     def since(self, begin: int) -> Part:
@@ -92,7 +92,7 @@ class Spool:
 
 
 def merged(parts: Sequence[Part], name: str = "") -> Iterator[tuple[Any, NDArray[np.int64]]]:
-    """Yield (entries, the place of each one's part), ascending by a field, or as they are, a block at a time.
+    """Yield (entries, the index of each one's part), ascending by a field, or as they are, a block at a time.
 
     The parts ascend. Of equals the one whose part stands first comes first, and all of its part that are in the block.
     """
@@ -101,21 +101,21 @@ def merged(parts: Sequence[Part], name: str = "") -> Iterator[tuple[Any, NDArray
     keys = [_keys(block, name) for block in blocks]
     read = [len(block) for block in blocks]
     while any(map(len, keys)):
-        # What lies behind the end of a block that is not its part's last may belong before what others hold.
+        # What lies after the end of a block that is not its part's last may belong before what others hold.
         unfinished = [key[-1] for key, part, so_far in zip(keys, parts, read, strict=True) if so_far < len(part)]
         bound = min(unfinished, default=None)
         taken, owners = [], []
-        for place, key in enumerate(keys):
+        for index, key in enumerate(keys):
             cut = len(key) if bound is None else int(np.searchsorted(key, bound, side="right"))
             if not cut:
                 continue
-            taken.append(blocks[place][:cut])
-            owners.append(np.full(cut, place))
-            blocks[place], keys[place] = blocks[place][cut:], key[cut:]
-            if not len(keys[place]) and read[place] < len(parts[place]):
-                blocks[place] = parts[place].read(read[place], read[place] + size)
-                keys[place] = _keys(blocks[place], name)
-                read[place] += len(blocks[place])
+            taken.append(blocks[index][:cut])
+            owners.append(np.full(cut, index))
+            blocks[index], keys[index] = blocks[index][cut:], key[cut:]
+            if not len(keys[index]) and read[index] < len(parts[index]):
+                blocks[index] = parts[index].read(read[index], read[index] + size)
+                keys[index] = _keys(blocks[index], name)
+                read[index] += len(blocks[index])
         entries = np.concatenate(taken)
         order = np.argsort(_keys(entries, name), kind="stable")
         yield entries[order], np.concatenate(owners)[order]

@@ -21,8 +21,8 @@ NUMBER_MAX = 9_000_000_000_000_000_000
 """A trade's price, its quantity and their product, in units of the last decimals, must fit 64 bits."""
 TOO_MUCH = NUMBER_MAX + 1
 """What stands for a number that does not."""
-TOLD_MAX = 20
-"""Lines and ids that are told; all are counted."""
+REPORTED_MAX = 20
+"""Lines and ids that are reported; all are counted."""
 FALLEN_MS = 100 * 60_000
 """A trade so much older than one with a lower id belongs in a kline that whoever builds them may have put away."""
 TEXTS_MAX = 2**23
@@ -35,7 +35,7 @@ _EVENT = np.dtype(
 )
 """An event as it was read: numbers as they were written, and where its message lies and its line stood."""
 _PACK = struct.Struct("<9q3i5b").pack
-_PLACE = np.dtype([("offset", np.int64), ("length", np.int64)])
+_EXTENT = np.dtype([("offset", np.int64), ("length", np.int64)])
 
 
 class LeftOut(NamedTuple):
@@ -66,7 +66,7 @@ class Fallen(NamedTuple):
     line: int
 
 
-class Told:
+class Report:
     """What of the files is in no event, and what may be in no kline."""
 
     def __init__(self) -> None:
@@ -81,17 +81,17 @@ class Told:
 
     def leave_out(self, line: LeftOut) -> None:
         self.left_out_count += 1
-        if len(self.left_out) < TOLD_MAX:
+        if len(self.left_out) < REPORTED_MAX:
             self.left_out.append(line)
 
     def contradict(self, line: Contradicting) -> None:
         self.contradicting_count += 1
-        if len(self.contradicting) < TOLD_MAX:
+        if len(self.contradicting) < REPORTED_MAX:
             self.contradicting.append(line)
 
     def fall(self, line: Fallen) -> None:
         self.fallen_count += 1
-        if len(self.fallen) < TOLD_MAX:
+        if len(self.fallen) < REPORTED_MAX:
             self.fallen.append(line)
 
 
@@ -101,7 +101,7 @@ class Spools:
     def __init__(self) -> None:
         self.events = Spool(_EVENT)
         self.messages = Spool(np.uint8)
-        self.places = Spool(_PLACE)
+        self.extents = Spool(_EXTENT)
         self.times = Spool(np.int64)
         self.rows = {"aggTrade": Spool(AGG_ROW), "trade": Spool(TRADE_ROW)}
 
@@ -113,13 +113,13 @@ class Stream:
         self.symbol = symbol
         self.kind = kind
         self.as_received = True
-        """Its messages can be sent again word by word; else some of it is an archive's, and all is written anew."""
+        """Its messages can be sent again word by word; else some of it is an archive's, and all is written again."""
         self.price, self.quantity = _Decimals(), _Decimals()
         self._spools = spools
         self._gathered = bytearray()
         self._runs: list[Part] = []
         self._count = 0
-        self._rows = self._places = self.times = Part(spools.times, 0, 0)
+        self._rows = self._extents = self.times = Part(spools.times, 0, 0)
         """`times`: int64[n], when each left the exchange; ascending, because who comes later by id left no earlier."""
         self._spans: list[tuple[int, int]] = []
         """The earliest and the latest time of each block of rows."""
@@ -141,7 +141,7 @@ class Stream:
         )  # fmt: skip
 
     def put_away(self) -> None:
-        """Write what was gathered. Raises NoRoom."""
+        """Write what was gathered. Raises NoSpace."""
         if not self._gathered:
             return
         events = np.frombuffer(self._gathered, _EVENT)
@@ -153,48 +153,50 @@ class Stream:
         self._runs.append(spool.since(begin))
         self._gathered = bytearray()
 
-    def finish(self, price_decimals: int, quantity_decimals: int, files: list[str], told: Told) -> None:
-        """Put all that was read in order, each once, with these decimals. Raises NoRoom."""
+    def finish(self, price_decimals: int, quantity_decimals: int, files: list[str], report: Report) -> None:
+        """Put all that was read in order, each once, with these decimals. Raises NoSpace."""
         self.put_away()
         decimals = price_decimals, quantity_decimals
         again = self._repeated_fills(decimals, files) if self.kind == "aggTrade" else np.zeros(0, np.int64)
         spools, rows_spool = self._spools, self._spools.rows.get(self.kind)
-        begins = len(spools.times), len(spools.places), len(rows_spool) if rows_spool is not None else 0
+        begins = len(spools.times), len(spools.extents), len(rows_spool) if rows_spool is not None else 0
         left = newest = 0
-        for rows, events in self._distinct(decimals, files, told):
+        for rows, events in self._distinct(decimals, files, report):
             is_again = np.isin(rows["id"], again)
             is_huge = _is_huge(rows)
             for event in events[is_again | is_huge]:
                 why = f"fills {event['first']} to {event['last']} stand under a lower id already"
                 if event["id"] in rows["id"][is_huge]:
                     why = "its numbers, or their product, do not fit 64 bits"
-                told.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", why))
+                report.leave_out(LeftOut(files[event["file"]], int(event["line"]), f"{event['id']},...", why))
             rows, events = rows[~(is_again | is_huge)], events[~(is_again | is_huge)]
-            newest = self._tell_fallen(rows, events, newest, files, told)
+            newest = self._report_fallen(rows, events, newest, files, report)
             times = np.maximum(left, np.maximum.accumulate(rows["event_time"]))
             left = int(times[-1]) if len(times) else left
-            places = np.empty(len(events), _PLACE)
-            places["offset"], places["length"] = events["offset"], events["length"]
+            extents = np.empty(len(events), _EXTENT)
+            extents["offset"], extents["length"] = events["offset"], events["length"]
             spools.times.append(times)
-            spools.places.append(places)
+            spools.extents.append(extents)
             if rows_spool is not None:
                 rows_spool.append(rows)
-        self.times, self._places = spools.times.since(begins[0]), spools.places.since(begins[1])
+        self.times, self._extents = spools.times.since(begins[0]), spools.extents.since(begins[1])
         if rows_spool is not None:
             self._rows = rows_spool.since(begins[2])
             self._spans = [(int(block["time"].min()), int(block["time"].max())) for block in self._rows.blocks()]
         self._runs = []
 
-    def _tell_fallen(self, rows: Rows, events: NDArray[np.void], newest: int, files: list[str], told: Told) -> int:
-        """Tell which rows are much older than one before them; return the newest time so far, as `newest` is."""
+    def _report_fallen(
+        self, rows: Rows, events: NDArray[np.void], newest: int, files: list[str], report: Report
+    ) -> int:
+        """Report which rows are much older than one before them; return the newest time so far, as `newest` is."""
         tops = np.maximum.accumulate(np.concatenate([[newest], rows["time"]]))
         for event in events[rows["time"] < tops[:-1] - FALLEN_MS] if self.kind else ():
-            number, time, line = int(event["id"]), int(event["time"]), int(event["line"])
-            told.fall(Fallen(self.symbol, number, time, files[event["file"]], line))
+            trade_id, time, line = int(event["id"]), int(event["time"]), int(event["line"])
+            report.fall(Fallen(self.symbol, trade_id, time, files[event["file"]], line))
         return int(tops[-1])
 
     def _distinct(
-        self, decimals: tuple[int, int], files: list[str], told: Told
+        self, decimals: tuple[int, int], files: list[str], report: Report
     ) -> Iterator[tuple[Rows, NDArray[np.void]]]:
         """Yield (rows, the events that they are), ascending by id, each id once."""
         before: tuple[Any, Any] | None = None
@@ -206,10 +208,10 @@ class Stream:
             firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
             content = [name for name in rows.dtype.names if name != "event_time"]
             is_same = np.all([rows[name] == rows[name][firsts] for name in content], axis=0)
-            told.repeated += int((~is_first & is_same).sum())
+            report.repeated += int((~is_first & is_same).sum())
             for event in events[~is_same]:
                 line = int(event["line"])
-                told.contradict(Contradicting(self.symbol, int(event["id"]), files[event["file"]], line))
+                report.contradict(Contradicting(self.symbol, int(event["id"]), files[event["file"]], line))
             last = int(firsts[-1])
             if before is not None:
                 is_first[0] = False
@@ -227,7 +229,7 @@ class Stream:
         if not len(fills):
             return fills
         found = np.concatenate(
-            [rows[np.isin(rows["first"], fills)] for rows, _ in self._distinct(decimals, files, Told())]
+            [rows[np.isin(rows["first"], fills)] for rows, _ in self._distinct(decimals, files, Report())]
         )
         columns = np.stack([found[name] for name in ("first", "last", "time", "price", "quantity")])
         _, counted = np.unique(columns, axis=1, return_index=True)
@@ -263,9 +265,9 @@ class Stream:
         """Return the trades [begin, end), AGG_ROW[n] or TRADE_ROW[n] ascending by id."""
         return self._rows.read(begin, end)
 
-    def first_from(self, number: int) -> int:
-        """Return the place of the first trade whose id is not less than a number."""
-        return self._rows.find("id", number)
+    def first_from(self, trade_id: int) -> int:
+        """Return the index of the first trade whose id is not less than this one."""
+        return self._rows.find("id", trade_id)
 
     def blocks(
         self, begin: int, end: int, since: int | None = None, until: int | None = None, backwards: bool = False
@@ -279,11 +281,11 @@ class Stream:
 
     def messages(self, begin: int, end: int) -> list[bytes]:
         """Return the messages [begin, end) as they were received."""
-        places = self._places.read(begin, end)
-        offsets, ends = places["offset"], places["offset"] + places["length"]
+        extents = self._extents.read(begin, end)
+        offsets, ends = extents["offset"], extents["offset"] + extents["length"]
         spool, low, high = self._spools.messages, int(offsets.min()), int(ends.max())
         if high - low > TEXTS_MAX:
-            return [spool.read(*place).tobytes() for place in zip(offsets.tolist(), ends.tolist(), strict=True)]
+            return [spool.read(*extent).tobytes() for extent in zip(offsets.tolist(), ends.tolist(), strict=True)]
         texts = spool.read(low, high).tobytes()
         return [texts[start:stop] for start, stop in zip((offsets - low).tolist(), (ends - low).tolist(), strict=True)]
 

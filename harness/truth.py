@@ -69,10 +69,10 @@ def settle(config: Config, timeout: float = 60.0) -> None:
 
 
 def unproven(config: Config) -> list[str]:
-    """Return what `klagg verify` finds, the places of each check."""
+    """Return what `klagg verify` finds, the failures of each check."""
     with psycopg.connect(database_url(config), autocommit=True) as connection:
         results = verify(connection, lambda *_: None)
-    return [f"{result.check.name}: {place}" for result in results for place in result.places]
+    return [f"{result.check.name}: {example}" for result in results for example in result.examples]
 
 
 def audited(config: Config) -> dict[str, int]:
@@ -116,7 +116,7 @@ def _compare(
 ) -> tuple[list[str], int]:
     """Compare one symbol's klines of one interval from the first that is stored.
 
-    `seam`: from there on ids count; what is proven by ids before it, because the symbol began anew, keeps them.
+    `seam`: from there on ids count; what is proven by ids before it, because the symbol was reseeded, keeps them.
     `newest`: the open time of the last minute with a trade, which proves every kline that ended before it.
     """
     if not have:

@@ -123,10 +123,10 @@ def _verify_tables(connection: "Connection", symbols: list[str] | None) -> int:
         print(f"{result.check.name:26} {state:12} {result.check.says}")
         for remark in result.remarks:
             print(f"    {remark}")
-        for place in result.places:
-            print(f"    {place}")
-        if result.failures > len(result.places):
-            print(f"    ... and {result.failures - len(result.places)} more")
+        for example in result.examples:
+            print(f"    {example}")
+        if result.failures > len(result.examples):
+            print(f"    ... and {result.failures - len(result.examples)} more")
     print(UNKNOWABLE)
     return 1 if any(result.failures for result in results) else 0
 
@@ -159,7 +159,7 @@ async def _compare(config: Config, connection: "Connection", symbols: list[str] 
             print(f"{known.symbol:20} {'DIFFERS' if comparison.differences else 'ok':12} minutes: {counts or 'none'}")
             for open_time, fields in comparison.differences[:DIFFERENCES_MAX]:
                 differences = ", ".join(
-                    f"{name} {ours} here, {theirs} there" for name, (ours, theirs) in fields.items()
+                    f"{name} {ours} here, {official} there" for name, (ours, official) in fields.items()
                 )
                 print(f"    {known.symbol} 1m {utc(open_time)}: {differences or 'the exchange has no such minute'}")
             if comparison.differences:

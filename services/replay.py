@@ -1,8 +1,8 @@
-"""A recording through the whole pipeline: the same processes as ever, in a folder of their own, then CSV files.
+"""A recording through the whole pipeline: the same processes as live, in a folder of their own, then CSV files.
 
 Decides when a replay is over: when every symbol's last id of the recording is in the database, none before it is
 being asked for, and every minute that has ended is closed. Before anything is written, the history must hold
-(`klagg verify`). What is not in it, because the recording lacks it or could not be read, is told and decides the exit
+(`klagg verify`). What is not in it, because the recording lacks it or could not be read, is logged and decides the exit
 code. Knows nothing of klines and files' contents: the simulator reads those, the rooms make these.
 
 Where a recording stands still for longer than any kline lasts, its stretches are replays of their own, one after the
@@ -38,7 +38,7 @@ from services.persist.export import (
     Partial,
     Skipped,
     export_csv,
-    export_told,
+    export_lacking,
     holes_of,
     known_of,
     left_out,
@@ -56,25 +56,25 @@ log = logging.getLogger(__name__)
 
 ROOMS = ("postgres", "persist", "engine", "ingest", "simulator")
 """In the order of starting, but that ingest waits for the simulator to have read. Stopping goes the other way, so that
-whoever has something to hand on still can."""
+a room that has something to hand on still can."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".zip")
 POLL_S = 0.1
 PROGRESS_S, SAME_PROGRESS_S = 2.0, 10.0
-"""How often to tell how far it is, and how often that it is still there."""
+"""How often to log how far it is, and how often that it is still there."""
 TEMPORARY_MAX = 40
-"""The path of a socket has 107 bytes at most, and the processes put theirs below the temporary folder."""
+"""The path of a socket has 107 bytes at most, and the processes' sockets lie below the temporary folder."""
 STALL_MAX_S = 120.0
 """A replay in which nothing has moved for so long will not end."""
 START_MAX_S = 600.0
 """The same before the first trade: a first start compiles the engine, in half a minute if the machine is idle."""
 SAVE_INTERVAL_MS = 250
-"""The database tells how far the replay is, so it follows closely."""
+"""The database shows how far the replay is, so it follows closely."""
 WEIGHT_LIMIT = 1_000_000
 """Nobody else asks this exchange."""
 PAUSE_MAX_S = 60.0
 """By the exchange's time: longer ones are jumped over."""
-TOLD_MAX = 20
-"""Holes told on the screen; all are in a file."""
+LOGGED_MAX = 20
+"""Holes shown on the screen; all are in a file."""
 INCOMPLETE = 4
 """The exit code where files were written, and something is not in them."""
 
@@ -118,7 +118,7 @@ def replay(
                 (export / name).unlink(missing_ok=True)
             shutil.copytree(files_of_all, export, dirs_exist_ok=True)
             shutil.rmtree(files_of_all)
-            return INCOMPLETE if found.tell(export, first_days) else 0
+            return INCOMPLETE if found.log_lacking(export, first_days) else 0
         finally:
             # A second Ctrl-C must not leave half of them running; what follows takes a few seconds at most.
             with uninterrupted():
@@ -146,24 +146,24 @@ class _Recorded:
 
         Raises ReplayFailed.
         """
-        number, left = 0, 1
+        index, left = 0, 1
         while left:
-            folder = self._folder / str(number + 1) if number else self._folder
+            folder = self._folder / str(index + 1) if index else self._folder
             folder.mkdir(exist_ok=True)
             path, config = self._configure(folder, self._first_days)
             for room in ROOMS[:3]:
                 self._rooms.start(room, folder, path)
-            if not number:
+            if not index:
                 self._rooms.start("simulator", folder, path)
             else:
                 _ask(self._port, "next", b"")
             status = _await_reading(self._rooms, self._port)
-            assert status["stretch"] == number
-            number, left = number + 1, status["stretches"] - status["stretch"] - 1
+            assert status["stretch"] == index
+            index, left = index + 1, status["stretches"] - status["stretch"] - 1
             if _wanted(status, self._stream):
                 if status["stretches"] > 1:
                     span = " to ".join(map(utc, status["span"]))
-                    log.info("stretch %d of %d, %s, in %s", number, status["stretches"], span, folder)
+                    log.info("stretch %d of %d, %s, in %s", index, status["stretches"], span, folder)
                 # Klines of 3d count from the same day in all stretches.
                 self._configure(folder, {name: date.fromisoformat(day) for name, day in status["first_days"].items()})
                 self._rooms.start("ingest", folder, path)
@@ -196,7 +196,7 @@ class _Found:
         self._status: dict[str, Any] = {}
 
     def add(self, connection: psycopg.Connection[Any], status: dict[str, Any]) -> None:
-        """Take what a database tells of the stretch that is in it."""
+        """Take what a database has of the stretch that is in it."""
         self._status = status
         first, last = status["span"]
         self.spans.append((first, last))
@@ -212,24 +212,24 @@ class _Found:
 
     @property
     def _skipped(self) -> list[Skipped]:
-        return [Skipped(before[1], behind[0]) for before, behind in pairwise(self.spans)]
+        return [Skipped(before[1], after[0]) for before, after in pairwise(self.spans)]
 
     def write(self, folder: Path) -> None:
         self._holes.sort()
         self._partial.sort()
-        export_told(folder, self._holes, self._partial, self._skipped)
+        export_lacking(folder, self._holes, self._partial, self._skipped)
 
-    def tell(self, export: Path, first_days: dict[str, date]) -> bool:
-        """Tell what is lacking; return whether anything is."""
+    def log_lacking(self, export: Path, first_days: dict[str, date]) -> bool:
+        """Log what is lacking; return whether anything is."""
         if self._partial:
             words = "%d klines reach beyond what was recorded, and may lack what was traded there: %s"
             log.info(words, len(self._partial), export / PARTIAL)
-        _tell_grid(sorted(self._known.keys() - first_days.keys()))
+        _log_grid(sorted(self._known.keys() - first_days.keys()))
         for symbol, count in sorted(self._saturated.items()):
             log.warning("%d klines of %s are not written: more was traded than their numbers hold", count, symbol)
         for skipped in self._skipped:
             log.warning("nothing was recorded from %s: there are no klines of that time", skipped.words())
-        return _tell_lacking(self._status, self._holes, export) or bool(self._saturated or self._skipped)
+        return _log_lacking(self._status, self._holes, export) or bool(self._saturated or self._skipped)
 
 
 class _Saved(NamedTuple):
@@ -249,35 +249,37 @@ def _check(connection: psycopg.Connection[Any]) -> None:
     connection.execute("ANALYZE klines, symbols")
     failed = [result for result in verify(connection, lambda *_: None) if result.failures]
     if failed:
-        lines = [f"{result.check.name}: {result.failures} places, {'; '.join(result.places[:5])}" for result in failed]
+        lines = [
+            f"{result.check.name}: {result.failures} places, {'; '.join(result.examples[:5])}" for result in failed
+        ]
         raise ReplayFailed("the history does not hold, and nothing is written:\n" + "\n".join(lines))
 
 
-def _tell_grid(symbols: list[str]) -> None:
-    """Tell whose 3d klines may be others than the exchange's."""
+def _log_grid(symbols: list[str]) -> None:
+    """Log whose 3d klines may be others than the exchange's."""
     if symbols:
         log.info(
             "3d klines of %s count from their first day here, and the exchange's from their first of all: --first-day",
-            ", ".join(symbols[:TOLD_MAX]) + (" ..." if len(symbols) > TOLD_MAX else ""),
+            ", ".join(symbols[:LOGGED_MAX]) + (" ..." if len(symbols) > LOGGED_MAX else ""),
         )
 
 
-def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bool:
-    """Tell what of the recording's ids and lines is not in the files; return whether there is anything."""
-    for hole in holes[:TOLD_MAX]:
+def _log_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bool:
+    """Log what of the recording's ids and lines is not in the files; return whether there is anything."""
+    for hole in holes[:LOGGED_MAX]:
         log.warning("%s lacks ids %d to %d: %s", hole.symbol, hole.first_id, hole.last_id, hole.words())
     if holes:
         ids = sum(hole.last_id - hole.first_id + 1 for hole in holes)
         log.warning("%d ids are in no kline, in %d holes: %s", ids, len(holes), export / HOLES)
-    _tell_fallen(status["fallen"], holes)
+    _log_fallen(status["fallen"], holes)
     left_out, contradicting = status["left_out"], status["contradicting"]
     for file, line, beginning, reason in left_out["first"]:
         log.warning("left out: %s line %d, %r: %s", file, line, beginning, reason)
     if left_out["count"]:
         log.warning("%d lines were not understood and are left out", left_out["count"])
-    for symbol, number, file, line in contradicting["first"]:
+    for symbol, trade_id, file, line in contradicting["first"]:
         log.warning(
-            "id %d of %s came again with another trade, which is left out: %s line %d", number, symbol, file, line
+            "id %d of %s came again with another trade, which is left out: %s line %d", trade_id, symbol, file, line
         )
     if contradicting["count"]:
         log.warning("%d ids came again with another trade; the first one counts", contradicting["count"])
@@ -286,12 +288,12 @@ def _tell_lacking(status: dict[str, Any], holes: list[Hole], export: Path) -> bo
     return bool(holes or left_out["count"] or contradicting["count"])
 
 
-def _tell_fallen(fallen: dict[str, Any], holes: list[Hole]) -> None:
-    """Tell which ids of the holes are in the recording all the same, in an order in which nobody can use them."""
+def _log_fallen(fallen: dict[str, Any], holes: list[Hole]) -> None:
+    """Log which ids of the holes are in the recording all the same, in an order in which nobody can use them."""
     lacking = [
-        (number, symbol, file, line, utc(time // MINUTE_MS * MINUTE_MS))
-        for symbol, number, time, file, line in fallen["first"]
-        if any(hole.symbol == symbol and hole.first_id <= number <= hole.last_id for hole in holes)
+        (trade_id, symbol, file, line, utc(time // MINUTE_MS * MINUTE_MS))
+        for symbol, trade_id, time, file, line in fallen["first"]
+        if any(hole.symbol == symbol and hole.first_id <= trade_id <= hole.last_id for hole in holes)
     ]
     for line in lacking:
         log.warning("id %d of %s is in the recording, %s line %d, but its kline, of %s, was over: it lacks it", *line)
@@ -300,20 +302,20 @@ def _tell_fallen(fallen: dict[str, Any], holes: list[Hole]) -> None:
 
 
 class _Watch:
-    """Tells how far a replay is, and notices when nothing moves any more."""
+    """Logs how far a replay is, and notices when nothing moves any more."""
 
     def __init__(self) -> None:
-        self._moved_at = self._told_at = time.monotonic()
+        self._moved_at = self._logged_at = time.monotonic()
         self._before: object = None
-        self._told = ""
+        self._logged = ""
 
-    def look(self, progress: object, words: str, stall_max_s: float) -> bool:
-        """Tell `words` now and then; return whether `progress` has been the same for too long."""
+    def is_stalled(self, progress: object, words: str, stall_max_s: float) -> bool:
+        """Log `words` now and then; return whether `progress` has been the same for too long."""
         now = time.monotonic()
         if progress != self._before:
             self._before, self._moved_at = progress, now
-        if now - self._told_at >= (PROGRESS_S if words != self._told else SAME_PROGRESS_S):
-            self._told, self._told_at = words, now
+        if now - self._logged_at >= (PROGRESS_S if words != self._logged else SAME_PROGRESS_S):
+            self._logged, self._logged_at = words, now
             log.info("%s", words)
         return now - self._moved_at > stall_max_s
 
@@ -323,9 +325,9 @@ def _await_reading(rooms: Rooms, port: int) -> dict[str, Any]:
     watch = _Watch()
     while not (status := _ask(port, "status")):
         rooms.check()
-        words = rooms.doing("simulator") or "starting ..."
-        if watch.look(words, words, START_MAX_S):
-            raise ReplayFailed(f"nothing has moved for {START_MAX_S:.0f} s:\n{rooms.last_words('simulator')}")
+        words = rooms.last_line("simulator") or "starting ..."
+        if watch.is_stalled(words, words, START_MAX_S):
+            raise ReplayFailed(f"nothing has moved for {START_MAX_S:.0f} s:\n{rooms.last_lines('simulator')}")
         time.sleep(POLL_S)
     return status
 
@@ -343,11 +345,11 @@ def _await_end(rooms: Rooms, config: Config, stream: str) -> dict[str, Any]:
             return status
         progress = (status.get("time"), status.get("trades"), saved)
         stall_max_s = STALL_MAX_S if status.get("trades") else START_MAX_S
-        if watch.look(progress, _progress(status, saved, done, len(wanted)), stall_max_s):
+        if watch.is_stalled(progress, _progress(status, saved, done, len(wanted)), stall_max_s):
             missing = sorted(
                 set(wanted) - {symbol for symbol, state in saved.symbols.items() if state >= (wanted[symbol], True)}
             )
-            logs = "\n".join(f"{room}: {rooms.last_words(room)}" for room in ("ingest", "engine"))
+            logs = "\n".join(f"{room}: {rooms.last_lines(room)}" for room in ("ingest", "engine"))
             raise ReplayFailed(f"nothing has moved for {stall_max_s:.0f} s; not saved: {missing[:10]}\n{logs}")
         time.sleep(POLL_S)
 

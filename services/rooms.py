@@ -74,15 +74,15 @@ class Rooms:
             code = process.poll()
             if code is not None:
                 # The simulator reads the files; what it needs besides, a port, was free a moment ago.
-                blame = 2 if room == "simulator" and code in (2, 3) else 1
-                raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_words(room)}", code=blame)
+                exit_code = 2 if room == "simulator" and code in (2, 3) else 1
+                raise ReplayFailed(f"{room} ended with exit code {code}:\n{self.last_lines(room)}", code=exit_code)
 
-    def doing(self, room: str) -> str:
+    def last_line(self, room: str) -> str:
         """Return what a room has said last, without the time and its name."""
-        words = self.last_words(room).rpartition("\n")[2].split(maxsplit=3)
+        words = self.last_lines(room).rpartition("\n")[2].split(maxsplit=3)
         return words[3] if len(words) == 4 else ""
 
-    def last_words(self, room: str) -> str:
+    def last_lines(self, room: str) -> str:
         lines = self._logs[room].read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-BLAME_LINES_MAX:])
 

@@ -1,8 +1,8 @@
 """What must be true of a stored history if every trade was applied exactly once, as SQL.
 
-Decides what is a failure and how it is told. Knows no trade: what cannot be seen in the tables stands in verify.py.
+Decides what is a failure and how it is worded. Knows no trade: what cannot be seen in the tables stands in verify.py.
 
-Each query takes an array of symbols and yields (symbol, interval, open time as text, what is wrong), one row a place; a
+Each query takes an array of symbols and yields (symbol, interval, open time as text, what is wrong) of each failure; a
 row without a symbol is a remark: (null, what was counted, null, how many).
 
 The rules of ids: a *segment* is the rows of a symbol and interval from one that has figures of the exchange's own,
@@ -17,13 +17,13 @@ from shared.interval import INTERVALS
 from shared.kline import QUOTE_MAX
 
 LAG_MAX = "5 minutes"
-"""A symbol's rows may be behind the engine's time: symbols are saved in turns, in seconds where the store is well."""
+"""A symbol's rows may be behind the engine's time: symbols are saved in parts, in seconds where the store is well."""
 AHEAD_MAX = "30 seconds"
 """A trade so far ahead of the exchange's clock opens its minute (the engine's `FUTURE_MAX_MS`)."""
 FALL_MAX = "5 minutes"
 """When a trade's time falls back, what is proven goes back, so far at the most, and final rows stay final."""
 UNEXPLAINED_MAX = 1_000
-"""Ranges that a symbol's mark remembers. Where it has so many it may have forgotten older ones, which rows tell of."""
+"""Ranges that a symbol's mark remembers. Where it has so many it may have forgotten older ones, which rows show."""
 TRUNCATED = "0.00000001"
 """The exchange's own klines of spot truncate the quote of each trade to so much."""
 MONDAY = "1970-01-05 00:00+00"
@@ -64,7 +64,7 @@ def _opens(interval: str, time: str) -> str:
 
 
 def _told(row: str) -> str:
-    """Return what tells the figures of a row, inside of a `concat('...')`."""
+    """Return what shows the figures of a row, inside of a `concat('...')`."""
     prices = ", ' ', ".join(f"({row}).{name}" for name in ("open", "high", "low", "close"))
     return (
         f"prices ', {prices}, ', volume ', ({row}).volume, ' of ', ({row}).trade_count, ' trades, ', ({row}).id_count,"
@@ -261,14 +261,14 @@ CHECKS = (
             SELECT symbol, interval, open_time, close_time, first_id, last_id, id_count, count(*)
                 FILTER (WHERE source <> 'trades') OVER (PARTITION BY symbol, interval ORDER BY open_time) AS segment
             FROM {_OWN}
-        ), behind AS (
+        ), with_before AS (
             SELECT *, max(last_id) OVER (PARTITION BY symbol, interval, segment ORDER BY first_id, last_id
                 ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
             FROM segments WHERE id_count > 0
         ), numbered AS (
             SELECT *, count(*) FILTER (WHERE first_id > before) OVER (PARTITION BY symbol, interval, segment
                 ORDER BY first_id, last_id ROWS UNBOUNDED PRECEDING) AS part
-            FROM behind
+            FROM with_before
         ), parts AS (
             SELECT symbol, interval, segment, min(open_time) AS open_time, max(close_time) AS close_time,
                 min(first_id) AS first_id, max(last_id) AS last_id, sum(id_count) AS ids,
@@ -299,18 +299,18 @@ CHECKS = (
         "ids rise with time",
         "where an id is older in time than one before it, its kline was corrected: it came when that was closed",
         f"""
-        SELECT symbol, interval, open_time::text, concat('has ids up to ', last_id, ', a later one has ', behind,
+        SELECT symbol, interval, open_time::text, concat('has ids up to ', last_id, ', a later one has ', later,
             ', and it was never corrected')
         FROM (
             SELECT symbol, interval, open_time, last_id, revision, min(first_id) OVER (
                 PARTITION BY symbol, interval, segment ORDER BY open_time DESC
-                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS behind
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS later
             FROM (
                 SELECT symbol, interval, open_time, first_id, last_id, id_count, revision, count(*)
                     FILTER (WHERE source <> 'trades') OVER (PARTITION BY symbol, interval ORDER BY open_time) AS segment
                 FROM {_OWN}
             ) AS segments WHERE id_count > 0
-        ) AS k WHERE behind < last_id AND revision = 0 OR behind = last_id
+        ) AS k WHERE later < last_id AND revision = 0 OR later = last_id
         """,
     ),
     Check(
@@ -372,7 +372,7 @@ CHECKS = (
             CROSS JOIN LATERAL (
                 SELECT max(open_time) AS time FROM klines WHERE symbol = p.symbol AND interval = family.child
                     AND open_time BETWEEN p.open_time AND p.close_time AND source <> 'trades'
-            ) AS told
+            ) AS covered
             CROSS JOIN LATERAL (
                 SELECT min(open_time) AS begins, NULL::boolean AS official,
                     (array_agg(open ORDER BY CASE WHEN time IS NULL THEN open_id END, open_time)

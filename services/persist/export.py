@@ -110,7 +110,7 @@ def partial_of(connection: Connection, first_ms: int, last_ms: int) -> list[Part
     return [Partial(*row) for row in connection.execute(_PARTIAL, [first_ms, last_ms])]
 
 
-def export_told(folder: Path, holes: list[Hole], partial: list[Partial], skipped: list[Skipped]) -> None:
+def export_lacking(folder: Path, holes: list[Hole], partial: list[Partial], skipped: list[Skipped]) -> None:
     """Write what is not in the klines' files, or in part. Raises OSError."""
     minutes = [(hole.from_time // MINUTE_MS * MINUTE_MS, hole.to_time // MINUTE_MS * MINUTE_MS) for hole in holes]
     rows = [(*hole, *ends) for hole, ends in zip(holes, minutes, strict=True)]

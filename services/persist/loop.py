@@ -45,7 +45,7 @@ RETRY_SHARE = 0.1
 SEND_MAX_MS = 2_000
 """An engine that reads nothing for so long is gone; the next one asks again."""
 REASONS_MAX = 5
-"""Different ones that are told while the database is away."""
+"""Different ones that are logged while the database is away."""
 FIGURES_S = 60.0
 
 Answer = TypeVar("Answer")
@@ -80,7 +80,7 @@ class Loop:
         self._stop = stop
         self._connection: store.Connection | None = None
         self._away: set[str] = set()
-        """Why the database is away, as far as it was told; empty if it is not."""
+        """Why the database is away, as far as it was logged; empty if it is not."""
         self._aside = Aside()
         self._session = time.time_ns() // 1_000
         self._engine_session: int | None = None
@@ -97,7 +97,7 @@ class Loop:
         # Not before the database is there and ours: questions would pile up in the queue.
         self._events = connect(self._context, zmq.PUSH, ipc(self._config.run_path, "events"))
         self._events.setsockopt(zmq.SNDTIMEO, SEND_MAX_MS)
-        # Before questions can come: an engine that hears it after its question asks again.
+        # Before questions can come: an engine that receives it after its question asks again.
         self._say(state)
         requests = connect(self._context, zmq.PULL, ipc(self._config.run_path, "store"))
         poller = zmq.Poller()
@@ -126,13 +126,13 @@ class Loop:
     def _serve(self, message: bytes) -> None:
         """Do what the engine asks."""
         try:
-            self._obey(decode_store_request(message))
+            self._execute(decode_store_request(message))
         except WireError as error:
             self._refused += 1
             if self._refused == 1:
                 log.warning("refused a message that is no request; more of them are only counted: %s", error)
 
-    def _obey(self, request: StoreRequest) -> None:
+    def _execute(self, request: StoreRequest) -> None:
         """Raises WireError on rows that are none."""
         self._finished = isinstance(request, Finished)
         match request:

@@ -44,11 +44,11 @@ def closed_minutes(connection: Connection, of: Traded, since: int) -> Iterator[R
     while True:
         found = connection.execute(query, [of.symbol, since]).fetchall()
         rows = np.zeros(len(found), KLINE)
-        for place, (open_time, *numbers, trade_count, official) in enumerate(found):
-            rows[place]["open_time"], rows[place]["trade_count"] = open_time, trade_count
-            rows[place]["flags"] = CLOSED | EXCHANGE if official else CLOSED
-            for name, number in zip(columns, numbers, strict=True):
-                rows[place][name] = number
+        for index, (open_time, *figures, trade_count, official) in enumerate(found):
+            rows[index]["open_time"], rows[index]["trade_count"] = open_time, trade_count
+            rows[index]["flags"] = CLOSED | EXCHANGE if official else CLOSED
+            for name, figure in zip(columns, figures, strict=True):
+                rows[index][name] = figure
         if not len(found):
             return
         yield rows

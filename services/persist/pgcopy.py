@@ -50,7 +50,7 @@ SOURCES = ("trades", "exchange", "both")
 """By what the rows say of themselves; the first letter of each is its own."""
 
 DIGITS = 7
-"""A quote volume has up to 23 decimal digits, and up to 3 zeros behind until its last digit of base 10,000 is full."""
+"""A quote volume has up to 23 decimal digits, and up to 3 zeros more until its last digit of base 10,000 is full."""
 POSITIVE, NEGATIVE = 0, 0x4000
 STATES = {"closed": CLOSED, "final": FINAL, "unexplained": UNEXPLAINED, "audited": AUDITED, "saturated": SATURATED}
 """Flags that are columns of their own."""
@@ -113,11 +113,11 @@ def unstaged(copied: bytes, marks: list[SymbolMark]) -> tuple[Rows, int]:
     Left out is what does not fit a `KLINE` in its symbol's decimals: they have grown since, or somebody else wrote it.
     """
     most = max(len(copied) - len(HEADER), 0) // READ_SIZE_MIN
-    places, klines = np.empty(most, np.int64), np.empty(most, KLINE)
-    number, unfit = _read(np.frombuffer(copied, np.uint8), len(HEADER), *_decimals(marks), places, klines)
-    placed = np.empty(number, PLACED_KLINE)
-    placed["symbol"], placed["interval"] = np.divmod(places[most - number :], INTERVAL_COUNT)
-    placed["kline"] = klines[most - number :]
+    row_ids, klines = np.empty(most, np.int64), np.empty(most, KLINE)
+    count, unfit = _read(np.frombuffer(copied, np.uint8), len(HEADER), *_decimals(marks), row_ids, klines)
+    placed = np.empty(count, PLACED_KLINE)
+    placed["symbol"], placed["interval"] = np.divmod(row_ids[most - count :], INTERVAL_COUNT)
+    placed["kline"] = klines[most - count :]
     return placed, unfit
 
 
@@ -135,9 +135,9 @@ def close_times(intervals: NDArray[np.int32], open_times: NDArray[np.int64]) -> 
     for interval, length in enumerate(LENGTHS.tolist()):
         if length == 0:
             those = intervals == interval
-            times, places = np.unique(open_times[those], return_inverse=True)
+            times, indices = np.unique(open_times[those], return_inverse=True)
             following = [next_open_time(INTERVAL_NAMES[interval], time) for time in times.tolist()]
-            ends[those] = np.array(following, np.int64)[places]
+            ends[those] = np.array(following, np.int64)[indices]
     return ends - 1
 
 
@@ -160,13 +160,13 @@ def _write(
     digits: Integers,
     into: Bytes,
 ) -> int:
-    """Write all rows into `into`; return the place behind them. `digits`: int64[DIGITS], to work with."""
+    """Write all rows into `into`; return the offset after them. `digits`: int64[DIGITS], to work with."""
     at = 0
-    for number in range(len(symbols)):
-        symbol = symbols[number]
+    for index in range(len(symbols)):
+        symbol = symbols[index]
         name = names[name_ends[symbol] : name_ends[symbol + 1]]
         price, quantity = price_decimals[symbol], quantity_decimals[symbol]
-        at = _write_row(into, at, name, intervals[number], klines[number], ends[number], price, quantity, digits)
+        at = _write_row(into, at, name, intervals[index], klines[index], ends[index], price, quantity, digits)
     return at
 
 
@@ -174,7 +174,7 @@ def _write(
 def _write_row(
     into: Bytes, at: int, name: Bytes, interval: int, row: Record, end: int, price: int, quantity: int, digits: Integers
 ) -> int:
-    """Write the columns `STAGED` of a record of KLINE; return the place behind them."""
+    """Write the columns `STAGED` of a record of KLINE; return the offset after them."""
     at = _write_bytes(into, at, len(STAGED), 2)
     at = _write_bytes(into, at, len(name), 4)
     for byte in name:
@@ -212,26 +212,26 @@ def _write_row(
 
 @compiled
 def _write_integer(into: Bytes, at: int, value: int, size: int) -> int:
-    """Write a field that is a whole number; return the place behind it."""
+    """Write a field that is a whole number; return the offset after it."""
     return _write_bytes(into, _write_bytes(into, at, size, 4), value, size)
 
 
 @compiled
 def _write_bytes(into: Bytes, at: int, value: int, size: int) -> int:
-    for place in range(size):
-        into[at + place] = (value >> (8 * (size - 1 - place))) & 0xFF
+    for index in range(size):
+        into[at + index] = (value >> (8 * (size - 1 - index))) & 0xFF
     return at + size
 
 
 @compiled
 def _write_numeric(into: Bytes, at: int, value: int, decimals: int, digits: Integers) -> int:
-    """Write a NUMERIC field of a value in units of 10**-decimals; return the place behind it."""
+    """Write a NUMERIC field of a value in units of 10**-decimals; return the offset after it."""
     return _write_quote(into, at, value, 0, decimals, digits)
 
 
 @compiled
 def _write_quote(into: Bytes, at: int, value: int, high: int, decimals: int, digits: Integers) -> int:
-    """Write a NUMERIC field of a value of two fields, as quote volumes have them; return the place behind it."""
+    """Write a NUMERIC field of a value of two fields, as quote volumes have them; return the offset after it."""
     # As an unsigned number, because the least int64 has no positive counterpart.
     rest = np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
     zeros = -decimals % 4
@@ -259,36 +259,36 @@ def _write_quote(into: Bytes, at: int, value: int, high: int, decimals: int, dig
     at = _write_bytes(into, at, weight + count - 1, 2)
     at = _write_bytes(into, at, POSITIVE if value >= 0 else NEGATIVE, 2)
     at = _write_bytes(into, at, decimals, 2)
-    for place in range(first, DIGITS):
-        at = _write_bytes(into, at, digits[place], 2)
+    for index in range(first, DIGITS):
+        at = _write_bytes(into, at, digits[index], 2)
     return at
 
 
 @compiled
 def _read(
-    data: Bytes, at: int, price_decimals: Integers, quantity_decimals: Integers, places: Integers, klines: Rows
+    data: Bytes, at: int, price_decimals: Integers, quantity_decimals: Integers, row_ids: Integers, klines: Rows
 ) -> tuple[int, int]:
     """Read klines from `data[at:]` into the ends of both arrays, the first one last; return how many, and left out."""
-    number = unfit = 0
+    count = unfit = 0
     while data[at] != 0xFF:
-        place = _unsigned(data, at + 6, 8)
+        row_id = _unsigned(data, at + 6, 8)
         end = at + 18 + _unsigned(data, at + 14, 4)
         at += 18
-        price = price_decimals[place // INTERVAL_COUNT]
-        quantity = quantity_decimals[place // INTERVAL_COUNT]
+        price = price_decimals[row_id // INTERVAL_COUNT]
+        quantity = quantity_decimals[row_id // INTERVAL_COUNT]
         while at < end:
-            number += 1
-            places[len(places) - number] = place
-            at, fits = _read_row(data, at + 4, price, quantity, klines[len(klines) - number])
+            count += 1
+            row_ids[len(row_ids) - count] = row_id
+            at, fits = _read_row(data, at + 4, price, quantity, klines[len(klines) - count])
             if not fits:
-                number -= 1
+                count -= 1
                 unfit += 1
-    return number, unfit
+    return count, unfit
 
 
 @compiled
 def _read_row(data: Bytes, at: int, price: int, quantity: int, row: Record) -> tuple[int, bool]:
-    """Read the columns `READ` into a record of KLINE; return the place behind them, and whether all numbers fit."""
+    """Read the columns `READ` into a record of KLINE; return the offset after them, and whether all numbers fit."""
     time, at = _read_integer(data, at)
     row.open_time = time // 1_000 + EPOCH_2000_MS
     fits = True
@@ -324,8 +324,8 @@ def _read_row(data: Bytes, at: int, price: int, quantity: int, row: Record) -> t
 @compiled
 def _unsigned(data: Bytes, at: int, size: int) -> Int:
     value = np.int64(0)
-    for place in range(at, at + size):
-        value = (value << 8) | np.int64(data[place])
+    for offset in range(at, at + size):
+        value = (value << 8) | np.int64(data[offset])
     return value
 
 
@@ -334,7 +334,7 @@ def _unsigned(data: Bytes, at: int, size: int) -> Int:
 
 @compiled
 def _read_integer(data: Bytes, at: int) -> tuple[int, int]:
-    """Return a whole number of 8 bytes or less, and the place behind it."""
+    """Return a whole number of 8 bytes or less, and the offset after it."""
     size = _unsigned(data, at + 4, 4)
     value = _unsigned(data, at + 8, size)
     if size < 8 and value >> (8 * size - 1):
@@ -344,7 +344,7 @@ def _read_integer(data: Bytes, at: int) -> tuple[int, int]:
 
 @compiled
 def _read_number(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, int, bool]:
-    """Return a NUMERIC in units of 10**-decimals, the place behind it, and whether it and all before it fit."""
+    """Return a NUMERIC in units of 10**-decimals, the offset after it, and whether it and all before it fit."""
     low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
     if high > INT64_MAX // QUOTE_BASE or (high == INT64_MAX // QUOTE_BASE and low > INT64_MAX % QUOTE_BASE):
         # The least int64 has no positive counterpart.
@@ -356,7 +356,7 @@ def _read_number(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, 
 
 @compiled
 def _read_quote(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int, int, int, bool]:
-    """Return both fields of a NUMERIC in units of 10**-decimals, the place behind it, and whether all fits."""
+    """Return both fields of a NUMERIC in units of 10**-decimals, the offset after it, and whether all fits."""
     low, high, is_negative, at, fits = _read_numeric(data, at, decimals, fits)
     return low, high, at, fits and not is_negative and high <= QUOTE_HIGH_MAX
 
@@ -373,10 +373,10 @@ def _read_numeric(data: Bytes, at: int, decimals: int, fits: bool) -> tuple[int,
     if sign not in (POSITIVE, NEGATIVE):
         return 0, 0, False, at + 8 + size, False
     low = high = 0
-    for place in range(count):
-        digit = _unsigned(data, at + 16 + 2 * place, 2)
-        power = 4 * (weight - place) + decimals
-        # Each digit has decimal places of its own, so nothing is carried over.
+    for index in range(count):
+        digit = _unsigned(data, at + 16 + 2 * index, 2)
+        power = 4 * (weight - index) + decimals
+        # Each digit has decimals of its own, so nothing is carried over.
         if power > 2 * POWER_MAX - 4:
             fits = fits and digit == 0
         elif power >= POWER_MAX:

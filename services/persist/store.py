@@ -126,7 +126,7 @@ ON CONFLICT (only_row) DO UPDATE SET exchange_time = excluded.exchange_time, ses
 RETURNING {_TABLES.replace("identity", "engine_state.identity")}
 """
 _MS = "(extract(epoch FROM {}(open_time)) * 1000)::int8"
-# Whatever comes behind a kline that was still open, the store need not have.
+# Whatever comes after a kline that was still open, the store need not have.
 _UNFINISHED = f"""
 SELECT symbol, interval, {_MS.format("min")}, CASE WHEN bool_and(closed) THEN {_MS.format("max")} ELSE {TIME_MAX} END
 FROM klines WHERE NOT final GROUP BY symbol, interval

@@ -1,7 +1,7 @@
-"""The proof of a stored history: every check over the whole table, and the exact places where it does not hold.
+"""The proof of a stored history: every check over the whole table, and where exactly it does not hold.
 
 Reads one consistent state of the database and changes nothing. What must hold is in checks.py; nothing is decided here
-but the order, and how a place is told.
+but the order, and how a failure is worded.
 """
 
 from collections import Counter
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from services.persist.checks import CHECKS, Check
 from services.persist.store import Connection
 
-PLACES_MAX = 20
-"""Places told of one check; all are counted."""
+EXAMPLES_MAX = 20
+"""Failures of one check that are in words; all are counted."""
 SYMBOLS_A_STEP = 10
 
 UNKNOWABLE = """\
@@ -21,7 +21,7 @@ behind them renumbered; figures of the exchange's own klines that no longer klin
 not stored. The exchange itself knows: `klagg verify --against-exchange`."""
 
 Progress = Callable[[str, int, int], None]
-"""Hears of each step: the check's name, symbols done, symbols in all."""
+"""Is called for each step: the check's name, symbols done, symbols in all."""
 
 _SYMBOLS = """
 WITH RECURSIVE stored AS (
@@ -37,8 +37,8 @@ SELECT symbol FROM stored WHERE symbol IS NOT NULL UNION SELECT symbol FROM symb
 class Result(NamedTuple):
     check: Check
     failures: int
-    places: list[str]
-    """The first `PLACES_MAX` of them, in words."""
+    examples: list[str]
+    """The first `EXAMPLES_MAX` of them, in words."""
     remarks: list[str]
     """What else is to be known of it: how much was compared, and how much could not be."""
 
@@ -58,7 +58,7 @@ def hold(connection: Connection, progress: Progress, symbols: list[str] | None =
     results = []
     for check in CHECKS:
         failures = 0
-        places: list[str] = []
+        examples: list[str] = []
         remarks: Counter[str] = Counter()
         for begin in range(0, len(symbols), SYMBOLS_A_STEP):
             progress(check.name, begin, len(symbols))
@@ -68,12 +68,12 @@ def hold(connection: Connection, progress: Progress, symbols: list[str] | None =
                     remarks[interval] += int(what)
                     continue
                 failures += 1
-                if len(places) < PLACES_MAX:
-                    places.append(_place(symbol, interval, moment, what))
-        results.append(Result(check, failures, places, [f"{count:,} {what}" for what, count in remarks.items()]))
+                if len(examples) < EXAMPLES_MAX:
+                    examples.append(_example(symbol, interval, moment, what))
+        results.append(Result(check, failures, examples, [f"{count:,} {what}" for what, count in remarks.items()]))
     return results
 
 
-def _place(symbol: str, interval: str, moment: str | None, what: str) -> str:
+def _example(symbol: str, interval: str, moment: str | None, what: str) -> str:
     time = (moment or "").removesuffix("+00").removesuffix(":00")
     return f"{' '.join(filter(None, (symbol, interval, time)))}: {what}"

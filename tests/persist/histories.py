@@ -46,10 +46,10 @@ def with_holes(trades: list[Trade]) -> tuple[list[Trade], list[Unexplained]]:
     """Return the trades without some of them, and the ids of those."""
     left, holes = list(trades), []
     for outcome, after in HOLES:
-        place = next(n for n, trade in enumerate(left) if trade.time > START + after)
-        before, lost, behind = left[place - 1], left[place : place + 3], left[place + 3]
-        holes.append(Unexplained(lost[0].id, lost[-1].id, before.time, behind.time, outcome))
-        del left[place : place + 3]
+        index = next(n for n, trade in enumerate(left) if trade.time > START + after)
+        before, lost, following = left[index - 1], left[index : index + 3], left[index + 3]
+        holes.append(Unexplained(lost[0].id, lost[-1].id, before.time, following.time, outcome))
+        del left[index : index + 3]
     return left, holes
 
 
@@ -64,8 +64,8 @@ def full(seed: int) -> list[Trade]:
     source = random.Random(seed)
     times = range(START, END, 30_000)
     return [
-        Trade(number, time, source.randrange(1, 4), 3 * 10**18, 1, source.randrange(2))
-        for number, time in enumerate(times)
+        Trade(trade_id, time, source.randrange(1, 4), 3 * 10**18, 1, source.randrange(2))
+        for trade_id, time in enumerate(times)
     ]
 
 
@@ -105,13 +105,13 @@ class Made:
             store.save(self._connection, self._told(saved))
 
     def _told(self, saved: DirtyBatch) -> DirtyBatch:
-        """Have the ids that were left out told as unexplained, in marks and rows."""
+        """Flag the ids that were left out as unexplained, in marks and rows."""
         rows = placed_rows(saved.rows).copy()
         marks = []
-        for place, mark in enumerate(saved.marks):
+        for index, mark in enumerate(saved.marks):
             holes = [hole for hole in self._holes.get(mark.symbol, []) if hole.last_id < mark.last_id]
             if holes:
-                mine = rows["symbol"] == place
+                mine = rows["symbol"] == index
                 mark = _unexplained(mark, holes, rows, mine, self.played.time)
             marks.append(mark)
         return DirtyBatch(saved.session, saved.batch, saved.exchange_time, marks, rows.tobytes())
@@ -121,8 +121,8 @@ def _unexplained(mark: SymbolMark, holes: list[Unexplained], rows: Rows, mine: n
     left = [gap for gap in mark.gaps if gap not in [(hole.first_id, hole.last_id) for hole in holes]]
     assert not left, left
     proven = int(rows["kline"]["open_time"][mine & (rows["interval"] == 0) & (rows["kline"]["id_count"] > 0)].max())
-    for number in np.flatnonzero(mine).tolist():
-        row, kline = rows[number], rows[number]["kline"]
+    for index in np.flatnonzero(mine).tolist():
+        row, kline = rows[index], rows[index]["kline"]
         ends = next_open_time(INTERVAL_NAMES[row["interval"]], int(kline["open_time"]), mark.grid_3d)
         here = {hole.outcome for hole in holes if hole.from_time < ends and hole.to_time >= kline["open_time"]}
         flags = int(kline["flags"]) & ~(FINAL | UNEXPLAINED | AUDITED)

@@ -1,7 +1,7 @@
 """Changes of a true history: those that make it false, and those that leave it true although they look odd.
 
 Data only, a line a change. `ROWS` names one kline each: (symbol, interval, which of them), the newest that fits. `{row}` in SQL is that
-kline's key as a condition, `{time}` its open time. What a change must be told with is its symbol, and the kline.
+kline's key as a condition, `{time}` its open time. What a change must be reported with is its symbol, and the kline.
 """
 # ruff: noqa: E501
 
@@ -297,4 +297,4 @@ TRUE: list[Mutation] = [
     _all("", "ids that were unexplained are void in the exchange's klines: adopted before them", "UPDATE symbols SET unexplained = '[[-9, -5, 0, 1000, \"adopted\"]]'::jsonb || unexplained"),
     _all("", "fewer of the exchange's months are kept", "DELETE FROM klines WHERE symbol = 'BEGUN' AND interval = '1m' AND source = 'exchange' AND open_time < '2026-03-30 23:00+00'"),
 ]  # fmt: skip
-"""The last: nobody can tell that more were there once. A first start fetches some of each interval."""
+"""The last: nothing shows that more were there once. A first start fetches some of each interval."""

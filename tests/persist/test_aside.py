@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from harness.processes import wait_for
 from services.persist.aside import AGAIN_S, Aside, part_of
 from shared.wire import DirtyBatch, Persisted, StoreState, placed_rows
-from tests.persist.test_persist import SESSION, Place
+from tests.persist.test_persist import SESSION, System
 from tests.persist.test_store import batch, mark, rows
 
 LONG = "".join(random.Random(1).choices(string.ascii_uppercase, k=5_000))
@@ -23,7 +23,7 @@ BAD = ("NUL\x00USDT", LONG, "CHECKUSDT")
 
 
 def of(names: list[str], number: int = 1, close: int = 5) -> DirtyBatch:
-    placed = np.concatenate([rows(3, symbol=place, close=close) for place in range(len(names))])
+    placed = np.concatenate([rows(3, symbol=index, close=close) for index in range(len(names))])
     return replace(batch(placed, [mark(name) for name in names], number), session=SESSION)
 
 
@@ -70,10 +70,10 @@ def test_what_is_no_refusal_is_the_callers() -> None:
 
 
 def test_120_symbols_of_which_the_database_refuses_three(tmp_path: Path) -> None:
-    names = [f"S{number:03}USDT" for number in range(117)]
+    names = [f"S{index:03}USDT" for index in range(117)]
     names[40:40], names[90:90], names[7:7] = [BAD[0]], [BAD[1]], [BAD[2]]
     with ExitStack() as stack:
-        at = Place(tmp_path, stack)
+        at = System(tmp_path, stack)
         at.start("postgres")
         persist = at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
@@ -97,7 +97,7 @@ def test_120_symbols_of_which_the_database_refuses_three(tmp_path: Path) -> None
         assert persist.log.count("refuses") == 3
 
 
-def _url(at: Place) -> str:
+def _url(at: System) -> str:
     from shared.postgres import database_url
 
     return database_url(at.config)

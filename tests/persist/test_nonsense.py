@@ -20,7 +20,7 @@ from shared.wire import (
     encode,
 )
 from tests.nonsense import Nonsense
-from tests.persist.test_persist import SESSION, WANTED, place
+from tests.persist.test_persist import SESSION, WANTED, system
 from tests.persist.test_store import NOW, batch, mark, rows
 
 MESSAGES = 400
@@ -30,7 +30,7 @@ OURS = StorePoint("", SESSION, 0)
 
 def test_nonsense_ends_nothing_and_spoils_nothing(tmp_path: Path) -> None:
     nonsense = Nonsense(3, lambda: NOW, ["BTCUSDT"], [SESSION])
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         persist = at.start("persist")
         wait_for("its first word", lambda: at.engine.of(StoreState))

@@ -42,7 +42,7 @@ class Engine:
         self._context = zmq.Context()
         self._events = bind(self._context, zmq.PULL, ipc(run_path, "events"))
         self.store = bind(self._context, zmq.PUSH, ipc(run_path, "store"))
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     def say(self, message: Any) -> None:
         assert self.store.poll(10_000, zmq.POLLOUT), "nobody listens"
@@ -50,8 +50,8 @@ class Engine:
 
     def of(self, kind: type) -> list[Any]:
         while self._events.poll(0):
-            self.heard.append(decode_event(self._events.recv()))
-        return [event for event in self.heard if isinstance(event, kind)]
+            self.received.append(decode_event(self._events.recv()))
+        return [event for event in self.received if isinstance(event, kind)]
 
     def acknowledged(self) -> list[int]:
         return [event.batch for event in self.of(Persisted)]
@@ -60,7 +60,7 @@ class Engine:
         self._context.destroy(linger=0)
 
 
-class Place:
+class System:
     def __init__(self, folder: Path, stack: ExitStack, **sections: Any) -> None:
         self.path = write_config(folder, **sections)
         self.config = load({"KLAGG_CONFIG": str(self.path)})
@@ -79,13 +79,13 @@ class Place:
 
 
 @contextmanager
-def place(folder: Path, **sections: Any) -> Iterator[Place]:
+def system(folder: Path, **sections: Any) -> Iterator[System]:
     with ExitStack() as stack:
-        yield Place(folder, stack, **sections)
+        yield System(folder, stack, **sections)
 
 
 def test_batches_are_saved_acknowledged_and_loaded_again(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
@@ -102,7 +102,7 @@ def test_batches_are_saved_acknowledged_and_loaded_again(tmp_path: Path) -> None
 
 
 def test_a_batch_of_an_engine_that_is_gone_is_left_out(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         at.start("persist")
         at.engine.say(_of(SESSION, 1, close=1))
@@ -116,7 +116,7 @@ def test_a_batch_of_an_engine_that_is_gone_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_database_that_dies_midway_loses_nothing(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         postgres = at.start("postgres")
         persist = at.start("persist")
         for number in range(40):
@@ -136,7 +136,7 @@ def test_a_database_that_dies_midway_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_database_that_is_not_there_is_waited_for_in_words(tmp_path: Path) -> None:
     url = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
-    with place(tmp_path, database={"url": url}) as at:
+    with system(tmp_path, database={"url": url}) as at:
         persist = at.start("persist")
         wait_for("a word about it", lambda: "waiting for the database" in persist.log)
         time.sleep(1.0)
@@ -146,7 +146,7 @@ def test_a_database_that_is_not_there_is_waited_for_in_words(tmp_path: Path) -> 
 
 
 def test_sigterm_waits_for_the_last_batch_and_no_longer(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         persist = at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
@@ -160,7 +160,7 @@ def test_sigterm_waits_for_the_last_batch_and_no_longer(tmp_path: Path) -> None:
 
 
 def test_sigterm_with_a_silent_engine_ends_in_time(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         persist = at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
@@ -171,7 +171,7 @@ def test_sigterm_with_a_silent_engine_ends_in_time(tmp_path: Path) -> None:
 
 
 def test_messages_that_are_none_are_refused_once_in_words(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         persist = at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))
@@ -183,7 +183,7 @@ def test_messages_that_are_none_are_refused_once_in_words(tmp_path: Path) -> Non
 
 
 def test_a_second_persist_on_the_same_folder_says_so(tmp_path: Path) -> None:
-    with place(tmp_path) as at:
+    with system(tmp_path) as at:
         at.start("postgres")
         at.start("persist")
         wait_for("the store", lambda: at.engine.of(StoreState))

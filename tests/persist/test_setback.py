@@ -44,11 +44,11 @@ class Played:
         self.trades = {name: market(seed, minutes * 4, span_ms=minutes * MINUTE) for seed, name in enumerate(NAMES, 1)}
         for name in NAMES:
             self.engine.add(name, until=START)
-        self.told = START
+        self.played_until = START
         self.until(START)
 
     def until(self, time: int) -> None:
-        begin, self.told = self.told, time
+        begin, self.played_until = self.played_until, time
         self.engine.until(time)
         for name, trades in self.trades.items():
             self.engine.apply(batch([trade for trade in trades if begin <= trade.time < time], symbol=name))
@@ -85,8 +85,8 @@ class Played:
     def differing(self) -> list[Any]:
         found = []
         (marks, stored) = self.loaded()
-        for place, symbol in enumerate(marks):
-            of = stored[stored["symbol"] == place]
+        for index, symbol in enumerate(marks):
+            of = stored[stored["symbol"] == index]
             rows = {(INTERVAL_NAMES[row["interval"]], int(row["kline"]["open_time"])): row["kline"] for row in of}
             want = expected(trade for trade in self.trades[symbol] if trade.time < self.engine.time)
             for key, values in want.items():

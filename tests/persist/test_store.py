@@ -55,13 +55,13 @@ def mark(symbol: str = "BTCUSDT", price: int = 2, quantity: int = 3, **fields: A
     return SymbolMark(symbol, price, quantity, **(values | fields))
 
 
-def rows(number: int = 1, symbol: int = 0, interval: str = "1m", begin: int = NOW, **fields: Any) -> np.ndarray:
+def rows(count: int = 1, symbol: int = 0, interval: str = "1m", begin: int = NOW, **fields: Any) -> np.ndarray:
     """Return consecutive klines of an interval."""
-    placed = np.zeros(number, PLACED_KLINE)
+    placed = np.zeros(count, PLACED_KLINE)
     placed["symbol"], placed["interval"] = symbol, INTERVAL_NAMES.index(interval)
     time = open_time_of(interval, begin)
-    for place in range(number):
-        placed["kline"][place]["open_time"] = time
+    for index in range(count):
+        placed["kline"][index]["open_time"] = time
         time = next_open_time(interval, time)
     for name, value in fields.items():
         if name in QUOTES:
@@ -227,15 +227,15 @@ def test_a_kline_that_comes_after_its_proof_is_final(connection: store.Connectio
 
 def test_saving_never_reads_the_whole_table(connection: store.Connection) -> None:
     # The plan of the first batches is kept, and those find the table empty.
-    for number in range(12):
-        store.save(connection, batch(rows(50 if number < 8 else 3, begin=NOW + number % 3 * 60_000), number=number))
-        if number == 7:
+    for index in range(12):
+        store.save(connection, batch(rows(50 if index < 8 else 3, begin=NOW + index % 3 * 60_000), number=index))
+        if index == 7:
             connection.execute("VACUUM ANALYZE klines")
     query = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'klines'"
     connection.execute("SELECT pg_stat_force_next_flush()")
     before = connection.execute(query).fetchone()
-    for number in range(12):
-        store.save(connection, batch(rows(50, begin=NOW + number * 60_000), number=number))
+    for index in range(12):
+        store.save(connection, batch(rows(50, begin=NOW + index * 60_000), number=index))
     connection.execute("SELECT pg_stat_force_next_flush()")
     assert connection.execute(query).fetchone() == before
 
@@ -243,10 +243,10 @@ def test_saving_never_reads_the_whole_table(connection: store.Connection) -> Non
 def test_the_newest_rows_of_every_interval_and_symbol_are_loaded_in_parts(connection: store.Connection) -> None:
     window = 400
     each_part = store.PART_ROWS_MAX // (len(INTERVAL_NAMES) * window)
-    names = [f"S{number:03}USDT" for number in range(each_part * 3 + 1)]
-    for number, name in enumerate(names):
-        placed = np.concatenate([rows(3, interval=interval, close=number) for interval in INTERVAL_NAMES])
-        store.save(connection, batch(placed, [mark(name, price=number % 5)]))
+    names = [f"S{index:03}USDT" for index in range(each_part * 3 + 1)]
+    for index, name in enumerate(names):
+        placed = np.concatenate([rows(3, interval=interval, close=index) for interval in INTERVAL_NAMES])
+        store.save(connection, batch(placed, [mark(name, price=index % 5)]))
     store.save(connection, batch(rows(window + 50, begin=NOW - 7_000_000, close=0), [mark(names[0])]))
     parts = list(store.load(connection, 1, [window] * len(INTERVAL_NAMES)))
     assert [len(part.marks) for part in parts] == [each_part, each_part, each_part, 1, 0]

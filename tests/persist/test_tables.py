@@ -18,7 +18,7 @@ from services.persist import store, tables
 from shared.config import load
 from shared.postgres import embedded_url
 from shared.wire import Load, Persisted, Restored, StoreState
-from tests.persist.test_persist import SESSION, WANTED, Place, _of
+from tests.persist.test_persist import SESSION, WANTED, System, _of
 from tests.persist.test_store import batch, loaded, mark, rows
 
 HOSTILE = {
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_database_is_said_in_a_line_by_check_and_persist(
     assert words in said
     assert said.count("\n") == 1
     with ExitStack() as stack:
-        at = Place(tmp_path, stack, database={"url": url})
+        at = System(tmp_path, stack, database={"url": url})
         persist = at.start("persist")
         wait_for("a word about it", lambda: words in persist.log or persist.process.poll() is not None)
         assert persist.process.poll() is None, persist.log
@@ -208,11 +208,11 @@ def test_a_mistyped_url_is_refused_without_a_word_of_it(tmp_path: Path, url: str
 def test_two_persists_on_one_database_do_not_mix(server: str, tmp_path: Path) -> None:
     url = made(server, "shared")
     with ExitStack() as stack:
-        places = []
+        systems = []
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
-            places.append(Place(tmp_path / name, stack, database={"url": url}))
-        first, second = places
+            systems.append(System(tmp_path / name, stack, database={"url": url}))
+        first, second = systems
         holder = first.start("persist")
         wait_for("the first", lambda: first.engine.of(StoreState))
         waiting = second.start("persist")
@@ -237,7 +237,7 @@ def test_two_persists_on_one_database_do_not_mix(server: str, tmp_path: Path) ->
 
 def test_a_persist_whose_former_session_still_lives_takes_its_tables_back(server: str) -> None:
     url = made(server, "cut")
-    # The session of a connection that is cut without a word: the server has not noticed.
+    # The session of a connection that is cut without being closed: the server has not noticed.
     former = store.connect(url, 77)
     with pytest.raises(tables.Unfit, match="another klagg saves into these tables"):
         store.connect(url, 78)

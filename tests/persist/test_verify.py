@@ -32,9 +32,9 @@ def connection(config: Path) -> Iterator[store.Connection]:
     played = PlayedEngine(START + 8 * MINUTE)
     with store.connect(database_url(load({"KLAGG_CONFIG": str(config)}))) as connection:
         connection.execute("TRUNCATE klines, symbols, engine_state")
-        for number, symbol in enumerate(("BTCUSDT", "ETHUSDT")):
+        for index, symbol in enumerate(("BTCUSDT", "ETHUSDT")):
             played.add(symbol)
-            played.apply(batch(market(number, 80), symbol=symbol, covered=[(0, 99)]))
+            played.apply(batch(market(index, 80), symbol=symbol, covered=[(0, 99)]))
         played.until(START + 9 * MINUTE)
         saved = played.save()
         assert saved is not None
@@ -43,7 +43,7 @@ def connection(config: Path) -> Iterator[store.Connection]:
 
 
 def failed(connection: store.Connection) -> dict[str, list[str]]:
-    return {result.check.name: result.places for result in verify(connection, lambda *_: None) if result.failures}
+    return {result.check.name: result.examples for result in verify(connection, lambda *_: None) if result.failures}
 
 
 def test_what_the_engine_made_holds(connection: store.Connection) -> None:
@@ -81,7 +81,7 @@ def test_what_was_spoilt_is_found_where_it_is(connection: store.Connection, spoi
     assert connection.execute(spoil).rowcount == 1
     found = failed(connection)
     assert set(found) == checks
-    assert all(place.startswith("ETHUSDT") for places in found.values() for place in places)
+    assert all(example.startswith("ETHUSDT") for examples in found.values() for example in examples)
 
 
 def run(config: Path) -> tuple[int, str]:
@@ -96,7 +96,7 @@ def run(config: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_the_command_says_a_line_a_check_and_the_places(connection: store.Connection, config: Path) -> None:
+def test_the_command_says_a_line_a_check_and_the_failures(connection: store.Connection, config: Path) -> None:
     code, text = run(config)
     assert code == 0, text
     assert text.count(" ok ") == len(CHECKS)
@@ -120,9 +120,9 @@ def test_nothing_is_changed(connection: store.Connection) -> None:
     assert connection.execute("SELECT count(*), sum(volume), max(xmin::text) FROM klines").fetchone() == before
 
 
-@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("followed", [True, False])
 def test_no_kline_is_final_that_lacks_a_trade_which_came_when_it_had_left_memory(
-    connection: store.Connection, behind: bool
+    connection: store.Connection, followed: bool
 ) -> None:
     """Nor does the proof stumble over it: another one follows minutes later, or it is the symbol's last."""
     connection.execute("TRUNCATE klines, symbols, engine_state")
@@ -131,7 +131,7 @@ def test_no_kline_is_final_that_lacks_a_trade_which_came_when_it_had_left_memory
     made = [Trade(n, START + n * MINUTE + 500, 100 + n, 5) for n in range(130)]
     fallen = Trade(130, START + 10 * MINUTE + 700, 90, 5)
     later = [Trade(n, START + (n + 3) * MINUTE, 100, 5) for n in range(131, 140)]
-    for trade in [*made, fallen, *(later if behind else [])]:
+    for trade in [*made, fallen, *(later if followed else [])]:
         time = max(trade.time, made[-1].time if trade.id >= 130 else 0)
         played.apply(batch([trade], event_time=time))
         while trade.id % 20 in (10, 19) and (saved := played.save()) is not None:
@@ -140,12 +140,12 @@ def test_no_kline_is_final_that_lacks_a_trade_which_came_when_it_had_left_memory
     while (saved := played.save()) is not None:
         store.save(connection, saved)
     assert failed(connection) == {}
-    (told,) = played.marks["BTCUSDT"].unexplained
-    assert told == Unexplained(130, 130, fallen.time, made[-1].time)
+    (named,) = played.marks["BTCUSDT"].unexplained
+    assert named == Unexplained(130, 130, fallen.time, made[-1].time)
     rows = connection.execute(
         "SELECT (extract(epoch FROM open_time) * 1000)::int8, final, unexplained FROM klines WHERE interval = '1m'"
     ).fetchall()
     flags = {(time - START) // MINUTE: (final, unexplained) for time, final, unexplained in rows}
     assert (flags[9], flags[10], flags[100]) == ((True, False), (False, True), (False, True))
-    if behind:
+    if followed:
         assert flags[131] == (True, False)

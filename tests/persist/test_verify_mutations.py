@@ -64,13 +64,13 @@ def found(connection: store.Connection, mutation: Mutation) -> tuple[list[Result
         return results, time
 
 
-def is_named(places: list[str], mutation: Mutation, time: int) -> bool:
-    """Say whether a place is the kline that was changed, one that it is part of, or one beside these."""
+def is_named(examples: list[str], mutation: Mutation, time: int) -> bool:
+    """Say whether an example names the kline that was changed, one that it is part of, or one beside these."""
     if not mutation.row:
-        return any(place.startswith((f"{mutation.symbol} ", f"{mutation.symbol}:")) for place in places)
+        return any(example.startswith((f"{mutation.symbol} ", f"{mutation.symbol}:")) for example in examples)
     symbol = ROWS[mutation.row][0]
-    for place in places:
-        name, interval, *rest = [*place.split(": ")[0].split(" ", 2), ""]
+    for example in examples:
+        name, interval, *rest = [*example.split(": ")[0].split(" ", 2), ""]
         if name == symbol and interval == ROWS[mutation.row][1] and rest == [""]:
             return True  # None of them is left.
         if name == symbol and interval in INTERVAL_INDEX and rest[0]:
@@ -81,27 +81,27 @@ def is_named(places: list[str], mutation: Mutation, time: int) -> bool:
     return False
 
 
-def told(results: list[Result]) -> dict[str, list[str]]:
-    return {result.check.name: result.places for result in results if result.failures}
+def failures_of(results: list[Result]) -> dict[str, list[str]]:
+    return {result.check.name: result.examples for result in results if result.failures}
 
 
-def test_every_change_that_makes_a_history_false_is_found_and_its_place_named(connection: store.Connection) -> None:
+def test_every_change_that_makes_a_history_false_is_found_and_its_kline_named(connection: store.Connection) -> None:
     names = [mutation.name for mutation in FALSE]
     assert len(names) == len(set(names)) >= 120
     survived = []
     for mutation in FALSE:
         results, time = found(connection, mutation)
-        failed = told(results)
-        places = [place for of_check in failed.values() for place in of_check]
+        failed = failures_of(results)
+        examples = [example for of_check in failed.values() for example in of_check]
         if not failed:
             survived.append(mutation.name)
-        elif not is_named(places, mutation, time):
-            survived.append(f"{mutation.name}: it is not named, but {places[:3]}")
+        elif not is_named(examples, mutation, time):
+            survived.append(f"{mutation.name}: it is not named, but {examples[:3]}")
     assert not survived, f"{len(survived)} of {len(FALSE)}:\n" + "\n".join(survived)
 
 
 def test_no_change_that_leaves_a_history_true_is_taken_for_false(connection: store.Connection) -> None:
     names = [mutation.name for mutation in TRUE]
     assert len(names) == len(set(names)) >= 20
-    wrong = {mutation.name: failed for mutation in TRUE if (failed := told(found(connection, mutation)[0]))}
+    wrong = {mutation.name: failed for mutation in TRUE if (failed := failures_of(found(connection, mutation)[0]))}
     assert not wrong, "\n".join(f"{name}: {failed}" for name, failed in wrong.items())

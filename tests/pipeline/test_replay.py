@@ -231,11 +231,11 @@ def every_trade(folders: Path, recorded: EveryTrade) -> Path:
 
 
 def test_minutes_of_trades_equal_the_exchanges_own_klines(every_trade: Path, recorded: EveryTrade) -> None:
-    theirs = read_rows(recording(recorded.klines))
+    recorded_rows = read_rows(recording(recorded.klines))
     ours = read_rows(every_trade / "BTCUSDT" / "BTCUSDT-1m.csv")
     begin = int(recorded.begin.timestamp() * 1000)
-    minutes = [begin + number * MINUTE_MS for number in range(recorded.minutes)]
-    assert [ours.get(minute) for minute in minutes] == [theirs[minute] for minute in minutes]
+    minutes = [begin + index * MINUTE_MS for index in range(recorded.minutes)]
+    assert [ours.get(minute) for minute in minutes] == [recorded_rows[minute] for minute in minutes]
     # To the last digit, zeros at the end included: the lines themselves.
     theirs_lines = recording(recorded.klines).read_text(encoding="utf-8").split()
     ours_lines = (every_trade / "BTCUSDT" / "BTCUSDT-1m.csv").read_text(encoding="utf-8").split()
@@ -336,33 +336,40 @@ def exported(folder: Path) -> dict[str, bytes]:
 
 def frames(ids: Iterable[int], begin: int, step_ms: int) -> str:
     lines = []
-    for number in ids:
-        time_ms = begin + number * step_ms
-        data = {"e": "trade", "E": time_ms + 1, "T": time_ms, "s": "ETHUSDT", "t": number, "p": f"{100 + number % 7}.5"}
-        data |= {"q": "0.25", "X": "MARKET", "m": number % 2 == 0}
+    for trade_id in ids:
+        time_ms = begin + trade_id * step_ms
+        data = {
+            "e": "trade",
+            "E": time_ms + 1,
+            "T": time_ms,
+            "s": "ETHUSDT",
+            "t": trade_id,
+            "p": f"{100 + trade_id % 7}.5",
+        }
+        data |= {"q": "0.25", "X": "MARKET", "m": trade_id % 2 == 0}
         lines.append(json.dumps({"stream": "ethusdt@trade", "data": data}))
     return "\n".join(lines)
 
 
-def test_a_hole_is_told_written_and_never_final_and_the_result_is_the_same_at_any_speed(folder: Path) -> None:
+def test_a_hole_is_logged_written_and_never_final_and_the_result_is_the_same_at_any_speed(folder: Path) -> None:
     begin = int(datetime(2024, 5, 6, 7, 0, tzinfo=UTC).timestamp() * 1000)
     file = folder / "holes.jsonl"
-    text = frames((number for number in range(1, 61) if number not in (31, 32)), begin, 5_000)
+    text = frames((trade_id for trade_id in range(1, 61) if trade_id not in (31, 32)), begin, 5_000)
     file.write_text(text + "\n" + '{"stream":"ethusdt@trade","data":{"e":"tra')
     results = []
     for speed in (100, 1_000, 10_000):
-        place = Path(tempfile.mkdtemp(dir=folder))
-        code, said = ended(place, file, stream="trade", speed=speed)
+        target = Path(tempfile.mkdtemp(dir=folder))
+        code, said = ended(target, file, stream="trade", speed=speed)
         assert code == 4, said
         assert "ETHUSDT lacks ids 31 to 32" in said
         assert "holes.jsonl line 59" in said
-        results.append(exported(place))
+        results.append(exported(target))
     assert results[0] == results[1] == results[2]
     holes = results[0]["holes.csv"].decode().splitlines()
     minute = begin + 2 * MINUTE_MS
     assert holes[1:] == [f"ETHUSDT,31,32,{begin + 150_000},{begin + 165_000},{minute},{minute}"]
-    (place / "minutes.csv").write_bytes(results[0]["ETHUSDT/ETHUSDT-1m.csv"])
-    counts = {time: row.trade_count for time, row in read_rows(place / "minutes.csv").items()}
+    (target / "minutes.csv").write_bytes(results[0]["ETHUSDT/ETHUSDT-1m.csv"])
+    counts = {time: row.trade_count for time, row in read_rows(target / "minutes.csv").items()}
     assert [counts[begin + n * MINUTE_MS] for n in range(5)] == [11, 12, 10, 12, 12]
 
 
@@ -370,7 +377,7 @@ def test_a_hole_is_told_written_and_never_final_and_the_result_is_the_same_at_an
 class TestCases:
     """What people report of such data."""
 
-    def test_a_hole_in_an_archive_is_told(self, folder: Path) -> None:
+    def test_a_hole_in_an_archive_is_logged(self, folder: Path) -> None:
         code, said = ended(folder, *(CASES / "c04").iterdir())
         assert code == 4, said
         assert "OXTBTC lacks ids 1684953 to 1687080" in said

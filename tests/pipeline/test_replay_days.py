@@ -43,10 +43,10 @@ def trades_of(files: str, symbol: str) -> Iterator[tuple[int, str]]:
     for day in range(DAYS):
         *prices, volume = days[begin + day * DAY_MS]
         part = (volume / 4).quantize(Decimal("0.01"))
-        for place, (hour, price) in enumerate(zip(HOURS, prices, strict=True)):
-            quantity = volume - 3 * part if place == 3 else part
+        for index, (hour, price) in enumerate(zip(HOURS, prices, strict=True)):
+            quantity = volume - 3 * part if index == 3 else part
             time = begin + day * DAY_MS + hour * 3_600_000
-            data = {"e": "trade", "E": time + 1, "T": time, "s": symbol, "t": 4 * day + place, "p": str(price)}
+            data = {"e": "trade", "E": time + 1, "T": time, "s": symbol, "t": 4 * day + index, "p": str(price)}
             data |= {"q": str(quantity), "X": "MARKET", "m": True}
             yield time, json.dumps({"stream": f"{symbol.lower()}@trade", "data": data})
 
@@ -65,27 +65,27 @@ def files(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def export(folder: Path, files: str) -> Path:
     """What a replay writes at a speed at which it would take hours to wait for all of its pauses."""
-    place = Path(tempfile.mkdtemp(dir=folder))
-    file = place / "days.jsonl"
+    target = Path(tempfile.mkdtemp(dir=folder))
+    file = target / "days.jsonl"
     trades = sorted(trade for symbol in FIRST_DAYS for trade in trades_of(files, symbol))
     file.write_text("\n".join(frame for _, frame in trades))
     first_days = [f"--first-day={symbol}={day}" for symbol, day in FIRST_DAYS.items()]
-    code, said = ended(place, file, stream="trade", speed=100, more=first_days)
+    code, said = ended(target, file, stream="trade", speed=100, more=first_days)
     assert code == 0, said
     assert "count from their first day here" not in said
-    return place / "export"
+    return target / "export"
 
 
 @pytest.mark.parametrize("symbol", FIRST_DAYS)
 def test_3d_klines_are_the_exchanges_own_where_the_first_day_is_said(export: Path, files: str, symbol: str) -> None:
-    ours, theirs = read_rows(export / symbol / f"{symbol}-3d.csv"), official(files, symbol, "3d")
+    ours, exchanges = read_rows(export / symbol / f"{symbol}-3d.csv"), official(files, symbol, "3d")
     begin = int(BEGIN.timestamp() * 1000)
-    whole = [time for time in theirs if begin <= time < begin + (DAYS - 3) * DAY_MS]
+    whole = [time for time in exchanges if begin <= time < begin + (DAYS - 3) * DAY_MS]
     assert len(whole) >= 1
     for time in whole:
         row = ours[time]
-        assert [row.open, row.high, row.low, row.close, row.volume] == theirs[time]
-    assert set(ours) <= set(theirs)
+        assert [row.open, row.high, row.low, row.close, row.volume] == exchanges[time]
+    assert set(ours) <= set(exchanges)
 
 
 @pytest.mark.parametrize("symbol", FIRST_DAYS)

@@ -1,4 +1,4 @@
-"""Recordings with years between their trades, and with trades of long ago: what lacks is told, and nowhere final."""
+"""Recordings with years between their trades, and with trades of long ago: gaps are reported, and nowhere final."""
 
 import json
 import tempfile
@@ -29,10 +29,10 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def frame(symbol: str, number: int, time: int, left: int = 0) -> tuple[int, str]:
+def frame(symbol: str, trade_id: int, time: int, left: int = 0) -> tuple[int, str]:
     """Return when a trade left the exchange, and its frame."""
-    data = {"e": "trade", "E": left or time + 1, "T": time, "s": symbol, "t": number, "p": f"{100 + number % 7}.5"}
-    data |= {"q": "0.25", "X": "MARKET", "m": number % 2 == 0}
+    data = {"e": "trade", "E": left or time + 1, "T": time, "s": symbol, "t": trade_id, "p": f"{100 + trade_id % 7}.5"}
+    data |= {"q": "0.25", "X": "MARKET", "m": trade_id % 2 == 0}
     return left or time, json.dumps({"stream": f"{symbol.lower()}@trade", "data": data})
 
 
@@ -41,8 +41,8 @@ def write(path: Path, frames: list[tuple[int, str]]) -> Path:
     return path
 
 
-def test_years_in_which_nothing_was_recorded_are_skipped_and_told(folder: Path) -> None:
-    """Ids of ETHUSDT go on behind them, those of BTCUSDT do not; OLDUSDT is traded before alone, NEWUSDT behind."""
+def test_years_in_which_nothing_was_recorded_are_skipped_and_logged(folder: Path) -> None:
+    """Ids of ETHUSDT go on after them, those of BTCUSDT do not; OLDUSDT is traded before alone, NEWUSDT after."""
     ids = {"ETHUSDT": (1, 61), "BTCUSDT": (1, 900_001), "OLDUSDT": (5, 0), "NEWUSDT": (0, 7)}
     trades = [
         (symbol, first + n, begin + n * 5_000)
@@ -53,34 +53,34 @@ def test_years_in_which_nothing_was_recorded_are_skipped_and_told(folder: Path) 
     file = write(folder / "far.jsonl", [frame(*trade) for trade in trades])
     results = []
     for speed in (1_000, 10_000):
-        place = Path(tempfile.mkdtemp(dir=folder))
-        code, said = ended(place, file, stream="trade", speed=speed, more=["--first-day=ETHUSDT=2017-08-17"])
+        target = Path(tempfile.mkdtemp(dir=folder))
+        code, said = ended(target, file, stream="trade", speed=speed, more=["--first-day=ETHUSDT=2017-08-17"])
         assert code == 4, said
         assert "nothing was recorded from 2019-05-06T07:04:55.001Z to 2024-05-06T07:00:00.001Z, 1826 days" in said
         assert "BTCUSDT lacks ids 61 to 900000" in said
         assert "in 1 holes" in said
-        results.append(exported(place))
+        results.append(exported(target))
     assert results[0] == results[1]
     assert results[0]["skipped.csv"].decode().splitlines()[1:] == [f"{EARLY + 295_001},{LATE + 1}"]
     for symbol in ids:
         counts: dict[int, int] = {}
         for minute in (time // MINUTE_MS * MINUTE_MS for name, _, time in trades if name == symbol):
             counts[minute] = counts.get(minute, 0) + 1
-        rows = read_rows(place / "export" / symbol / f"{symbol}-1m.csv")
+        rows = read_rows(target / "export" / symbol / f"{symbol}-1m.csv")
         assert {time: row.trade_count for time, row in rows.items()} == counts, symbol
 
 
 def test_a_kline_that_lacks_a_trade_from_long_ago_is_not_final_in_the_database(folder: Path) -> None:
     times = [EARLY + n * MINUTE_MS for n in range(150)]
-    frames = [frame("ETHUSDT", number, time) for number, time in enumerate(times, 1)]
+    frames = [frame("ETHUSDT", trade_id, time) for trade_id, time in enumerate(times, 1)]
     frames += [frame("ETHUSDT", 151, EARLY + 10 * MINUTE_MS + 30_000, times[-1] + 5)]
-    frames += [frame("ETHUSDT", number, times[-1] + 3 * MINUTE_MS + number) for number in range(152, 160)]
+    frames += [frame("ETHUSDT", trade_id, times[-1] + 3 * MINUTE_MS + trade_id) for trade_id in range(152, 160)]
     frames += [frame("ETHUSDT", 160, EARLY + 20 * MINUTE_MS, times[-1] + 3 * MINUTE_MS + 200)]
     kept = folder / "kept"
     code, said = ended(folder, write(folder / "old.jsonl", frames), stream="trade", more=["--keep", str(kept)])
     assert code == 4, said
-    for number, minute in ((151, "07:10"), (160, "07:20")):
-        assert f"ETHUSDT lacks ids {number} to {number}: 2019-05-06T{minute}" in said
+    for trade_id, minute in ((151, "07:10"), (160, "07:20")):
+        assert f"ETHUSDT lacks ids {trade_id} to {trade_id}: 2019-05-06T{minute}" in said
         assert f"its kline, of 2019-05-06T{minute}:00.000Z, was over: it lacks it" in said
     config = kept / "klagg.toml"
     with running("postgres", config=config) as rooms:

@@ -82,11 +82,11 @@ def _persist(_seconds: float, _runs: int) -> Results:
         for size in persist.SIZES:
             print(f"\nPersist, batches of {size:,} rows, {kind} (median of 5 runs, least and most)")
             results[f"{size} {kind}"] = figures = persist.run(size, new)
-            for name, told in figures.items():
-                rate, cpu = told["rows/s"], told["CPU s per million rows"]
+            for name, rates in figures.items():
+                rate, cpu = rates["rows/s"], rates["CPU s per million rows"]
                 print(
                     f"  {name:18}{rate['median']:>9,} rows/s ({rate['least']:,} to {rate['most']:,}),"
-                    f" {told['times executemany']:>4}× executemany; CPU s per million rows:"
+                    f" {rates['times executemany']:>4}× executemany; CPU s per million rows:"
                     f" Python {cpu['Python']}, PostgreSQL {cpu['PostgreSQL']}"
                 )
     return results

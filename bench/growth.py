@@ -79,14 +79,14 @@ def _observed(system: Whole, seconds: float) -> dict[str, Any]:
 
 def _spreads(observed: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the spread of every figure, and of every figure in a group of them."""
-    told: dict[str, Any] = {}
+    spreads: dict[str, Any] = {}
     for name, first in observed[0].items():
         values = [each[name] for each in observed]
         if isinstance(first, dict):
-            told[name] = {part: spread([value[part] for value in values], 2) for part in first}
+            spreads[name] = {part: spread([value[part] for value in values], 2) for part in first}
         else:
-            told[name] = spread(values, 0 if isinstance(first, int) else 1)
-    return told
+            spreads[name] = spread(values, 0 if isinstance(first, int) else 1)
+    return spreads
 
 
 def _beside_processes(observed: list[dict[str, Any]], runs: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ _KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 def run(tls: bool = False, size: int = 0) -> dict[str, Any]:
     """Return CPU ns a trade, and trades/s: medians of the runs and their extremes.
 
-    `size`: how many trades are written at once, with a pause behind them; 0 for all.
+    `size`: how many trades are written at once, with a pause after them; 0 for all.
     """
     _warm_up()
     trades = min(TRADES, READS * size) if size else TRADES
@@ -162,8 +162,8 @@ def _texts(trades: int) -> list[bytes]:
             b'{"stream":"s%dusdt@aggTrade","data":{"e":"aggTrade","E":1790000000123,"a":%d,"s":"S%dUSDT","p":"%d.%02d",'
             b'"q":"%d.%03d","nq":"1.000","f":%d,"l":%d,"T":1790000000100,"m":true,"st":1}}'
         )
-        % (symbol, number, symbol, 50_000 + number % 97, number % 100, number % 9, number % 1_000, number, number + 1)
-        for number, symbol in enumerate(symbols)
+        % (symbol, index, symbol, 50_000 + index % 97, index % 100, index % 9, index % 1_000, index, index + 1)
+        for index, symbol in enumerate(symbols)
     ]
 
 

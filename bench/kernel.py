@@ -41,14 +41,14 @@ def _kernel_cost(intervals: int, symbols: int, batches: list[Trades], watched: b
     book, _ = lay_out(symbols, EngineConfig().window, intervals)
     book.symbols["active"], book.symbols["last_id"] = 1, -1
     set_calendars(book, NOW + MINUTE_MS // 2)
-    places, factors = np.arange(symbols), np.ones(symbols, np.int64)
+    indices, factors = np.arange(symbols), np.ones(symbols, np.int64)
     first = np.zeros(symbols, TRADE)
-    first["symbol"], first["time"], first["price"], first["quantity"], first["trade_count"] = places, NOW + 1, 1, 1, 1
+    first["symbol"], first["time"], first["price"], first["quantity"], first["trade_count"] = indices, NOW + 1, 1, 1, 1
     rows = [trade_rows(batch.rows).copy() for batch in batches]
-    apply = fixed(apply_trades, book, first, 0, places, factors, factors, 0, 0)
+    apply = fixed(apply_trades, book, first, 0, indices, factors, factors, 0, 0)
 
     def fold(trades: NDArray[np.void]) -> None:
-        apply(book, trades, 0, places, factors, factors, NOW + MINUTE_MS, 0)
+        apply(book, trades, 0, indices, factors, factors, NOW + MINUTE_MS, 0)
         if watched:
             settle(book, False)
 

@@ -3,8 +3,8 @@
 The simulator notes when it wrote the last trade of each block of some symbols, busy ones and quiet ones; a subscriber
 of their 1m klines notes when the first snapshot arrived that has that trade or a later one. Both read the machine's
 monotonic clock. Left out is the time until all symbols are live and what a first start brought is saved, and
-`WARM_UP_S` more; that time is told apart: from each symbol's first snapshot on, while others are still announced. Rates
-are about: minutes differ, and what was applied is told. Each start has its own sockets alone, measured right before it.
+`WARM_UP_S` more; that time is apart: from each symbol's first snapshot on, while others are still announced. Rates
+are about: minutes differ, and what was applied is reported. Each start has its own sockets alone, measured before it.
 """
 
 import time
@@ -29,7 +29,7 @@ BURST_RATE, BURST_TRADES = 5_000, 50_000
 SECONDS = 10.0
 """Measured of each start: starts differ more than minutes do, by who happens to run beside whom."""
 BURST_TAIL_S = 2.0
-"""What a burst leaves behind still counts as its own."""
+"""What a burst leaves to be sent still counts as part of it."""
 
 
 def run(rate: int, runs: int, everything: bool = False, burst: bool = False) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def run(rate: int, runs: int, everything: bool = False, burst: bool = False) -> 
     for _ in range(runs):
         alone.append(percentiles(floor.run()))
         ours.append(once(rate, SECONDS, everything, burst))
-    told: dict[str, Any] = {name: _spreads([one[name] for one in ours]) for name in ("measured", "at the start")}
-    told["sockets alone"] = _spreads(alone)
+    spreads: dict[str, Any] = {name: _spreads([one[name] for one in ours]) for name in ("measured", "at the start")}
+    spreads["sockets alone"] = _spreads(alone)
     times = [one["measured"]["p50"] / sockets["p50"] for one, sockets in zip(ours, alone, strict=True)]
-    told["p50, times sockets alone"] = spread(times, 2)
+    spreads["p50, times sockets alone"] = spread(times, 2)
     for name in ("unanswered", "applied/s", "snapshots/s"):
-        told[name] = spread([one[name] for one in ours])
-    told["cores"] = _spreads([one["cores"] for one in ours])
-    return told
+        spreads[name] = spread([one[name] for one in ours])
+    spreads["cores"] = _spreads([one["cores"] for one in ours])
+    return spreads
 
 
 def _spreads(figures: list[dict[str, float]]) -> dict[str, Any]:

@@ -139,10 +139,10 @@ def fold_cryptofeed(batches: list[Columns], lengths: list[int]) -> int:
 
     from cryptofeed.backends.aggregate import OHLCV
 
-    async def nobody(*_: object, **__: object) -> None:
+    async def discard(*_: object, **__: object) -> None:
         return None
 
-    aggregates = [OHLCV(nobody, window=length // 1_000) for length in lengths]
+    aggregates = [OHLCV(discard, window=length // 1_000) for length in lengths]
     trades = [
         SimpleNamespace(symbol=symbol, price=price, amount=quantity)
         for batch in batches
@@ -169,20 +169,20 @@ def fold_mdp_outbox(batches: list[Columns], lengths: list[int]) -> int:
 
     aggregator = Aggregator(timeframes=TIMEFRAMES[: len(lengths)])
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    number = 0
+    trade_id = 0
     given = []
     for batch in batches:
         ticks = []
         for symbol, at, price, quantity in zip(
             *(batch[n].tolist() for n in ("symbol", "time", "price", "quantity")), strict=True
         ):
-            number += 1
+            trade_id += 1
             moment = epoch + timedelta(milliseconds=at)
             ticks.append(
                 Trade(
                     source="binance",
                     symbol=f"S{symbol}-USDT",
-                    trade_id=str(number),
+                    trade_id=str(trade_id),
                     price=Decimal(price).scaleb(-2),
                     qty=Decimal(quantity).scaleb(-3),
                     side=Side.BUY,
@@ -195,7 +195,7 @@ def fold_mdp_outbox(batches: list[Columns], lengths: list[int]) -> int:
     for ticks in given:
         aggregator.process(ticks)
     fold_mdp_outbox.elapsed = time.perf_counter_ns() - began_ns  # type: ignore[attr-defined]
-    return number
+    return trade_id
 
 
 BATCHED: dict[str, Fold] = {"polars": fold_polars, "duckdb": fold_duckdb, "pandas": fold_pandas}
@@ -217,12 +217,12 @@ QUOTED = {
         " subscriber at 50 trades/s, on its author's machine"
     )
 }
-"""What is told of a contender that cannot be measured in full."""
+"""What is said of a contender that cannot be measured in full."""
 
 
-def _quote(name: str, told: dict[str, Any]) -> None:
+def _quote(name: str, figures: dict[str, Any]) -> None:
     if name in QUOTED:
-        told[f"{name}, quoted"] = QUOTED[name]
+        figures[f"{name}, quoted"] = QUOTED[name]
         print(f"{'':16}{QUOTED[name]}")
 
 
@@ -238,25 +238,25 @@ def main() -> None:
         batches = batches_of(arguments.symbols, size)
         columns = [columns_of(batch) for batch in batches]
         print(f"\nBatches of {size:,}")
-        results[f"batches of {size}"] = told = {}
+        results[f"batches of {size}"] = figures = {}
         ours = [rate_of_klagg(arguments.symbols, batches, watched) for watched in (True, False)]
         for name, rate in zip(KLAGG, ours, strict=True):
-            told[name] = rate._asdict()
+            figures[name] = rate._asdict()
             print(f"{name:52}{rate}")
         for name, fold in (BATCHED | ONE_BY_ONE).items():
             if name in ONE_BY_ONE and size != 1_000:
                 continue
             if name != "python dict" and importlib.util.find_spec(MODULES.get(name, name)) is None:
                 print(f"{name:16} is not installed")
-                _quote(name, told)
+                _quote(name, figures)
                 continue
             given = columns if name in BATCHED else columns[: SLOW_TRADES // size]
             for count in COUNTS.get(name, (1, 6, 15)):
                 rate = rate_of(fold, given, lengths_of(count))
-                told[f"{name}, {count} intervals"] = rate._asdict()
+                figures[f"{name}, {count} intervals"] = rate._asdict()
                 times = " to ".join(f"{our.median / rate.median:.1f}" for our in ours)
                 print(f"{name:16}{count:>3} intervals{'':>23}{rate!s:28} ({times}×)")
-            _quote(name, told)
+            _quote(name, figures)
     arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.json}")
 

@@ -1,6 +1,6 @@
 """The store alone: batches of klines into an embedded PostgreSQL, beside what one would write by hand.
 
-Everybody saves the same rows, in the same run and in turns, into tables of the same definition: 500 symbols in all
+Everybody saves the same rows, in the same run and alternately, into tables of the same definition: 500 symbols in all
 intervals, numbers as NUMERIC. klagg gets them as the engine sends them and saves the marks of their symbols too; the
 others get Python's own objects, which are made before and cost nothing here, and save rows alone.
 """
@@ -80,7 +80,7 @@ def run(size: int, new: bool) -> dict[str, Any]:
             room = rooms["postgres"]
             wait_for("the database", lambda: "is ready in" in room.log)
             url = database_url(load({"KLAGG_CONFIG": str(path)}))
-            connections = {name: _connect(url, number) for number, name in enumerate(CONTENDERS)}
+            connections = {name: _connect(url, index) for index, name in enumerate(CONTENDERS)}
             try:
                 return _measure(connections, room.process.pid, size, new)
             finally:
@@ -88,18 +88,18 @@ def run(size: int, new: bool) -> dict[str, Any]:
                     connection.close()
 
 
-def _connect(url: str, number: int) -> store.Connection:
+def _connect(url: str, index: int) -> store.Connection:
     """Return a connection whose tables are its own."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA contender_{number}")
-    return store.connect(f"{url}&options=-csearch_path%3Dcontender_{number}")
+        connection.execute(f"CREATE SCHEMA contender_{index}")
+    return store.connect(f"{url}&options=-csearch_path%3Dcontender_{index}")
 
 
 def _measure(connections: dict[str, store.Connection], server: int, size: int, new: bool) -> dict[str, Any]:
     batches = max(1, ROWS_A_RUN_MIN // size)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CONTENDERS}
-    for number in range(RUNS + 1):
-        made = [batch_of(size, number * batches + place, new) for place in range(batches)]
+    for run in range(RUNS + 1):
+        made = [batch_of(size, run * batches + index, new) for index in range(batches)]
         work = [(batch, objects_of(batch)) for batch in made]
         for name, save in CONTENDERS.items():
             began, python, postgres = time.perf_counter(), time.process_time(), cpu_seconds(server)
@@ -109,10 +109,10 @@ def _measure(connections: dict[str, store.Connection], server: int, size: int, n
             python, postgres = time.process_time() - python, cpu_seconds(server) - postgres
             found[name].append((rows / elapsed, python / rows * 1e6, postgres / rows * 1e6))
     slowest = median(rate for rate, _, _ in found["executemany"][1:])
-    return {name: _told(figures[1:], slowest) for name, figures in found.items()}
+    return {name: _figures(figures[1:], slowest) for name, figures in found.items()}
 
 
-def _told(figures: list[tuple[float, float, float]], slowest: float) -> dict[str, Any]:
+def _figures(figures: list[tuple[float, float, float]], slowest: float) -> dict[str, Any]:
     rates, python, postgres = (list(column) for column in zip(*figures, strict=True))
     return {
         "rows/s": spread(rates),
@@ -128,19 +128,19 @@ def batch_of(size: int, number: int, new: bool) -> DirtyBatch:
     """
     symbols = min(SYMBOLS, -(-size // len(INTERVALS)))
     now = NOW + (number * APART_MS if new else 0)
-    places = range(-(-size // symbols))
-    intervals = [place % len(INTERVALS) for place in places]
+    indices = range(-(-size // symbols))
+    intervals = [index % len(INTERVALS) for index in indices]
     times = []
-    for place in places:
-        interval = INTERVALS[place % len(INTERVALS)]
-        age_ms = place // len(INTERVALS) * (interval.length_ms or MONTH_MS)
-        times.append(open_time_of(INTERVAL_NAMES[place % len(INTERVALS)], now - age_ms))
-    rows = np.zeros(symbols * len(places), PLACED_KLINE)
-    rows["symbol"] = np.repeat(np.arange(symbols), len(places))
+    for index in indices:
+        interval = INTERVALS[index % len(INTERVALS)]
+        age_ms = index // len(INTERVALS) * (interval.length_ms or MONTH_MS)
+        times.append(open_time_of(INTERVAL_NAMES[index % len(INTERVALS)], now - age_ms))
+    rows = np.zeros(symbols * len(indices), PLACED_KLINE)
+    rows["symbol"] = np.repeat(np.arange(symbols), len(indices))
     rows["interval"] = np.tile(intervals, symbols)
     klines, dice = rows["kline"], np.random.default_rng(number)
     klines["open_time"] = np.tile(times, symbols)
-    klines["flags"] = np.tile([CLOSED | FINAL if new or place >= len(INTERVALS) else 0 for place in places], symbols)
+    klines["flags"] = np.tile([CLOSED | FINAL if new or index >= len(INTERVALS) else 0 for index in indices], symbols)
     for name in DECIMALS + COUNTS:
         largest = 10**7 if name in PRICES else 10**8 if name in VOLUMES else 10**10 if name in COUNTS else 10**15
         klines[name] = dice.integers(1, largest, len(rows))
@@ -177,8 +177,8 @@ def objects_of(batch: DirtyBatch) -> Objects:
         "revision": klines["revision"].tolist(),
     }
     for name in DECIMALS:
-        places = decimals.get(name, PRICE_DECIMALS + QUANTITY_DECIMALS)
-        columns[name] = [Decimal(value).scaleb(-places) for value in klines[name].tolist()]
+        scale = decimals.get(name, PRICE_DECIMALS + QUANTITY_DECIMALS)
+        columns[name] = [Decimal(value).scaleb(-scale) for value in klines[name].tolist()]
     for name, flag in STATES.items():
         columns[name] = [bool(flags & flag) for flags in klines["flags"].tolist()]
     for name in COUNTS:

@@ -2,7 +2,7 @@
 
 Live means that every symbol is there, no id is missing, and trades of the busiest symbols that left the exchange after
 the start were published. Beside it, the start of a process that does nothing. What becomes of rooms that save, and of
-all under faults, is told by `tests/chaos.py`.
+all under faults, is measured by `tests/chaos.py`.
 """
 
 import signal
@@ -25,7 +25,7 @@ REST_S = 6.0
 """Between starts: what is unsaved gets saved, and what a start set off is over."""
 WEIGHT_S = 61.0
 """The exchange counts requests by the minute. An ingest that starts in a minute in which more was asked than the real
-exchange allows waits for the next: it has yet to hear that this one allows more."""
+exchange allows waits for the next: it does not know yet that this one allows more."""
 
 
 def run(runs: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def run(runs: int) -> dict[str, Any]:
                 room.process.wait()
                 killed.append(_live(system, name))
             results[f"after kill -9: {name}"] = spread(killed, 2)
-        times = {name: round(told["median"] / alone["median"], 1) for name, told in results.items()}
+        times = {name: round(found["median"] / alone["median"], 1) for name, found in results.items()}
         return results | {"times one process": times}
 
 

@@ -5,8 +5,8 @@ minutes differ by more than half. A level is sustained if the rate was kept, no 
 under way at the end was applied within `DRAIN_MAX_S` of the market's standing still: what grows without end would take
 longer. What a level has cost is mended before the next: a connection that broke leaves millions of trades to be asked
 for. The level below the highest, which 5 s flatter, is then held `HOLDS` times for as long as is asked, and must
-end with every id applied, and saved where persistence is on; a time that failed is told and repeated, and after the
-second one it is a lower level's turn. What counts is what was sent and applied in real seconds, beside what sockets
+end with every id applied, and saved where persistence is on; a time that failed is reported and repeated, and after the
+second one a lower level is held. What counts is what was sent and applied in real seconds, beside what sockets
 alone carry.
 """
 
@@ -45,8 +45,8 @@ LOOK_S = 0.1
 LAST_MAX_S = 60.0
 
 
-def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Return how the highest rate was held, and the levels on the way; `told`: is called with each of those."""
+def run(seconds: float, saving: bool, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Return how the highest rate was held, and the levels on the way; `report`: is called with each of those."""
     floods = [floor.flood() for _ in range(HOLDS)]
     sections: dict[str, dict[str, Any]] = {
         "simulator": {"trades_per_second": FULL * SINGLE_TRADES, "speed": START_PACE, "start_time": BUSY_MS},
@@ -64,7 +64,7 @@ def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) ->
             level = _level(system, rate, LEVEL_S, full)
             full = level["at pace 1/s"]
             levels.append(level)
-            told(level)
+            report(level)
             if level["sustained"]:
                 best, failed = rate, 0
             else:
@@ -80,7 +80,7 @@ def run(seconds: float, saving: bool, told: Callable[[dict[str, Any]], None]) ->
         while len(holds) < HOLDS and best >= LOWEST:
             held = _level(system, best, seconds, full)
             full = held["at pace 1/s"]
-            told(held)
+            report(held)
             if held["sustained"]:
                 holds.append(held)
                 continue
@@ -141,7 +141,7 @@ def _watch(system: Whole, rate: float, seconds: float) -> int:
 
 
 def _mend(system: Whole) -> None:
-    """Let the market run slowly until nothing is missing: who begins anew waits for the exchange's time to go on."""
+    """Let the market run slowly until nothing is missing: to be reseeded takes the exchange's time."""
     system.pace(LOWEST / FULL)
     ask(system.config, "resume", "POST")
     time.sleep(SETTLE_S)  # A connection that broke is noticed by then.
@@ -154,27 +154,27 @@ def _summed_up(holds: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of several times the same: the median, the least and the most of each."""
     if not holds:
         return {"sustained": False}
-    told: dict[str, Any] = {"asked for/s": holds[0]["asked for/s"], "times held": len(holds)}
+    figures: dict[str, Any] = {"asked for/s": holds[0]["asked for/s"], "times held": len(holds)}
     for name in ("sent and applied/s", "seconds", "drained after s", "socket behind, KiB", "saved batches"):
-        told[name] = spread([hold[name] for hold in holds], 2)
+        figures[name] = spread([hold[name] for hold in holds], 2)
     for name in ("cores", "CPU s a million"):
-        told |= {f"{name}, {room}": spread([hold[name][room] for hold in holds], 3) for room in holds[0][name]}
-    return {"sustained": True} | told
+        figures |= {f"{name}, {room}": spread([hold[name][room] for hold in holds], 3) for room in holds[0][name]}
+    return {"sustained": True} | figures
 
 
 def _beside(holds: list[dict[str, Any]], floods: list[floor.Flood]) -> dict[str, Any]:
     """Return the sockets' own figures, and how klagg's compare with them."""
     frames, cpu = zip(*floods, strict=True)
-    told: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "sockets alone, frames/s": spread(frames),
         "sockets alone, CPU s a million": spread(cpu, 3),
     }
     if holds:
         rate = median(hold["sent and applied/s"] for hold in holds)
         spent = median(sum(hold["CPU s a million"][room] for room in ("ingest", "engine")) for hold in holds)
-        told["sockets alone, times the rate"] = round(median(frames) / rate, 1)
-        told["ingest and engine, times sockets alone's CPU"] = round(spent / median(cpu), 1)
-    return told
+        figures["sockets alone, times the rate"] = round(median(frames) / rate, 1)
+        figures["ingest and engine, times sockets alone's CPU"] = round(spent / median(cpu), 1)
+    return figures
 
 
 def _batches(system: Whole) -> int:

@@ -62,8 +62,8 @@ def memory_mib(pid: int) -> float:
 
 def spread(values: Sequence[float], digits: int = 0) -> dict[str, float]:
     """Return the median, the least and the most, rounded to so many digits; whole numbers if none."""
-    told = {"median": median(values), "least": min(values), "most": max(values)}
-    return {name: round(value, digits) if digits else round(value) for name, value in told.items()}
+    figures = {"median": median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, digits) if digits else round(value) for name, value in figures.items()}
 
 
 def latencies(written: list[list[Any]], seen: list[Seen]) -> list[tuple[str, tuple[int, float]]]:
@@ -75,9 +75,9 @@ def latencies(written: list[list[Any]], seen: list[Seen]) -> list[tuple[str, tup
         # A repaired older row may follow a newer one; what counts is how far snapshots have come.
         reached = np.maximum.accumulate(np.array([each.last_id for each in own], np.int64))
         for name, last_id, at_ns in written:
-            place = int(np.searchsorted(reached, last_id)) if name == stream else len(own)
-            if place < len(own):
-                answers.append((symbol, (at_ns, (own[place].at_ns - at_ns) / 1e6)))
+            index = int(np.searchsorted(reached, last_id)) if name == stream else len(own)
+            if index < len(own):
+                answers.append((symbol, (at_ns, (own[index].at_ns - at_ns) / 1e6)))
     return answers
 
 

@@ -23,7 +23,7 @@ _DATABASE_URL = re.compile(
     r"postgres(ql)?://(([\w.~!$*+-]|%[0-9A-Fa-f]{2})*(:([^@/%\s]|%[0-9A-Fa-f]{2})*)?@)?"
     rf"{_HOST}(,{_HOST})*(/[^/?#@\s]*)?(\?[^#@\s]*)?"
 )
-"""Stricter than libpq, which takes parts of a mistyped password for hosts and ports, and tells them to the log."""
+"""Stricter than libpq, which takes parts of a mistyped password for hosts and ports, and writes them to the log."""
 _WORD = r"\w+\s*=\s*('([^'\\]|\\.)*'|[^'\s]\S*)"
 _DATABASE_WORDS = re.compile(rf"\s*{_WORD}(\s+{_WORD})*\s*")
 _OUTSIDE = re.compile(r"Expected `\w+` [<>]= ")
@@ -31,7 +31,7 @@ _OUTSIDE = re.compile(r"Expected `\w+` [<>]= ")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run, with the place and the reason in words."""
+    """A configuration that cannot be run, with the key and the reason in words."""
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -87,7 +87,7 @@ class AuditConfig(_Section, frozen=True, kw_only=True):
     every_minutes: Annotated[int, Meta(ge=0, le=95)] = 60
     """How often each symbol's minutes are compared with the exchange's own klines, up to 95; 0: never."""
     policy: Literal["report", "adopt"] = "report"
-    """What becomes of a symbol with a minute that does not match: it is told of, or the exchange's klines are taken."""
+    """What becomes of a symbol whose minute does not match: it is reported, or the exchange's klines are taken."""
 
 
 class DatabaseConfig(_Section, frozen=True, kw_only=True):
@@ -230,14 +230,14 @@ def _explained(error: msgspec.ValidationError, kind: Any, value: Any) -> str:
     is_outside, is_no_choice = bool(_OUTSIDE.match(text)), text.startswith("Invalid enum value")
     if not is_outside and not is_no_choice:
         return text
-    _, _, place = text.partition(" - at `$.")
-    place = place.rstrip("`")
-    for key in place.split(".") if place else ():
+    _, _, key_path = text.partition(" - at `$.")
+    key_path = key_path.rstrip("`")
+    for key in key_path.split(".") if key_path else ():
         kind, value = get_type_hints(kind, include_extras=True)[key], value[key]
     if is_no_choice:
         return f"{text}: it is one of {', '.join(get_args(kind))}"
     (bounds,) = kind.__metadata__
-    return f"{f'{place} = {value}' if place else 'it'} is outside {bounds.ge} .. {bounds.le}"
+    return f"{f'{key_path} = {value}' if key_path else 'it'} is outside {bounds.ge} .. {bounds.le}"
 
 
 def _check(path: Path, config: Config) -> None:

@@ -4,8 +4,8 @@
 
 Meanwhile the exchange fails too: it breaks connections, loses, repeats and reorders trades, and REST answers late or
 not at all; the database's disk is full, the page is asked nonsense, and somebody subscribes everything 10,000 times
-(torment.py). Afterwards all is left alone, the market stands still, every kline in PostgreSQL is compared with the
-simulator's truth, `klagg verify` must hold, and the exchange must have had nothing to refuse.
+(system_faults.py). Afterwards all is left alone, the market stands still, every kline in PostgreSQL is compared with
+the simulator's truth, `klagg verify` must hold, and the exchange must have had nothing to refuse.
 
 Prints its seed, what it did and how long each room took to be live again; ends with 1 if anything differs.
 """
@@ -34,17 +34,17 @@ from harness.truth import ask, audited, differences, settle, unproven
 from shared.config import Config, load
 from shared.interval import utc
 from shared.snapshot import HEALTH_TOPIC, kline_topic
-from tests import harm
+from tests import store_faults
 from tests.disk import Disk
 from tests.hostile import Peer
 from tests.seeds.starts import ROWS_MAX, ROWS_MIN
-from tests.torment import HOSTILE, LATE, ROOMS, torment
+from tests.system_faults import HOSTILE, LATE, ROOMS, inject_fault
 
 BUSY = "BTCUSDT"
 """A symbol that trades many times a second."""
 FROZEN = ("persist", "engine", "ingest")
-"""Rooms of which it must be told that they are stopped, ..."""
-TOLD_MAX_S = 15.0
+"""Rooms of which it must be reported that they are stopped, ..."""
+REPORTED_MAX_S = 15.0
 """... and how soon."""
 ENDS = (1_795_626_000_000, 1_795_651_200_000, 1_796_083_200_000)
 """Of an hour, a day and a month: 2026-11-25 17:00, 2026-11-26 and 2026-12-01, UTC, ..."""
@@ -58,7 +58,7 @@ EXPLAINED_MAX_S = 360.0
 """The exchange's klines are asked two minutes after their end, and every 30 s until they come."""
 
 
-class House:
+class System:
     """Rooms as processes; one that has ended is started again, as supervisord does."""
 
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
@@ -66,7 +66,7 @@ class House:
         self.path = path
         self.disk = disk
         self.peers: list[Peer] = []
-        """Subscribers who mean harm, and stay."""
+        """Hostile subscribers, which stay."""
         self.wrong: list[str] = []
         """What must not be and was seen meanwhile."""
         self.config = load({"KLAGG_CONFIG": str(path)})
@@ -185,57 +185,57 @@ def prepare(folder: Path, plan: Plan) -> Path:
 
 
 def run(folder: Path, plan: Plan) -> list[str]:
-    """Run, torment, settle, and return what differs from the truth."""
+    """Run, inject faults, settle, and return what differs from the truth."""
     source = random.Random(plan.seed)
     path = prepare(folder, plan)
     disk = own_disk(load({"KLAGG_CONFIG": str(path)}).postgres_path)
-    house = House(path, disk)
-    health = Health(house.config)
+    system = System(path, disk)
+    health = Health(system.config)
     try:
-        wait_until_live(house, health, LIVE_MAX_S * 3)
+        wait_until_live(system, health, LIVE_MAX_S * 3)
         print(f"all {plan.symbols} symbols are live; chaos for {plan.seconds:.0f} s", flush=True)
-        wait_for("the tables", lambda: harm.saved_id(house.config, BUSY) >= 0, SETTLE_MAX_S)
-        wait_for("the page", lambda: _page_is_live(house.config), LIVE_MAX_S)
-        harm.watch_finals(house.config)
+        wait_for("the tables", lambda: store_faults.saved_id(system.config, BUSY) >= 0, SETTLE_MAX_S)
+        wait_for("the page", lambda: _page_is_live(system.config), LIVE_MAX_S)
+        store_faults.watch_finals(system.config)
         end, acts = time.monotonic() + plan.seconds, defaultdict[str, int](int)
         for act in HOSTILE:
-            acts[act(house, random.Random(plan.seed))] += 1
+            acts[act(system, random.Random(plan.seed))] += 1
         while time.monotonic() < end:
-            acts[torment(house, source)] += 1
-            house.wait(source.uniform(0.3, 2 * plan.every - 0.3))
-        wait_for("the tables to take all", lambda: _take_all(house), LIVE_MAX_S)
+            acts[inject_fault(system, source)] += 1
+            system.wait(source.uniform(0.3, 2 * plan.every - 0.3))
+        wait_for("the tables to take all", lambda: _take_all(system), LIVE_MAX_S)
         print("did:", ", ".join(f"{count} × {act}" for act, count in sorted(acts.items())), flush=True)
-        house.wait(MUTE_MAX_S)
+        system.wait(MUTE_MAX_S)
         for name in ROOMS * plan.kills:
-            wait_until_live(house, health, SETTLE_MAX_S)
-            house.wait(1.0)
-            seconds, last = _killed(house, health, name)
+            wait_until_live(system, health, SETTLE_MAX_S)
+            system.wait(1.0)
+            seconds, last = _killed(system, health, name)
             print(f"kill {name:9} live again after {seconds:.1f} s, last waiting for {last}", flush=True)
-        wait_until_live(house, health, SETTLE_MAX_S)
-        silent = [] if is_told(house, source.choice(FROZEN)) else ["nobody told that a room was stopped"]
-        house.wait(5.0)
-        wait_until_live(house, health, SETTLE_MAX_S)
+        wait_until_live(system, health, SETTLE_MAX_S)
+        silent = [] if is_reported(system, source.choice(FROZEN)) else ["nobody told that a room was stopped"]
+        system.wait(5.0)
+        wait_until_live(system, health, SETTLE_MAX_S)
         # That ids have restarted shows by a trade: a market that stands still has none.
-        wait_for("the ids of now", lambda: _ids_are_of_now(house), SETTLE_MAX_S)
-        wait_for("what is unexplained to be settled", lambda: _is_explained(house), EXPLAINED_MAX_S, every=0.5)
-        settle(house.config, SETTLE_MAX_S)
-        found, compared = differences(house.config)
+        wait_for("the ids of now", lambda: _ids_are_of_now(system), SETTLE_MAX_S)
+        wait_for("what is unexplained to be settled", lambda: _is_explained(system), EXPLAINED_MAX_S, every=0.5)
+        settle(system.config, SETTLE_MAX_S)
+        found, compared = differences(system.config)
         print(f"{compared} klines compared, {len(found)} differ; engine: {_told(health.last)}", flush=True)
-        broken = harm.broken_finals(house.config, LATE)
+        broken = store_faults.broken_finals(system.config, LATE)
         print(f"{len(broken)} klines were final and changed", flush=True)
-        holes = silent + broken + unproven(house.config) + house.wrong
-        holes += ["the page had an error of its own"] if "Traceback" in house.rooms["viz"].log else []
+        holes = silent + broken + unproven(system.config) + system.wrong
+        holes += ["the page had an error of its own"] if "Traceback" in system.rooms["viz"].log else []
         print(f"klagg verify and health: {len(holes)} places do not hold", flush=True)
-        audit = audited(house.config)
+        audit = audited(system.config)
         print(f"the standing audit: {audit}", flush=True)
         holes += [f"the audit found {audit['mismatched']} minutes"] if audit.get("mismatched") else []
-        refused = {kind: n for kind, n in ask(house.config, "status")["refused"].items() if kind != "slow readers"}
+        refused = {kind: n for kind, n in ask(system.config, "status")["refused"].items() if kind != "slow readers"}
         print(f"the exchange refused: {refused}", flush=True)
-        house.stop()
+        system.stop()
         return found + holes + [f"refused by the exchange: {n} {kind}" for kind, n in refused.items()]
     finally:
         health.close()
-        house.kill()
+        system.kill()
         if disk is not None:
             disk.keep()
 
@@ -249,20 +249,20 @@ def own_disk(folder: Path) -> Disk | None:
         return None
 
 
-def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
+def _killed(system: System, health: Health, name: str) -> tuple[float, str]:
     """Kill a room and return how long it takes until its work is done again, and what was waited for last.
 
     That is: a trade that was made after the kill is published, and the engine says later than that that the feed is
     there and nothing is missing. Whoever saves has saved such a trade; the page is live.
     """
     began = time.monotonic()
-    house.rooms[name].process.send_signal(signal.SIGKILL)
-    house.rooms[name].process.wait()
-    last_id = last_id_traded(house.config)
+    system.rooms[name].process.send_signal(signal.SIGKILL)
+    system.rooms[name].process.wait()
+    last_id = last_id_traded(system.config)
     figures: dict[str, Any] = {}
     last = ""
     while time.monotonic() < began + LIVE_MAX_S:
-        house.mend()
+        system.mend()
         was_published = health.newest_id > last_id
         fresh = health.fresh()
         if was_published:
@@ -271,8 +271,8 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
             "trades": was_published,
             "the feed": figures.get("connected"),
             "missing trades": figures.get("missing_ids") == 0,
-            "saving": name not in ("postgres", "persist") or harm.saved_id(house.config, BUSY) > last_id,
-            "the page": name != "viz" or _page_is_live(house.config),
+            "saving": name not in ("postgres", "persist") or store_faults.saved_id(system.config, BUSY) > last_id,
+            "the page": name != "viz" or _page_is_live(system.config),
         }
         lacking = [what for what, is_true in conditions.items() if not is_true]
         if not lacking:
@@ -282,22 +282,22 @@ def _killed(house: House, health: Health, name: str) -> tuple[float, str]:
     return time.monotonic() - began, last
 
 
-def is_told(house: House, name: str) -> bool:
+def is_reported(system: System, name: str) -> bool:
     """Stop a room for a while, and say whether health was not well meanwhile."""
     began = time.monotonic()
-    room = house.rooms[name]
+    room = system.rooms[name]
     room.process.send_signal(signal.SIGSTOP)
-    while (ok := _is_ok(house.config)) and time.monotonic() < began + TOLD_MAX_S:
+    while (ok := _is_ok(system.config)) and time.monotonic() < began + REPORTED_MAX_S:
         time.sleep(0.1)
     stopped_s = time.monotonic() - began
     room.process.send_signal(signal.SIGCONT)
-    wait_for("health to be well again", lambda: _is_ok(house.config, house), SETTLE_MAX_S)
+    wait_for("health to be well again", lambda: _is_ok(system.config, system), SETTLE_MAX_S)
     back_s = time.monotonic() - began - stopped_s
     print(f"stop {name:9} told after {stopped_s:.1f} s: {not ok}; well again after {back_s:.1f} s", flush=True)
     return not ok
 
 
-def _is_ok(config: Config, mended: House | None = None) -> bool:
+def _is_ok(config: Config, mended: System | None = None) -> bool:
     if mended is not None:
         mended.mend()
     try:
@@ -307,17 +307,17 @@ def _is_ok(config: Config, mended: House | None = None) -> bool:
         return False
 
 
-def _take_all(house: House) -> bool:
-    house.mend()
+def _take_all(system: System) -> bool:
+    system.mend()
     try:
-        harm.take_all(house.config)
+        store_faults.take_all(system.config)
     except psycopg.Error:
         return False
     return True
 
 
 def _page_is_live(config: Config) -> bool:
-    """Say whether viz serves, and has heard the engine."""
+    """Say whether viz serves, and receives the engine."""
     try:
         with urllib.request.urlopen(f"http://{config.viz.host}:{config.viz.port}/health", timeout=2) as answer:
             return bool(json.load(answer)["engine"]["state"] == "live")
@@ -330,27 +330,27 @@ def last_id_traded(config: Config) -> int:
     return int(ask(config, "status")["last_ids"][BUSY]["aggTrade"])
 
 
-def _ids_are_of_now(house: House) -> bool:
+def _ids_are_of_now(system: System) -> bool:
     """Say whether no symbol has saved ids that the exchange has not made since it was listed last."""
-    house.mend()
-    saved, last_ids = harm.last_ids(house.config), ask(house.config, "status")["last_ids"]
+    system.mend()
+    saved, last_ids = store_faults.last_ids(system.config), ask(system.config, "status")["last_ids"]
     return bool(saved) and all(last_id <= last_ids[symbol]["aggTrade"] for symbol, last_id in saved.items())
 
 
-def _is_explained(house: House) -> bool:
-    house.mend()
-    return harm.is_explained(house.config)
+def _is_explained(system: System) -> bool:
+    system.mend()
+    return store_faults.is_explained(system.config)
 
 
-def wait_until_live(house: House, health: Health, timeout: float) -> None:
+def wait_until_live(system: System, health: Health, timeout: float) -> None:
     """Wait until every symbol is there, nothing is missing, and trades go on."""
-    last_id = last_id_traded(house.config)
+    last_id = last_id_traded(system.config)
 
     def live() -> bool:
-        house.mend()
+        system.mend()
         is_published = health.newest_id > last_id
         figures = health.fresh()
-        symbols = ask(house.config, "status")["symbols"] if figures else 0
+        symbols = ask(system.config, "status")["symbols"] if figures else 0
         return (
             is_published
             and bool(figures)

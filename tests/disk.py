@@ -1,4 +1,4 @@
-"""A folder's own disk, of which room can be taken and given back: what a full disk is to a database.
+"""A folder's own disk, of which space can be taken and given back: what a full disk is to a database.
 
 It is memory, mounted in this process's own view of the file system: whatever ends the process, the disk ends with it.
 Only root can have one.
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ROOM_MB = 2_048
+SPACE_MB = 2_048
 """No more is used than is written."""
 CLONE_NEWNS = 0x00020000
 TRIES_MAX = 20
@@ -25,10 +25,10 @@ class Disk:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         folder.mkdir(parents=True)
         _command("mount", "--make-rprivate", "/")
-        _command("mount", "-t", "tmpfs", "-o", f"size={ROOM_MB}m", "none", str(folder))
+        _command("mount", "-t", "tmpfs", "-o", f"size={SPACE_MB}m", "none", str(folder))
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Leave no space."""
         for _ in range(TRIES_MAX):  # Somebody may be writing.
             state = os.statvfs(self._folder)
             try:
@@ -39,8 +39,8 @@ class Disk:
         raise OSError(f"{self._folder} cannot be filled")
 
     def free(self) -> None:
-        """Leave room again."""
-        self._resize(f"{ROOM_MB}m")
+        """Leave space again."""
+        self._resize(f"{SPACE_MB}m")
 
     def keep(self) -> None:
         """Take the disk away; what is on it stays in the folder."""

@@ -7,17 +7,17 @@ READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
 
 
 class Peer:
-    """A subscriber that speaks ZMTP by itself, and so does what no library would."""
+    """A subscriber that writes ZMTP by itself, and so does what no library would."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.sendall(GREETING + READY)
-        heard = b""
-        while not heard.endswith(b"XPUB"):  # What is said before that is refused.
+        received = b""
+        while not received.endswith(b"XPUB"):  # What is said before that is refused.
             some = self.socket.recv(100)
             if not some:
                 raise ConnectionError("closed before it said who it is")
-            heard += some
+            received += some
 
     def subscribe(self, *topics: bytes) -> None:
         self.send(*(b"\x01" + topic for topic in topics))

@@ -112,13 +112,13 @@ Parameters = Mapping[str, Sequence[str]]
 """Of an address, such as `GET /api/history`: its parameters, each with values that are right."""
 
 
-def requests(seed: int, number: int, addresses: Mapping[str, Parameters], host: str) -> list[tuple[str, bytes]]:
-    """Return `number` requests with the name of their kind. `host` is the one that the server answers to."""
+def requests(seed: int, count: int, addresses: Mapping[str, Parameters], host: str) -> list[tuple[str, bytes]]:
+    """Return `count` requests with the name of their kind. `host` is the one that the server answers to."""
     made = _Maker(random.Random(seed), addresses, host)
     kinds: list[Callable[[], str]] = [made.line, made.host, made.header, made.body, made.opening, made.frames]
     kinds += [made.question, made.question, made.question, made.torn, made.noise]
     some = []
-    for _ in range(number):
+    for _ in range(count):
         kind = made.random.choice(kinds)
         some.append((kind.__name__, kind().encode("utf-8" if made.random.random() < 0.2 else "latin-1", "replace")))
     return some
@@ -147,7 +147,7 @@ class _Maker:
 
     def header(self) -> str:
         if self.random.random() < 0.05:
-            return self._request(*(f"A{number}: b" for number in range(3_000)))
+            return self._request(*(f"A{index}: b" for index in range(3_000)))
         return self._request(*self.random.sample(HEADERS, self.random.randint(1, 3)))
 
     def body(self) -> str:
@@ -211,8 +211,8 @@ class _Maker:
         """A request of another kind, with a few characters changed, cut off, or sent twice."""
         text = self.random.choice([self.question, self.header, self.body, self.opening])()
         for _ in range(self.random.randint(0, 4)):
-            place = self.random.randrange(len(text))
-            text = text[:place] + chr(self.random.randrange(256)) + text[place + 1 :]
+            at = self.random.randrange(len(text))
+            text = text[:at] + chr(self.random.randrange(256)) + text[at + 1 :]
         if self.random.random() < 0.3:
             text = text[: self.random.randrange(len(text))]
         return text + text if self.random.random() < 0.2 else text

@@ -1,6 +1,6 @@
 """Messages that can be decoded and make no sense, made from the messages' own types and a seed: new fields too.
 
-Decides what is in them. Knows no room: a test says which messages there are, and whom they must not speak of.
+Decides what is in them. Knows no room: a test says which messages there are, and whom they must not name.
 """
 
 import argparse
@@ -27,13 +27,13 @@ FORMS = {
 EXTREMES = [0, 1, -1, 2, 7, 18, 19, 59, 99, 10**6, 10**9, 10**12, 2**31 - 1, 2**31, -(2**31), 2**53, 2**62 - 1, 2**62]
 EXTREMES += [2**62 + 1, 2**63 - 1, -(2**63), 253_402_300_799_999, 253_402_300_800_000]
 BEYOND = [2**63, 2**64 - 1]
-"""Of an int64; msgpack has room for them."""
+"""Of an int64; msgpack can hold them."""
 NAMES = ["", "NOBODY", "A\0B", "x" * 5_000, "../..", "a/b", "\n", "é", "%s", "open", "btcusdt@aggTrade", "@aggTrade"]
 
 
 class Nonsense:
     def __init__(self, seed: int, now: Callable[[], int], names: list[str], sessions: list[int]) -> None:
-        """`now`: a time that makes sense; `names`, `sessions`: some that are known to whoever gets the messages."""
+        """`now`: a time that makes sense; `names`, `sessions`: some that are known to the receiver of the messages."""
         self.random = random.Random(seed)
         self._now = now
         self._names = names + NAMES
@@ -43,7 +43,7 @@ class Nonsense:
         """Return a message of a kind, encoded."""
         return encode(self._value(inspect.type_info(kind), ("", "")))
 
-    def _value(self, kind: inspect.Type, place: tuple[str, str]) -> Any:
+    def _value(self, kind: inspect.Type, target: tuple[str, str]) -> Any:
         match kind:
             case inspect.StructType(cls=cls, fields=fields):
                 values = {
@@ -53,26 +53,26 @@ class Nonsense:
                 }
                 return cls(**values)
             case inspect.IntType(ge=least, le=most):
-                number = self._number(place[1])
+                drawn = self._number(target[1])
                 if least is None or most is None or self.random.random() < 0.02:
-                    return number
-                return min(max(number, least), most)
+                    return drawn
+                return min(max(drawn, least), most)
             case inspect.StrType():
                 return self._text()
             case inspect.BoolType():
                 return self.random.random() < 0.5
             case inspect.BytesType():
-                return self._bytes(place)
+                return self._bytes(target)
             case inspect.ListType(item_type=item, min_length=least):
                 return [
-                    self._value(item, place) for _ in range(max(least or 0, self.random.choice([0, 1, 1, 2, 3, 20])))
+                    self._value(item, target) for _ in range(max(least or 0, self.random.choice([0, 1, 1, 2, 3, 20])))
                 ]
             case inspect.UnionType(types=kinds):
-                return self._value(self.random.choice(kinds), place)
+                return self._value(self.random.choice(kinds), target)
             case inspect.TupleType(item_types=items):
-                return tuple(self._value(item, place) for item in items)
+                return tuple(self._value(item, target) for item in items)
             case inspect.DictType(key_type=key, value_type=value):
-                return {self._value(key, place): self._value(value, place) for _ in range(self.random.randint(0, 3))}
+                return {self._value(key, target): self._value(value, target) for _ in range(self.random.randint(0, 3))}
         raise AssertionError(f"what may {kind} be?")
 
     def _number(self, name: str) -> int:
@@ -92,13 +92,13 @@ class Nonsense:
     def _text(self) -> str:
         return self.random.choice(self._names if self.random.random() < 0.7 else INTERVAL_NAMES)
 
-    def _bytes(self, place: tuple[str, str]) -> bytes:
+    def _bytes(self, target: tuple[str, str]) -> bytes:
         if self.random.random() < 0.05:
             return self.random.randbytes(self.random.randint(0, 300))
-        if place == ("Trades", "instruments"):
+        if target == ("Trades", "instruments"):
             count = self.random.randint(0, 3)
-            return pack_instruments([self._value(inspect.type_info(Instrument), place) for _ in range(count)])
-        form = FORMS.get(place) or self.random.choice(list(FORMS.values()))
+            return pack_instruments([self._value(inspect.type_info(Instrument), target) for _ in range(count)])
+        form = FORMS.get(target) or self.random.choice(list(FORMS.values()))
         rows = np.zeros(self.random.choice([0, 1, 1, 2, 3, 50]), form)
         self._fill(rows)
         return rows.tobytes()
@@ -109,12 +109,12 @@ class Nonsense:
                 self._fill(rows[name])
                 continue
             limits = np.iinfo(rows.dtype[name])
-            for place in range(len(rows)):
-                rows[name][place] = min(max(self._number(name), limits.min), limits.max)
+            for index in range(len(rows)):
+                rows[name][index] = min(max(self._number(name), limits.min), limits.max)
 
 
 def main() -> None:
-    """Let the engine live through as much of it as is asked for."""
+    """Send the engine as much of it as is asked for."""
     from tests.engine.test_validation import differences
 
     parser = argparse.ArgumentParser(prog="python -m tests.nonsense", description=main.__doc__)

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/screenshots anew: klagg against its simulator, in a headless Chromium.
+"""Take the pictures of docs/screenshots again: klagg against its simulator, in a headless Chromium.
 
     make screenshots
 
@@ -39,9 +39,9 @@ def main() -> int:
         return 3
     folder.mkdir(parents=True, exist_ok=True)
     viz, simulator = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="ks") as place:
+    with tempfile.TemporaryDirectory(prefix="ks") as system_folder:
         config = write_config(
-            Path(place),
+            Path(system_folder),
             viz={"port": viz},
             simulator={"port": simulator, "symbols": 40, "trades_per_second": 400.0, "history_days": 40},
         )

@@ -4,7 +4,7 @@
 
 Without any, the cases beside the project are played. Each recording is replayed at each speed by the command itself,
 and the files that it writes are compared: all of them, byte for byte. What is in a folder goes together, in the order
-of names and the other way round in turn. `--slice` takes the first minutes of a recording of frames, for what would
+of names and the other way round alternately. `--slice` takes the first minutes of a recording of frames, for what would
 last too long at the slowest speed. Ends with 1 if anything differs, exit codes as well.
 """
 
@@ -66,11 +66,11 @@ def replay(files: list[Path], stream: str, speed: int, folder: Path) -> tuple[in
 
 
 def compare(files: list[Path], stream: str, speeds: list[int], folder: Path) -> bool:
-    """Replay at each speed, tell what comes out, and return whether it is always the same."""
+    """Replay at each speed, show what comes out, and return whether it is always the same."""
     results = []
-    for number, speed in enumerate(speeds):
+    for index, speed in enumerate(speeds):
         began = time.monotonic()
-        ordered = files if number % 2 == 0 else files[::-1]
+        ordered = files if index % 2 == 0 else files[::-1]
         code, written = replay(ordered, stream, speed, folder / str(speed))
         results.append((code, written))
         digest = hashlib.sha256(b"".join(name.encode() + written[name] for name in written)).hexdigest()[:16]

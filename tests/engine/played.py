@@ -53,12 +53,12 @@ def market(seed: int, count: int, begin: int = START, span_ms: int = 6 * MINUTE,
     source = random.Random(seed)
     times = sorted(source.randrange(begin, begin + span_ms) for _ in range(count))
     price, trades = 5_000, []
-    for number, time in enumerate(times):
+    for index, time in enumerate(times):
         price = max(1, price + source.randrange(-20, 21))
-        void = source.random() < 0.05 and number > 0
+        void = source.random() < 0.05 and index > 0
         trades.append(
             Trade(
-                first_id + number,
+                first_id + index,
                 time,
                 0 if void else price,
                 source.randrange(0, 500),
@@ -78,14 +78,14 @@ def opens_at(interval: str, time: int) -> int:
 def _opens_at(interval: str, time: int) -> int:
     moment = datetime.fromtimestamp(time / 1000, UTC)
     day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    number, unit = int(interval[:-1]), interval[-1]
+    length, unit = int(interval[:-1]), interval[-1]
     match unit:
         case "m":
-            start = moment.replace(minute=moment.minute // number * number, second=0, microsecond=0)
+            start = moment.replace(minute=moment.minute // length * length, second=0, microsecond=0)
         case "h":
-            start = day.replace(hour=moment.hour // number * number)
+            start = day.replace(hour=moment.hour // length * length)
         case "d":
-            start = day - timedelta(days=(day - datetime(2026, 3, 30, tzinfo=UTC)).days % number)
+            start = day - timedelta(days=(day - datetime(2026, 3, 30, tzinfo=UTC)).days % length)
         case "w":
             start = day - timedelta(days=day.weekday())
         case _:
@@ -224,9 +224,9 @@ class PlayedEngine:
             for interval, count in zip(INTERVAL_NAMES, rows_to_load(self.window), strict=True):
                 keys += sorted(key for key in self.stored if key[:2] == (name, interval))[-count:]
             rows = np.zeros(len(keys), PLACED_KLINE)
-            for place, key in enumerate(keys):
-                rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
-                rows[place]["kline"] = self.stored[key]
+            for index, key in enumerate(keys):
+                rows[index]["interval"] = INTERVAL_NAMES.index(key[1])
+                rows[index]["kline"] = self.stored[key]
             parts.append(Restored(SESSION, [mark], rows.tobytes(), False, self.stored_time))
         parts.append(Restored(SESSION, [], b"", True, self.stored_time))
         return parts

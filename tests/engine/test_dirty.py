@@ -15,8 +15,8 @@ numbers = st.lists(st.integers(0, GROUPS * GROUP - 1), max_size=60)
 @given(numbers, numbers)
 def test_marking_twice_is_marking_once_and_taking_takes_all(one_by_one: list[int], at_once: list[int]) -> None:
     changes = ChangeList(GROUPS * GROUP)
-    for number in one_by_one:
-        add(changes.changes, number)
+    for row_id in one_by_one:
+        add(changes.changes, row_id)
     changes.mark(np.array(at_once, np.int64))
     assert len(changes) == len({*one_by_one, *at_once})
     assert changes.drain().tolist() == sorted({*one_by_one, *at_once})
@@ -31,21 +31,21 @@ def test_parts_are_of_whole_groups_and_bring_everything_once(
     one_by_one: list[int], at_once: list[int], limit: int
 ) -> None:
     rows = DirtyRows(GROUPS, GROUP)
-    for number in one_by_one:
-        mark_dirty(rows.dirty, number)
+    for row_id in one_by_one:
+        mark_dirty(rows.dirty, row_id)
     rows.mark(np.array(at_once, np.int64))
     left = {*one_by_one, *at_once}
     while left:
         assert len(rows) == len(left)
-        assert np.flatnonzero(rows.groups()).tolist() == sorted({number % GROUPS for number in left})
+        assert np.flatnonzero(rows.groups()).tolist() == sorted({row_id % GROUPS for row_id in left})
         part = rows.take(limit, NONE).tolist()
         assert part == sorted(part)
         assert left.issuperset(part)
         left -= set(part)
-        taken = {number % GROUPS for number in part}
+        taken = {row_id % GROUPS for row_id in part}
         assert part
         assert len(part) <= limit or len(taken) == 1
-        assert not taken & {number % GROUPS for number in left}
+        assert not taken & {row_id % GROUPS for row_id in left}
     assert len(rows) == 0
     assert rows.take(limit, NONE).tolist() == []
     assert not rows.groups().any()
@@ -76,8 +76,8 @@ def test_groups_that_are_kept_are_not_taken_and_hold_up_no_others() -> None:
     rows.mark(np.arange(GROUPS * GROUP))
     kept = NONE.copy()
     kept[[0, 3]] = True
-    taken = [number for _ in range(4) for number in rows.take(2 * GROUP, kept).tolist()]
-    assert sorted({number % GROUPS for number in taken}) == [1, 2, 4, 5, 6, 7, 8, 9]
+    taken = [row_id for _ in range(4) for row_id in rows.take(2 * GROUP, kept).tolist()]
+    assert sorted({row_id % GROUPS for row_id in taken}) == [1, 2, 4, 5, 6, 7, 8, 9]
     assert len(rows.take(2 * GROUP, kept)) == 0
     assert len(rows.take(2 * GROUP, NONE)) == len(rows.take(1, NONE)) + 2 * GROUP == 2 * GROUP
 

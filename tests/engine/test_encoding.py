@@ -70,19 +70,19 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def put(symbol: int, price: int, quantity: int, row: dict[str, Any]) -> int:
-    """Put a row into the book and return its number."""
+    """Put a row into the book and return its row id."""
     state, interval = book.symbols[symbol], INTERVAL_INDEX[row["interval"]]
     state["price_decimals"], state["quantity_decimals"], state["grid"] = price, quantity, row["grid"]
     state["gap_count"] = len(row["gaps"])
-    for place, (from_time, to_time) in enumerate(row["gaps"]):
-        book.gaps[symbol, place]["from_time"], book.gaps[symbol, place]["to_time"] = from_time, to_time
-    place = row["open_time"] // 60_000 % WINDOW
-    kline = book.rows[symbol, interval, place]
+    for index, (from_time, to_time) in enumerate(row["gaps"]):
+        book.gaps[symbol, index]["from_time"], book.gaps[symbol, index]["to_time"] = from_time, to_time
+    slot = row["open_time"] // 60_000 % WINDOW
+    kline = book.rows[symbol, interval, slot]
     for name in KLINE.names or ():
         kline[name] = 0 if name in QUOTE_VOLUMES else row.get(name, 0)
     for name in QUOTE_VOLUMES:
         kline[f"{name}_high"], kline[name] = divmod(row[name], 10**18)
-    return int(row_id_of(book, symbol, interval, place))
+    return int(row_id_of(book, symbol, interval, slot))
 
 
 def snapshot(symbol: str, price: int, quantity: int, row: dict[str, Any], **numbers: int) -> Snapshot:
@@ -118,8 +118,8 @@ def test_a_snapshot_is_written_as_msgspec_writes_it(
 ) -> None:
     encoder = Encoder(book, session)
     encoder.know(["other", name])
-    number = put(1, price, quantity, row)
-    (body,) = encoder.snapshots(np.array([number]), exchange_time)
+    row_id = put(1, price, quantity, row)
+    (body,) = encoder.snapshots(np.array([row_id]), exchange_time)
     expected = snapshot(name, price, quantity, row, sequence=1, session=session, exchange_time=exchange_time)
     assert decode_snapshot(body) == expected
     assert body == encode(expected)
@@ -137,19 +137,19 @@ def test_many_snapshots_are_each_topics_own_in_order_and_numbered() -> None:
     bodies = list(encoder.snapshots(np.tile(numbers, times), 1))
     assert len(bodies) == SYMBOLS * times > 2 * ROWS_MAX
     numbered = {"session": 7, "exchange_time": 1}
-    for place, body in enumerate(bodies):
-        sequence, symbol = place // SYMBOLS + 1, symbols[place % SYMBOLS]
+    for index, body in enumerate(bodies):
+        sequence, symbol = index // SYMBOLS + 1, symbols[index % SYMBOLS]
         assert body == encode(snapshot(symbol, 2, 3, row, sequence=sequence, **numbered))
     assert list(encoder.snapshots(numbers[:0], 1)) == []
 
 
-def test_decimals_that_there_is_no_room_for_are_no_bytes() -> None:
+def test_decimals_that_do_not_fit_are_no_bytes() -> None:
     encoder = Encoder(book, 7)
     encoder.know(["X"])
     row = dict.fromkeys((*PRICES, *VOLUMES, *QUOTE_VOLUMES, *COUNTS), 1) | {"grid": 0, "flags": 0, "revision": 0}
-    number = put(0, 2, 19, row | {"interval": "1m", "open_time": START, "gaps": []})
+    row_id = put(0, 2, 19, row | {"interval": "1m", "open_time": START, "gaps": []})
     with pytest.raises(ValueError, match="decimals"):
-        list(encoder.snapshots(np.array([number]), 1))
+        list(encoder.snapshots(np.array([row_id]), 1))
 
 
 tickers = st.tuples(names, decimals, decimals, st.booleans(), st.one_of(st.just(0), int64s), *[int64s] * 4, quotes)

@@ -72,7 +72,7 @@ def test_a_clock_that_jumps_back_and_forth_corrupts_nothing() -> None:
 def test_in_a_replay_only_events_move_the_time_and_no_unsaved_row_is_pushed_out() -> None:
     played = PlayedEngine(clock_speed=0.0)
     played.add()
-    trades = [Trade(number, START + number * MINUTE, 100 + number, 1) for number in range(1_000)]
+    trades = [Trade(trade_id, START + trade_id * MINUTE, 100 + trade_id, 1) for trade_id in range(1_000)]
     played.now_ns = 10**15
     played.engine.tick(played.now_ns)
     assert played.engine.minute_end == START + MINUTE

@@ -9,10 +9,10 @@ from services.engine.gaps import DUPLICATE, FULL, GAP, GAPS_MAX, NEW, NEW_GAP, l
 
 
 class Ids:
-    def __init__(self, room: int = GAPS_MAX) -> None:
+    def __init__(self, capacity: int = GAPS_MAX) -> None:
         self.symbol = np.zeros(1, SYMBOL)
         self.symbol["last_id"] = -1
-        self.gaps = np.zeros(room, GAP)
+        self.gaps = np.zeros(capacity, GAP)
 
     def take(self, trade_id: int) -> int:
         return int(take_id(self.symbol[0], self.gaps, trade_id, 10 * trade_id))
@@ -67,14 +67,14 @@ def test_an_id_is_new_exactly_once_and_the_gaps_are_what_is_missing(steps: list[
 @settings(deadline=None)
 def test_every_answer_that_leaves_an_id_out_counts_and_no_other(steps: list[int | tuple[int, int]]) -> None:
     ids, counts = Ids(), dict[int, int]()
-    for number, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if isinstance(step, int):
             for trade_id in range(ids.last + 1, step):
                 counts[trade_id] = 0
             ids.take(step)
             counts.pop(step, None)
         else:
-            ids.leave_out(*step, at_ms=number * 30_000)
+            ids.leave_out(*step, at_ms=index * 30_000)
             for trade_id in range(step[0], step[1] + 1):
                 if trade_id in counts:
                     counts[trade_id] += 1
@@ -103,8 +103,8 @@ def test_ids_that_are_older_than_the_seam_are_not_missing(seen: set[int], older_
 
 @given(steps)
 @settings(deadline=None)
-def test_without_room_nothing_is_forgotten(steps: list[int | tuple[int, int]]) -> None:
-    ids, seen = Ids(room=2), set[int]()
+def test_without_space_nothing_is_forgotten(steps: list[int | tuple[int, int]]) -> None:
+    ids, seen = Ids(capacity=2), set[int]()
     for step in steps:
         if isinstance(step, int):
             outcome = ids.take(step)

@@ -5,7 +5,7 @@ from tests.engine.played import START, PlayedEngine, Trade, batch
 from tests.engine.test_liveness import traded
 
 
-def test_nothing_saved_is_told_as_long_as_something_waits() -> None:
+def test_nothing_saved_is_reported_as_long_as_something_waits() -> None:
     played = PlayedEngine()
     played.add()
     traded(played, 0, START + 1_000)
@@ -23,7 +23,7 @@ def test_nothing_saved_is_told_as_long_as_something_waits() -> None:
     assert played.health()["saved_age_s"] == 0.0
 
 
-def test_health_tells_how_far_trades_are_behind_the_exchange() -> None:
+def test_health_says_how_far_trades_are_behind_the_exchange() -> None:
     played = PlayedEngine()
     played.add()
     played.until(START + 5_000)

@@ -74,7 +74,7 @@ def test_no_row_ever_shows_a_price_of_0() -> None:
     assert played.values()["1m", START + MINUTE]["id_count"] == 1
 
 
-def test_a_late_trade_corrects_its_own_minute_and_the_flat_ones_behind_it() -> None:
+def test_a_late_trade_corrects_its_own_minute_and_the_flat_ones_after_it() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(5, START + 10, 100, 7)]))
@@ -125,8 +125,8 @@ def test_more_quote_volume_than_64_bits_is_exact_in_every_interval() -> None:
     played = PlayedEngine()
     played.add()
     trades = [
-        Trade(number, START + number * 20_000, 10**9, 8 * 10**9 + number, buyer_is_maker=number % 3 == 0)
-        for number in range(1, 30)
+        Trade(trade_id, START + trade_id * 20_000, 10**9, 8 * 10**9 + trade_id, buyer_is_maker=trade_id % 3 == 0)
+        for trade_id in range(1, 30)
     ]
     for trade in trades:
         played.until(trade.time)
@@ -168,7 +168,7 @@ def test_what_is_full_says_so_and_its_minutes_go_on() -> None:
 def test_a_quote_volume_beyond_its_two_fields_is_full() -> None:
     played = PlayedEngine()
     played.add()
-    played.apply(batch(Trade(number, START + number, 3 * 10**9, 3 * 10**9) for number in range(3_642)))
+    played.apply(batch(Trade(trade_id, START + trade_id, 3 * 10**9, 3 * 10**9) for trade_id in range(3_642)))
     for row in played.rows().values():
         assert number(row, "quote_volume") == QUOTE_MAX
         assert row["flags"] & SATURATED
@@ -194,7 +194,7 @@ def test_a_trade_that_is_refused_stays_missing() -> None:
     played.add()
     played.apply(batch([Trade(5, START + 10, 100, 7), Trade(9, START + 20, 100, 7)], covered=[(0, 5)]))
     # Two of these trades are of a time that cannot be yet.
-    future = [Trade(number, START + 60 * MINUTE, 100, 7) for number in (6, 8)]
+    future = [Trade(trade_id, START + 60 * MINUTE, 100, 7) for trade_id in (6, 8)]
     played.apply(batch(future, covered=[(6, 8)]))
     assert played.engine.gaps(0) == [(6, 8)]
     played.apply(batch([Trade(6, START + 15, 100, 7)], covered=[(6, 8)]))

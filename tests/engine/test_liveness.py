@@ -1,4 +1,4 @@
-"""How long ago the engine heard of what it lives on, and what it makes of it."""
+"""How long ago the engine received what it lives on, and what it makes of it."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def traded(played: PlayedEngine, trade_id: int, time: int) -> None:
     played.apply(batch([Trade(trade_id, time, 100, 7)], event_time=time))
 
 
-def test_ages_grow_until_something_is_heard() -> None:
+def test_ages_grow_until_something_is_received() -> None:
     played = PlayedEngine()
     played.add()
     assert played.health()["trade_age_s"] is None
@@ -45,7 +45,7 @@ def test_a_gap_that_is_filled_bit_by_bit_is_as_old_as_its_rest() -> None:
     played.until(START + 6_000)
     played.apply(batch([Trade(1, START + 10, 100, 7), Trade(99, START + 990, 100, 7)]))
     assert played.health()["gap_age_s"] == 5.0
-    played.apply(batch([Trade(number, START + 500, 100, 7) for number in range(2, 99)]))
+    played.apply(batch([Trade(trade_id, START + 500, 100, 7) for trade_id in range(2, 99)]))
     health = played.health()
     assert (health["missing_ids"], health["gap_age_s"]) == (0, 0.0)
     traded(played, 200, START + 20_000)
@@ -60,8 +60,8 @@ def test_silences_of_the_market_are_remembered_and_bounded() -> None:
     assert played.health()["silences"] == []
     traded(played, 2, START + 9_000)
     assert played.health()["silences"] == [(START + 2_900, START + 9_000)]
-    for number in range(20):
-        traded(played, 3 + number, START + 20_000 + number * 5_000)
+    for index in range(20):
+        traded(played, 3 + index, START + 20_000 + index * 5_000)
     silences = played.health()["silences"]
     assert len(silences) == SILENCES_MAX
     assert silences[-1] == (START + 110_000, START + 115_000)

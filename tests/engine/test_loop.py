@@ -125,8 +125,8 @@ def _snapshots(folder: Path) -> dict[str, str]:
     return {"snapshots": f"ipc://{folder}/snapshots.ipc"}
 
 
-def trade(number: int, price: int = 100) -> Trade:
-    return Trade(number, NOW - 1_000 + number, price, 7)
+def trade(trade_id: int, price: int = 100) -> Trade:
+    return Trade(trade_id, NOW - 1_000 + trade_id, price, 7)
 
 
 def test_trades_go_in_and_snapshots_and_batches_come_out(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_trades_go_in_and_snapshots_and_batches_come_out(tmp_path: Path) -> None
 def test_sigterm_saves_the_last_rows_and_says_that_nothing_follows(tmp_path: Path) -> None:
     with engine(tmp_path, save_interval_ms=60_000) as played:
         played.start()
-        played.say(batch([trade(number) for number in range(50)], event_time=NOW))
+        played.say(batch([trade(trade_id) for trade_id in range(50)], event_time=NOW))
         played.subscriber.setsockopt(zmq.SUBSCRIBE, b"kline.BTCUSDT.1m")
         played.wait("the trades to be applied", lambda: played.rows)
-        played.say(*(batch([trade(number)], event_time=NOW) for number in range(50, 60)))
+        played.say(*(batch([trade(trade_id)], event_time=NOW) for trade_id in range(50, 60)))
         time.sleep(0.1)
         played.room.process.send_signal(signal.SIGTERM)
         last = played.wait("the last batch", lambda: played.of(DirtyBatch))[-1]
@@ -193,8 +193,8 @@ def test_messages_that_are_none_are_refused_once_in_words_and_change_nothing(tmp
 def test_trades_that_come_late_are_worth_a_word_until_they_do_not(tmp_path: Path) -> None:
     with engine(tmp_path) as played:
         played.start()
-        for number in range(3):
-            played.say(batch([trade(number)], event_time=NOW - 5_000))
+        for trade_id in range(3):
+            played.say(batch([trade(trade_id)], event_time=NOW - 5_000))
         played.wait("the warning", lambda: "s behind the exchange" in played.room.log)
         # An event that is ahead of the clock that we measured is no lag.
         played.say(batch([trade(3)], event_time=NOW + 60_000))
@@ -220,8 +220,8 @@ def test_no_batch_is_made_while_nobody_is_there_to_take_it(tmp_path: Path) -> No
 
         before = batches()
         assert before == first.batch
-        for number in range(1, 300):
-            played.say(batch([trade(number)], event_time=NOW))
+        for trade_id in range(1, 300):
+            played.say(batch([trade(trade_id)], event_time=NOW))
             time.sleep(0.005)
         assert batches() == before
 
@@ -271,7 +271,7 @@ def test_a_flood_of_single_trades_is_applied_to_the_last_one(tmp_path: Path, flo
     with engine(tmp_path) as played:
         played.start()
         played.subscriber.setsockopt(zmq.SUBSCRIBE, b"kline.BTCUSDT.1m")
-        for number in range(flood):
-            played.say(batch([trade(number)], event_time=NOW))
+        for trade_id in range(flood):
+            played.say(batch([trade(trade_id)], event_time=NOW))
         played.wait("the last trade", lambda: played.rows and played.rows[-1].trade_count == flood)
         assert played.rows[-1].id_count == flood

@@ -27,7 +27,7 @@ def test_a_store_that_is_emptied_while_klines_are_on_their_way_gets_what_lies_be
     until(125)
     played.apply(StoreState(3, StorePoint(), 0))
     assert ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking()[0]
-    # They have come, and wait for the store in their turn.
+    # They have come, and wait for the store in their order.
     klines = {part.interval: part.rows for part in history([Trade(0, START + 10, 100, 7)], played.time, 10**6)}["1m"]
     rows = np.frombuffer(klines, KLINE)
     while ("1m", START + 5 * MINUTE, START + 26 * MINUTE - 1) in played.engine.repair.lacking().get(0, []):

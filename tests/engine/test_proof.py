@@ -23,8 +23,8 @@ from tests.engine.played import (
 )
 
 
-def traded(minute: float, number: int) -> Trade:
-    return Trade(number, START + int(minute * MINUTE), 5_000 + number, 7)
+def traded(minute: float, trade_id: int) -> Trade:
+    return Trade(trade_id, START + int(minute * MINUTE), 5_000 + trade_id, 7)
 
 
 def state(played: PlayedEngine, minute: int) -> str:
@@ -84,16 +84,16 @@ def test_rows_say_whether_missing_trades_may_belong_in_them() -> None:
     snapshots.subscription(b"\x01kline.BTCUSDT.1m")
     list(snapshots.owed(0))
 
-    def told() -> dict[int, Snapshot]:
+    def due() -> dict[int, Snapshot]:
         rows = [decode_snapshot(body) for topic, body in snapshots.due(played.now_ns) if b"kline" in topic]
         return {(row.open_time - START) // MINUTE: row for row in rows}
 
-    assert not any(row.gap for row in told().values())
+    assert not any(row.gap for row in due().values())
     apply(played, traded(1.1, 2))
     apply(played, traded(3.1, 5))
-    assert {minute: row.gap for minute, row in told().items()} == {0: False, 1: True, 2: True, 3: True}
+    assert {minute: row.gap for minute, row in due().items()} == {0: False, 1: True, 2: True, 3: True}
     apply(played, traded(1.2, 3), traded(2.2, 4))
-    assert {minute: (row.gap, row.final) for minute, row in told().items()} == {1: (False, True), 2: (False, True)}
+    assert {minute: (row.gap, row.final) for minute, row in due().items()} == {1: (False, True), 2: (False, True)}
 
 
 def test_a_restored_gap_knows_which_klines_it_touches() -> None:
@@ -123,9 +123,9 @@ def test_what_is_final_is_whole_and_never_changes(seed: int, late: float) -> Non
     while order:
         size = source.randrange(1, 20)
         part, order = order[:size], order[size:]
-        apply(played, *(trades[place] for place in part))
+        apply(played, *(trades[index] for index in part))
         if source.random() < 0.3:
-            played.until(max(played.time, max(trades[place].time for place in part)))
+            played.until(max(played.time, max(trades[index].time for index in part)))
         for key, row in played.rows().items():
             if row["flags"] & FINAL and row["id_count"] and row["trade_count"]:
                 assert {name: number(row, name) for name in FIELDS} == whole[key], key
@@ -139,9 +139,9 @@ def test_what_is_final_is_whole_and_never_changes(seed: int, late: float) -> Non
 
 def test_ids_from_before_the_seam_count_in_no_row() -> None:
     played = PlayedEngine()
-    trades = [traded(minute, number) for number, minute in enumerate((-5, -4, -3, -2, -1, 0.1, 0.2))]
+    trades = [traded(minute, trade_id) for trade_id, minute in enumerate((-5, -4, -3, -2, -1, 0.1, 0.2))]
     played.add(klines=history(trades, START), until=START)
-    # A trade from before the seam comes late, and the answer by time begins behind it.
+    # A trade from before the seam comes late, and the answer by time begins after it.
     apply(played, trades[1], trades[6])
     played.apply(batch([trades[5]], covered=[(0, 6)]))
     assert played.engine.gaps(0) == []

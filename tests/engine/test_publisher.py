@@ -37,9 +37,9 @@ def port() -> int:
 def played(tmp_path: Path, port: int) -> Iterator[Neighbours]:
     with engine(tmp_path, snapshots=f"tcp://127.0.0.1:{port}", save_interval_ms=60_000) as played:
         played.start()
-        for number in range(SYMBOLS):
-            played.say(AddSymbol(f"S{number}USDT", 2, 3, f"s{number}usdt@aggTrade", [], BEGIN, NOW))
-            played.say(batch([trade(0)], symbol=f"S{number}USDT", event_time=NOW))
+        for index in range(SYMBOLS):
+            played.say(AddSymbol(f"S{index}USDT", 2, 3, f"s{index}usdt@aggTrade", [], BEGIN, NOW))
+            played.say(batch([trade(0)], symbol=f"S{index}USDT", event_time=NOW))
         played.subscriber.setsockopt(zmq.SUBSCRIBE, b"kline.BTCUSDT.1m")
         yield played
 
@@ -74,9 +74,9 @@ class Taken(NamedTuple):
 
 
 def taken(pid: int) -> Taken:
-    """Return what a process has had of the machine. Raises OSError where the kernel does not tell."""
+    """Return what a process has had of the machine. Raises OSError where the kernel does not say."""
     threads = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return Taken(*(sum(int(thread[place]) for thread in threads) for place in (0, 1)))
+    return Taken(*(sum(int(thread[column]) for thread in threads) for column in (0, 1)))
 
 
 ATTACK = """
@@ -92,9 +92,9 @@ for _ in range(100):
 
 @pytest.mark.parametrize("prefix", ["kline.", "", "kline.S1"])
 def test_who_subscribes_ten_thousand_times_keeps_nobody_waiting(played: Neighbours, port: int, prefix: str) -> None:
-    for number in range(SYMBOLS, 500):
-        played.say(AddSymbol(f"S{number}USDT", 2, 3, f"s{number}usdt@aggTrade", [], BEGIN, NOW))
-        played.say(batch([trade(0)], symbol=f"S{number}USDT", event_time=NOW))
+    for index in range(SYMBOLS, 500):
+        played.say(AddSymbol(f"S{index}USDT", 2, 3, f"s{index}usdt@aggTrade", [], BEGIN, NOW))
+        played.say(batch([trade(0)], symbol=f"S{index}USDT", event_time=NOW))
     for _ in range(50):
         still_serves(played)
     pids = (played.room.process.pid, os.getpid())
@@ -125,8 +125,8 @@ def test_who_floods_with_subscriptions_is_closed_and_what_it_held_is_forgotten(p
     still_serves(played)
     peer = Peer(port)
     with suppress(OSError):  # It is closed before it has said all.
-        for number in range(20 * ASKED_BYTES_MAX // 1_000):
-            peer.subscribe(b"%0999d" % number)
+        for index in range(20 * ASKED_BYTES_MAX // 1_000):
+            peer.subscribe(b"%0999d" % index)
     wait_for("its end", peer.ended)
     still_serves(played)
     wait_for("the end of its subscriptions", lambda: health(port)["subscriptions"] < 10)
@@ -154,7 +154,7 @@ def test_more_connections_than_descriptors_end_nobody_else(played: Neighbours, p
         time.sleep(0.02)
         again.close(linger=0)
     assert played.room.process.poll() is None, played.room.log[-1000:]
-    # Who says nothing is sent away, and then there is room again.
+    # Who says nothing is sent away, and then there is space again.
     assert health(port)["connections"] <= DESCRIPTORS
     wait_for("room", lambda: health(port)["connections"] < 5, GREETING_MAX_MS / 1_000 + 20)
     for each in idle:
@@ -184,13 +184,13 @@ def test_two_hundred_who_take_nothing_cost_no_memory_and_nobody_else_a_message()
 
     wait_for("the subscriptions", all_are_there)
     before, most, read = resident(), 0, 0
-    for number in range(60):
+    for index in range(60):
         for _ in range(1_000):
-            door.socket.send_multipart([b"kline.BTCUSDT.1m", number.to_bytes(4, "big") + bytes(300)], zmq.NOBLOCK)
+            door.socket.send_multipart([b"kline.BTCUSDT.1m", index.to_bytes(4, "big") + bytes(300)], zmq.NOBLOCK)
         door.sent(1_000)
         door.count()
         most = max(most, resident())
-        while read < (number + 1) * 1_000:
+        while read < (index + 1) * 1_000:
             assert reader.poll(10_000)
             reader.recv_multipart()
             read += 1
@@ -230,12 +230,12 @@ def test_the_newest_beyond_the_bound_are_closed(monkeypatch: pytest.MonkeyPatch)
     port = free_port()
     door = Publisher(context, f"tcp://127.0.0.1:{port}")
     peers = []
-    for number in range(6):
+    for index in range(6):
         peers.append(Peer(port))
 
-        def counted(number: int = number) -> bool:
+        def counted(index: int = index) -> bool:
             door.count()
-            return sum(door.figures.values()) == number + 1
+            return sum(door.figures.values()) == index + 1
 
         wait_for("the connection to be counted", counted)
     assert [peer.ended() for peer in peers] == [False] * 3 + [True] * 3
@@ -261,17 +261,17 @@ def test_who_gives_up_what_others_subscribe_takes_it_from_nobody(played: Neighbo
     assert not peer.ended()
 
 
-def test_who_takes_all_the_room_for_subscriptions_gives_it_up_to_who_needs_a_little(
+def test_who_takes_all_the_space_for_subscriptions_gives_it_up_to_who_needs_a_little(
     played: Neighbours, port: int
 ) -> None:
     still_serves(played)
-    room = PREFIXES_BYTES_MAX - len(b"kline.BTCUSDT.1m")
+    free = PREFIXES_BYTES_MAX - len(b"kline.BTCUSDT.1m")
     peers = [Peer(port), Peer(port)]
-    sizes = [1_000] * (room // 1_000) + [room % 1_000]
-    for number, size in enumerate(sizes):
-        peers[number % 5 == 0].subscribe(f"{number:0{size}}".encode())
+    sizes = [1_000] * (free // 1_000) + [free % 1_000]
+    for index, size in enumerate(sizes):
+        peers[index % 5 == 0].subscribe(f"{index:0{size}}".encode())
     # Of these two each holds what the other does: to end one of them leaves as many.
-    wait_for("room for one who needs a little", lambda: health(port)["subscriptions"])
+    wait_for("space for one who needs a little", lambda: health(port)["subscriptions"])
     assert health(port)["connections_closed"] == 1
     assert [peer.ended() for peer in peers] == [True, False]
     still_serves(played)
@@ -307,8 +307,8 @@ def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.Monkey
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     door = Publisher(context, f"tcp://127.0.0.1:{port}")
     few, many = Peer(port), Peer(port)
-    few.subscribe(*(b"%d" % number for number in range(500)))
-    many.subscribe(*(b"%d" % number for number in range(600)))
+    few.subscribe(*(b"%d" % index for index in range(500)))
+    many.subscribe(*(b"%d" % index for index in range(600)))
     wait_for("the end of one", lambda: door.asked(0) is not None and door.figures["connections_closed"] == 1)
     wait_for("it to notice", many.ended)
     assert not few.ended()
@@ -318,7 +318,7 @@ def test_subscriptions_of_all_connections_are_bounded(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "greeting", [b"\x01\x00", b"\xff" + bytes(8) + b"\x7f\x01\x02\x00\x00"], ids=["ZMTP 1", "ZMTP 2"]
 )
-def test_who_speaks_a_protocol_in_which_nobody_can_be_told_apart_is_closed(port: int, greeting: bytes) -> None:
+def test_who_uses_a_protocol_in_which_subscribers_cannot_be_told_apart_is_closed(port: int, greeting: bytes) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     door = Publisher(context, f"tcp://127.0.0.1:{port}")
     old = socket.create_connection(("127.0.0.1", port), timeout=10)

@@ -55,7 +55,7 @@ def check(played: PlayedEngine, trades: list[Trade], begin: int) -> None:
         assert {name: int(row[name]) for name in names} == {name: want[name] for name in names}, (interval, open_time)
 
 
-def test_a_symbol_with_too_many_missing_ids_begins_anew_and_keeps_what_was_proven() -> None:
+def test_a_symbol_with_too_many_missing_ids_is_reseeded_and_keeps_what_was_proven() -> None:
     trades = [
         trade._replace(trade_count=1, price=trade.price or 7)
         for trade in market(5, 3_000, START - 60 * MINUTE, 72 * MINUTE)
@@ -173,10 +173,10 @@ def test_what_is_missing_is_asked_for_and_asked_again() -> None:
     assert played.engine.take_commands() == []
     played.until(START + 7_000)
     assert played.engine.take_commands() == asked
-    played.apply(batch([Trade(number, START + 1_000, 90, 1) for number in (11, 12, 13)], covered=[(11, 13)]))
+    played.apply(batch([Trade(trade_id, START + 1_000, 90, 1) for trade_id in (11, 12, 13)], covered=[(11, 13)]))
     played.until(START + 8_100)
     assert played.engine.take_commands() == asked[1:]
-    played.apply(batch([Trade(number, START + 1_400, 90, 1) for number in range(15, 20)], covered=[(15, 19)]))
+    played.apply(batch([Trade(trade_id, START + 1_400, 90, 1) for trade_id in range(15, 20)], covered=[(15, 19)]))
     played.until(START + 20_000)
     assert played.engine.take_commands() == []
     assert played.engine.gaps(0) == []
@@ -206,7 +206,7 @@ def test_a_symbol_that_stays_silent_after_the_feed_came_up_is_asked_about_once()
     assert played.rows("AUSDT")["1m", START]["low"] == 90
 
 
-def test_an_old_trade_out_of_somebodys_memory_does_not_hide_those_behind_it() -> None:
+def test_an_old_trade_out_of_ingests_memory_does_not_hide_those_after_it() -> None:
     """The feed was away and comes back while the engine does: ingest's memory shows what was before."""
     played = PlayedEngine(silence_ask_ms=3_000)
     played.add()

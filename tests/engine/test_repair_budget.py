@@ -18,7 +18,7 @@ APART = 1_001
 def test_a_symbol_whose_ids_nobody_has_costs_next_to_nothing_after_five_minutes(gaps: int) -> None:
     played = PlayedEngine(window=128)
     played.add(until=START)
-    trades = [Trade(1_000 + number * APART, START, 100, 1) for number in range(gaps + 1)]
+    trades = [Trade(1_000 + index * APART, START, 100, 1) for index in range(gaps + 1)]
     played.apply(batch(trades, covered=[(1_000, 1_000)]))
     newest = trades[-1].id + 1
     spent: Counter[int] = Counter()

@@ -39,9 +39,9 @@ def asked(played: PlayedEngine, kind: type) -> list[object]:
 
 def leave_out(played: PlayedEngine, times: int = LEFT_OUT_MAX) -> None:
     """Let so many answers come, each when it was asked for, that do not name the id."""
-    for number in range(times):
-        if number:
-            played.until(played.time + LEFT_OUT_MS[number - 1] + 15_000)
+    for attempt in range(times):
+        if attempt:
+            played.until(played.time + LEFT_OUT_MS[attempt - 1] + 15_000)
         assert FetchTrades("BTCUSDT", 3, 3, to_time=TRADES[3].time) in asked(played, FetchTrades)
         played.apply(batch([], covered=[(3, 3)]))
 
@@ -50,7 +50,7 @@ def flags(played: PlayedEngine, minute: int, interval: str = "1m") -> int:
     return int(played.rows()[interval, START + minute * MINUTE]["flags"])
 
 
-def theirs(played: PlayedEngine, trades: list[Trade], minutes: range) -> Klines:
+def official(played: PlayedEngine, trades: list[Trade], minutes: range) -> Klines:
     """Return the exchange's own 1m klines, as they come when they were asked for to be compared."""
     klines = {part.interval: part.rows for part in history([traded(-5, 0), *trades], played.time)}["1m"]
     rows = np.frombuffer(klines, played.engine.book.rows.dtype)
@@ -93,8 +93,8 @@ def test_an_id_that_all_answers_leave_out_is_unexplained_and_what_follows_is_pro
     figures = played.health()
     assert (figures["missing_ids"], figures["unexplained_ids"], figures["symbols_unexplained"]) == (0, 1, 1)
     rows = [decode_snapshot(body) for topic, body in snapshots.due(played.now_ns) if b"kline" in topic]
-    told = {(row.open_time - START) // MINUTE: (row.gap, row.unexplained, row.final) for row in rows}
-    assert told[1] == (False, True, False)
+    proofs = {(row.open_time - START) // MINUTE: (row.gap, row.unexplained, row.final) for row in rows}
+    assert proofs[1] == (False, True, False)
     played.apply(batch([traded(3.1, 6)]))
     assert [flags(played, minute) & FINAL for minute in (0, 1, 2)] == [FINAL, 0, FINAL]
     assert not asked(played, FetchTrades)
@@ -108,7 +108,7 @@ def test_ids_are_settled_where_the_exchange_has_the_same_kline() -> None:
     minute = START + MINUTE
     assert asked(played, FetchKlines) == [FetchKlines("BTCUSDT", "1m", minute, minute, audit=True)]
     kept = [trade for trade in TRADES if trade.id != 3]
-    played.apply(theirs(played, kept, range(1, 2)))
+    played.apply(official(played, kept, range(1, 2)))
     assert flags(played, 1) == CLOSED | FINAL | AUDITED
     assert flags(played, 0, "3m") & (UNEXPLAINED | AUDITED) == AUDITED
     assert played.engine.repair.unexplained(0) == [Unexplained(*HOLE_IDS, "audited")]
@@ -124,7 +124,7 @@ def test_where_the_exchange_has_another_kline_that_is_adopted_and_said() -> None
     played = begun()
     leave_out(played)
     played.until(START + 4 * MINUTE + 31_000)
-    played.apply(theirs(played, TRADES, range(1, 2)))
+    played.apply(official(played, TRADES, range(1, 2)))
     assert flags(played, 1) == CLOSED | UNEXPLAINED
     assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
     seam = played.time // MINUTE * MINUTE
@@ -158,7 +158,7 @@ def test_unexplained_ids_survive_a_restart() -> None:
     later.until(START + 5 * MINUTE)
     minute = START + MINUTE
     assert FetchKlines("BTCUSDT", "1m", minute, minute, audit=True) in asked(later, FetchKlines)
-    later.apply(theirs(later, [trade for trade in TRADES if trade.id != 3], range(1, 2)))
+    later.apply(official(later, [trade for trade in TRADES if trade.id != 3], range(1, 2)))
     assert flags(later, 1) == CLOSED | FINAL | AUDITED
 
 
@@ -192,8 +192,8 @@ def test_an_answer_that_waits_for_the_store_and_has_a_trade_that_is_refused_expl
     assert not row["flags"] & FINAL
 
 
-def late(played: PlayedEngine, minute: float, number: int) -> None:
-    played.apply(batch([traded(minute, number)], event_time=played.time))
+def late(played: PlayedEngine, minute: float, trade_id: int) -> None:
+    played.apply(batch([traded(minute, trade_id)], event_time=played.time))
 
 
 def test_a_final_kline_that_gets_a_trade_all_the_same_takes_it_back_and_is_final_again_later() -> None:
@@ -214,7 +214,7 @@ def test_a_final_kline_that_gets_a_trade_all_the_same_takes_it_back_and_is_final
     assert [flags(played, minute) for minute in (1, 2)] == [CLOSED | FINAL, CLOSED | FINAL]
 
 
-def test_a_trade_of_another_minute_under_a_used_id_makes_the_symbol_begin_anew() -> None:
+def test_a_symbol_is_reseeded_by_a_trade_of_another_minute_under_a_used_id() -> None:
     played = begun()
     asked(played, object)
     played.until(START + 5 * MINUTE)
@@ -227,7 +227,7 @@ def test_a_trade_of_another_minute_under_a_used_id_makes_the_symbol_begin_anew()
     assert asked(played, Subscribe) == [Subscribe([], complete=True, engine=SESSION)]
 
 
-def test_a_minute_in_which_ids_begin_anew_is_final_by_neither_of_them() -> None:
+def test_a_minute_in_which_ids_restart_is_final_by_neither_of_them() -> None:
     played = begun()
     played.apply(batch([traded(1.5, 3)]))
     after = [traded(2.7, 0), traded(2.8, 1), traded(2.9, 6), traded(3.01, 7)]
@@ -276,13 +276,13 @@ def test_an_id_0_of_a_symbol_that_has_never_traded_is_its_first_trade() -> None:
     assert played.values()["1m", START]["id_count"] == 1
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_a_duplicate_after_a_restart_is_no_contradiction(number: int) -> None:
+@pytest.mark.parametrize("trade_id", [1, 4])
+def test_a_duplicate_after_a_restart_is_no_contradiction(trade_id: int) -> None:
     played = begun()
     played.save()
     later = PlayedEngine(time=played.time + 5_000, restored=played.restored())
     asked(later, object)
-    later.apply(batch([trade for trade in TRADES if trade.id == number], event_time=later.time))
+    later.apply(batch([trade for trade in TRADES if trade.id == trade_id], event_time=later.time))
     later.apply(batch([TRADES[-1]], event_time=later.time))
     assert asked(later, Subscribe) == []
     assert later.engine.book.counters[0]["duplicates"] == 2
@@ -315,10 +315,10 @@ def with_a_late_one(known: bool) -> PlayedEngine:
 def test_a_trade_from_before_the_seam_that_comes_late_is_unexplained_in_its_minute_and_up_to_now() -> None:
     """No row holds it, and the exchange's own kline may have been asked for before there was such a trade."""
     played = with_a_late_one(known=False)
-    told = [Unexplained(3, 3, LATE.time, START + MINUTE - 1)]
-    assert played.engine.repair.unexplained(0) == told
+    kept = [Unexplained(3, 3, LATE.time, START + MINUTE - 1)]
+    assert played.engine.repair.unexplained(0) == kept
     played.apply(batch([LATE], covered=[(3, 3)]), batch([LATE, traded(0.4, 5)]))
-    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], told)
+    assert (played.engine.gaps(0), played.engine.repair.unexplained(0)) == ([], kept)
     played.until(START + 2 * MINUTE)
     played.apply(batch([traded(2.1, 6)]))
     assert [flags(played, minute) & (UNEXPLAINED | FINAL) for minute in (-4, -3, -2, -1, 0, 1)] == [
@@ -333,7 +333,7 @@ def test_a_trade_from_before_the_seam_that_comes_late_is_unexplained_in_its_minu
     assert played.rows()["1h", hour]["flags"] & UNEXPLAINED
 
 
-@pytest.mark.parametrize("order", ["before", "behind"])
+@pytest.mark.parametrize("order", ["before", "after"])
 def test_a_trade_that_says_a_time_before_the_seam_is_unexplained_though_it_comes_before_those_it_follows_on(
     order: str,
 ) -> None:
@@ -341,7 +341,7 @@ def test_a_trade_that_says_a_time_before_the_seam_is_unexplained_though_it_comes
     played = PlayedEngine()
     played.add(klines=history([traded(-5, 0)], START), until=START)
     first = [traded(0.1, 1), traded(0.2, 2)]
-    if order == "behind":
+    if order == "after":
         played.apply(batch([traded(0.5, 6)], event_time=START + 30_000))
     played.apply(batch([LATE], event_time=START + 40_000))
     assert played.engine.repair.unexplained(0) == []
@@ -351,13 +351,13 @@ def test_a_trade_that_says_a_time_before_the_seam_is_unexplained_though_it_comes
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is_in_them(known: bool) -> None:
+def test_the_exchanges_minutes_show_whether_a_late_trade_from_before_the_seam_is_in_them(known: bool) -> None:
     played = with_a_late_one(known)
     played.until(START + 3 * MINUTE + 1_000)
     first = START - 3 * MINUTE
     assert asked(played, FetchKlines) == [FetchKlines("BTCUSDT", "1m", first, START, audit=True)]
     mine = [traded(0.1, 1), traded(0.2, 2), LATE, traded(0.3, 4)]
-    played.apply(theirs(played, mine, range(-3, 1)))
+    played.apply(official(played, mine, range(-3, 1)))
     if known:
         assert [ids.outcome for ids in played.engine.repair.unexplained(0)] == ["audited"]
         assert all(flags(played, minute) & FINAL for minute in (-3, -2, -1))
@@ -372,18 +372,18 @@ def test_the_exchanges_minutes_tell_whether_a_late_trade_from_before_the_seam_is
 
 
 def test_a_trade_too_old_for_memory_among_newer_ones_makes_its_own_minute_untrue_and_is_had_from_the_exchange() -> None:
-    """Its id has a place among new ones, and its time one that has left memory: no row can take it any more."""
+    """Its id is among new ones, and its time one that has left memory: no row can take it any more."""
     played = PlayedEngine()
     played.add()
-    for number in range(120):
-        played.until(START + number * MINUTE + 500)
-        played.apply(batch([traded(number, number)]))
+    for trade_id in range(120):
+        played.until(START + trade_id * MINUTE + 500)
+        played.apply(batch([traded(trade_id, trade_id)]))
         played.save()
     old = traded(10.5, 120)
     played.apply(batch([old]))
     assert played.engine.gaps(0) == []
-    (told,) = played.engine.repair.unexplained(0)
-    assert (told.first_id, told.last_id, told.from_time, told.outcome) == (120, 120, old.time, "open")
+    (kept,) = played.engine.repair.unexplained(0)
+    assert (kept.first_id, kept.last_id, kept.from_time, kept.outcome) == (120, 120, old.time, "open")
     assert flags(played, 118) & (FINAL | UNEXPLAINED) == UNEXPLAINED
     played.apply(batch([traded(119.5, 121)]))
     played.until(START + 122 * MINUTE)
@@ -397,9 +397,9 @@ def test_what_has_been_missing_for_as_long_as_memory_is_not_set_aside_when_it_co
     played = PlayedEngine()
     played.add()
     played.apply(batch([traded(0, 0)]))
-    for number in range(1, 120):
-        played.until(START + number * MINUTE + 500)
-        played.apply(batch([traded(number, number + 1)]))
+    for trade_id in range(1, 120):
+        played.until(START + trade_id * MINUTE + 500)
+        played.apply(batch([traded(trade_id, trade_id + 1)]))
         played.save()
     played.apply(batch([traded(0.5, 1)]))
     assert played.engine.repair.unexplained(0) == []

@@ -82,7 +82,7 @@ def test_klines_of_a_refused_symbol_that_leave_memory_are_wanted_of_the_exchange
     saved = played.save(acknowledge=False)
     assert saved is not None
     (mark,) = [mark for mark in saved.marks if mark.symbol == "BUSDT"]
-    # Without these words whoever goes on with what the store has would take the rows that it has for the last ones.
+    # Without it an engine that goes on with what the store has would take the rows that it has for the last ones.
     assert ("1m", START, START + 20 * MINUTE) in mark.lacking
     played.apply(Persisted(SESSION, saved.batch, "tables"))
     played.until(START + 120 * MINUTE + 6_000)

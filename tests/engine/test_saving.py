@@ -104,9 +104,9 @@ def test_a_lost_batch_is_sent_again_with_what_changed_since() -> None:
 def test_large_batches_are_parted_between_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving_module, "BATCH_ROWS_MAX", 20)
     played = PlayedEngine()
-    for number, name in enumerate(("AUSDT", "BUSDT", "CUSDT")):
+    for trade_id, name in enumerate(("AUSDT", "BUSDT", "CUSDT")):
         played.add(name)
-        played.apply(batch([Trade(number, START, 100, 7)], symbol=name))
+        played.apply(batch([Trade(trade_id, START, 100, 7)], symbol=name))
     seen = []
     while (part := played.save()) is not None:
         assert len(part.marks) == 1

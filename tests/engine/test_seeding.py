@@ -104,7 +104,7 @@ def test_a_symbol_that_is_removed_gets_no_flat_klines_and_keeps_its_rows() -> No
     assert rows["1m", START]["flags"] & CLOSED
 
 
-def test_a_symbol_that_comes_back_begins_anew() -> None:
+def test_a_symbol_that_comes_back_is_reseeded() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(0, START, 100, 7)]), RemoveSymbol("BTCUSDT", START))
@@ -128,10 +128,10 @@ def test_a_symbol_that_comes_back_with_other_decimals_keeps_its_rows_right() -> 
     for decimals in ((3, 3), (2, 3)):
         played.apply(RemoveSymbol("BTCUSDT", START))
         klines = history(market(3, 50, START - 9 * MINUTE, 11 * MINUTE), seam)
-        theirs = int(kline_rows(klines[0].rows)["close"][-1]) * 10 ** (3 - decimals[0])
+        official = int(kline_rows(klines[0].rows)["close"][-1]) * 10 ** (3 - decimals[0])
         played.apply(AddSymbol("BTCUSDT", *decimals, "btcusdt@aggTrade", klines, seam, START))
         closed = played.rows()["1m", seam - MINUTE]
-        assert int(closed["close"]) == theirs
+        assert int(closed["close"]) == official
 
 
 def test_a_full_book_says_so_and_goes_on() -> None:
@@ -183,7 +183,7 @@ def test_an_engine_that_restarts_anywhere_ends_with_the_same_klines(seed: int) -
     assert later.engine.gaps(0) == []
 
 
-def test_a_symbol_that_was_away_for_long_begins_anew_and_asks_for_what_the_store_lacks() -> None:
+def test_a_symbol_that_was_away_for_long_is_reseeded_and_asks_for_what_the_store_lacks() -> None:
     trades = market(1, 100, START - 60 * MINUTE, 62 * MINUTE)
     played = PlayedEngine()
     played.add(klines=history(trades, START), until=START)
@@ -233,7 +233,7 @@ def test_nothing_counts_before_the_start_and_nothing_of_it_is_lost() -> None:
     assert engine.dropped["rows restored for another engine"] == 1
 
 
-def test_another_ingest_is_told_everything_again() -> None:
+def test_another_ingest_is_sent_everything_again() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(0, START, 100, 7), Trade(5, START, 100, 7)], event_time=START))
@@ -249,7 +249,7 @@ def test_another_ingest_is_told_everything_again() -> None:
     ]
 
 
-def test_an_introduction_that_was_lost_is_repeated_until_it_is_heard() -> None:
+def test_an_introduction_that_was_lost_is_repeated_until_it_is_received() -> None:
     played = PlayedEngine()
     assert len(played.engine.take_commands()) == 1
     for second in range(6):

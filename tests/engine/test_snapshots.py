@@ -65,10 +65,10 @@ def test_rows_come_topic_by_topic_and_ascending_however_they_lie_in_memory() -> 
     subscriber.subscribe("kline.BTC")
     minutes = played.engine.book.rows.shape[2] + 10
     played.until(START + minutes * MINUTE)
-    places = [(row.symbol, row.interval) for row in subscriber.subscribe("kline.")]
+    topics = [(row.symbol, row.interval) for row in subscriber.subscribe("kline.")]
     order = [(symbol, interval) for symbol in ("ETHUSDT", "BTCUSDT") for interval in INTERVAL_NAMES]
-    assert places == sorted(places, key=order.index)
-    assert set(places) == set(order)
+    assert topics == sorted(topics, key=order.index)
+    assert set(topics) == set(order)
     for published in (
         subscriber.subscribe("kline.BTCUSDT.1m"),
         [decode_snapshot(body) for topic, body in subscriber.snapshots.due(0) if topic == b"kline.BTCUSDT.1m"],
@@ -85,11 +85,11 @@ def test_only_topics_with_a_subscriber_are_encoded_and_each_is_numbered() -> Non
     played.add("ETHUSDT")
     subscriber = Subscriber(played)
     assert subscriber.subscribe("kline.BTCUSDT.5m") == []
-    for number in range(3):
-        played.apply(batch([Trade(number, START, 100, 7)]), batch([Trade(number, START, 100, 7)], symbol="ETHUSDT"))
+    for trade_id in range(3):
+        played.apply(batch([Trade(trade_id, START, 100, 7)]), batch([Trade(trade_id, START, 100, 7)], symbol="ETHUSDT"))
         messages = subscriber.due()
         assert list(messages) == ["kline.BTCUSDT.5m"]
-        assert decode_snapshot(messages["kline.BTCUSDT.5m"]).sequence == number + 1
+        assert decode_snapshot(messages["kline.BTCUSDT.5m"]).sequence == trade_id + 1
     assert subscriber.due() == {}
     subscriber.unsubscribe("kline.BTCUSDT.5m")
     played.apply(batch([Trade(3, START, 100, 7)]))
@@ -115,8 +115,8 @@ def test_a_prefix_subscribes_all_that_begin_with_it_and_symbols_that_come_later(
     assert times == [START - 3 * MINUTE, START - 2 * MINUTE, START - MINUTE, START]
 
 
-def test_more_topics_than_are_written_at_once_change_in_one_turn() -> None:
-    symbols = [f"S{number}USDT" for number in range(2 * ROWS_MAX // len(INTERVAL_NAMES) + 1)]
+def test_more_topics_than_are_written_at_once_change_together() -> None:
+    symbols = [f"S{index}USDT" for index in range(2 * ROWS_MAX // len(INTERVAL_NAMES) + 1)]
     played = PlayedEngine(symbols_max=len(symbols))
     for symbol in symbols:
         played.add(symbol)
@@ -135,7 +135,7 @@ def test_more_topics_than_are_written_at_once_change_in_one_turn() -> None:
         assert subscriber.snapshots.published == sequence * len(rows)
 
 
-def test_rows_are_held_back_as_long_as_they_are_told_to() -> None:
+def test_rows_are_held_back_as_long_as_they_must_be() -> None:
     played = PlayedEngine()
     played.add()
     subscriber = Subscriber(played, publish_interval_ms=100)
@@ -187,7 +187,7 @@ def test_health_is_a_map_that_any_msgpack_reads() -> None:
     assert (health["subscriptions"], health["odd_subscriptions"]) == (2, 0)
 
 
-def test_the_source_of_a_row_is_told() -> None:
+def test_the_source_of_a_row_is_sent() -> None:
     trades = market(1, 100, START - 60 * MINUTE, 60 * MINUTE)
     played = PlayedEngine()
     played.add(klines=history(trades, START), until=START)
@@ -197,13 +197,13 @@ def test_the_source_of_a_row_is_told() -> None:
     assert subscriber.subscribe("kline.BTCUSDT.1h")[-1].source == "both"
 
 
-def test_health_is_told_more_often_while_trades_are_missing() -> None:
+def test_health_is_sent_more_often_while_trades_are_missing() -> None:
     played = PlayedEngine()
     played.add()
     subscriber = Subscriber(played)
     subscriber.subscribe("engine.health")
 
-    def told(begin: int, end: int, traded: bool = True) -> int:
+    def reports(begin: int, end: int, traded: bool = True) -> int:
         count = 0
         for time in range(begin, end, 50):
             played.until(START + 10 * MINUTE + time)
@@ -214,14 +214,14 @@ def test_health_is_told_more_often_while_trades_are_missing() -> None:
         return count
 
     played.apply(batch([], covered=[(0, 4)]), batch([Trade(5, START, 100, 7)]))
-    assert told(0, 3_000) == 6
+    assert reports(0, 3_000) == 6
     played.apply(batch([Trade(7, START, 100, 7)]))
-    assert told(3_000, 6_000) == 15
+    assert reports(3_000, 6_000) == 15
     played.apply(batch([Trade(6, START, 100, 7)]))
-    assert told(6_000, 9_000) in (6, 7)
-    # And while the market is silent: whoever waits for the next trade learns of it at once.
-    assert told(9_000, 10_000, traded=False) < 4
-    assert told(10_000, 13_000, traded=False) == 15
+    assert reports(6_000, 9_000) in (6, 7)
+    # And while the market is silent: a subscriber that waits for the next trade gets it at once.
+    assert reports(9_000, 10_000, traded=False) < 4
+    assert reports(10_000, 13_000, traded=False) == 15
 
 
 def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
@@ -251,7 +251,7 @@ def test_who_subscribes_a_symbol_that_waits_lets_it_begin_next() -> None:
 
 
 def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> None:
-    symbols = [f"S{number}USDT" for number in range(100)]
+    symbols = [f"S{index}USDT" for index in range(100)]
     played = PlayedEngine(symbols_max=len(symbols))
     for symbol in symbols:
         played.add(symbol)
@@ -260,7 +260,7 @@ def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> N
     for _ in range(10_000):
         subscriber.snapshots.subscription(b"\x01kline.")
     parts = [list(subscriber.snapshots.owed(0))]
-    # Whoever comes meanwhile gets all as well, and nobody starts again from the first topic.
+    # A subscriber that comes meanwhile gets all as well, and nobody starts again from the first topic.
     subscriber.snapshots.subscription(b"\x01kline.")
     parts.append(list(subscriber.snapshots.owed(0)))
     assert parts[1][0][0] != parts[0][0][0]
@@ -273,7 +273,7 @@ def test_what_many_subscribe_at_once_is_sent_once_in_parts_and_completely() -> N
     assert topics[len(everything) :] == everything[: len(parts[0])]
 
 
-def test_to_subscribe_and_to_give_up_in_turn_is_as_if_it_was_done_once() -> None:
+def test_subscribing_and_giving_up_by_turns_is_as_if_it_was_done_once() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(0, START, 100, 7)]))

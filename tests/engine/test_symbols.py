@@ -31,7 +31,7 @@ def test_a_symbol_that_nobody_announced_is_counted_and_dropped() -> None:
     assert played.engine.book.counters[0]["unknown_symbol"] == 1
 
 
-def test_decimals_that_there_is_no_room_for_are_taken_off_where_they_are_zeros() -> None:
+def test_decimals_that_do_not_fit_are_taken_off_where_they_are_zeros() -> None:
     played = PlayedEngine()
     played.add()
     played.apply(batch([Trade(5, START + 10, 10**9, 10**8)]))

@@ -30,9 +30,9 @@ KINDS = AppEvent.__args__
 
 
 class Lived:
-    """An engine that a market and its neighbours speak to, with all that its loop does around it."""
+    """An engine that a market and its neighbours send to, with all that its loop does around it."""
 
-    def __init__(self, seed: int, messages: int, is_plagued: bool) -> None:
+    def __init__(self, seed: int, messages: int, with_nonsense: bool) -> None:
         self.played = PlayedEngine(symbols_max=64)
         self.refused = 0
         self.seed = seed
@@ -44,19 +44,19 @@ class Lived:
         for symbol in (NAMED, GOOD):
             self.played.add(symbol, history(past, START), START)
         trades = market(seed + 1, messages, first_id=10_000)
-        for number, trade in enumerate(trades):
+        for index, trade in enumerate(trades):
             self.played.until(max(self.played.time, trade.time))
-            if is_plagued:
-                self._plague(number)
+            if with_nonsense:
+                self._apply_nonsense(index)
             self.played.apply(self.played.feed())
-            more = {"covered": [(10_000, 10_000)]} if not number else {"event_time": trade.time}
+            more = {"covered": [(10_000, 10_000)]} if not index else {"event_time": trade.time}
             self.played.apply(batch([trade], GOOD, **more))
             self._turn()
         self.played.until(START + 8 * MINUTE)
         self.played.apply(self.played.feed())
         self._turn()
 
-    def _plague(self, number: int) -> None:
+    def _apply_nonsense(self, index: int) -> None:
         kind = self._nonsense.random.choice(KINDS)
         message = self._nonsense.message(kind)
         try:
@@ -64,7 +64,7 @@ class Lived:
         except WireError:
             self.refused += 1
         except Exception as error:
-            error.add_note(f"seed {self.seed}, message {number}: {kind.__name__}, {message[:200]!r}")
+            error.add_note(f"seed {self.seed}, message {index}: {kind.__name__}, {message[:200]!r}")
             raise
 
     def _turn(self) -> None:
@@ -153,7 +153,7 @@ def test_an_acknowledgement_from_other_tables_is_not_believed_and_the_batch_is_s
     assert played.engine.dropped == {"acknowledgements of nothing": 1}
     again = played.save(acknowledge=False)
     assert again is not None
-    # If that is so all the same, the store tells from this that it is another.
+    # If that is so all the same, the store knows from this that it is another.
     assert again.after == StorePoint("tables", SESSION, 1)
     assert [mark.last_id for mark in again.marks] == [1]
     played.apply(Persisted(SESSION, 3, "tables"))
@@ -184,7 +184,7 @@ def test_a_store_that_cannot_be_changes_nothing(state: StoreState) -> None:
 
 
 def test_a_lie_about_the_batch_under_way_is_found_by_the_next() -> None:
-    # Nobody can tell it from the truth. But the store says what it has before it takes another batch.
+    # Nothing distinguishes it from the truth. But the store says what it has before it takes another batch.
     played = saved_once()
     played.apply(Persisted(SESSION, 2, "tables"))
     played.apply(batch([Trade(2, START, 100, 5)], GOOD))

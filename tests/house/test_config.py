@@ -16,7 +16,7 @@ from shared.config import Config, ConfigError, load
 
 DOCUMENT = (ROOT / "klagg.toml").read_text(encoding="utf-8")
 SETTING = re.compile(r"^#(?=\w+ = )", re.MULTILINE)
-"""A default stands behind a # without a space; prose has one."""
+"""A default stands after a # without a space; prose has one."""
 
 
 def defaults() -> dict[str, Any]:
@@ -109,12 +109,12 @@ WRONG_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "place"), WRONG_FILES)
-def test_a_wrong_file_is_refused_with_its_name_and_place(tmp_path: Path, text: str, place: str) -> None:
+@pytest.mark.parametrize(("text", "key"), WRONG_FILES)
+def test_a_wrong_file_is_refused_with_its_name_and_key(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         load_text(tmp_path, text)
     assert str(tmp_path / "klagg.toml") in str(refusal.value)
-    assert place in str(refusal.value).replace("$.", "")
+    assert key in str(refusal.value).replace("$.", "")
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://*:5556", "tcp://0.0.0.0:5556", "tcp://[::]:5556", "tcp://10.0.0.5:5556"])
@@ -171,7 +171,7 @@ def test_a_wrong_variable_is_refused_by_its_name(tmp_path: Path, name: str, valu
         load_text(tmp_path, "", **{name: value})
 
 
-def test_a_number_of_the_environment_is_told_its_bounds(tmp_path: Path) -> None:
+def test_a_number_of_the_environment_is_refused_with_its_bounds(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"KLAGG_VIZ_PORT='70000': it is outside 1 \.\. 65535"):
         load_text(tmp_path, "", KLAGG_VIZ_PORT="70000")
 

@@ -1,4 +1,4 @@
-"""Documents and code say the same: names, types and limits of what strangers rely on, files and links."""
+"""Documents and code say the same: names, types and limits of what programs outside rely on, files and links."""
 
 import re
 from collections.abc import Iterator
@@ -43,22 +43,24 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def told(heading: str) -> dict[str, str]:
+def documented(heading: str) -> dict[str, str]:
     """Return the fields of the table under a heading, and their types, in its order."""
     (section,) = re.findall(rf"^## `{re.escape(heading)}`$(.*?)(?=^## )", DOCUMENT, re.MULTILINE | re.DOTALL)
     return dict(re.findall(r"^\| `(\w+)` \| ([\w ]+?) \|", section, re.MULTILINE))
 
 
 @pytest.mark.parametrize(("heading", "message"), [("kline.<SYMBOL>.<interval>", Snapshot), (TICKERS_TOPIC, Tickers)])
-def test_a_message_has_the_fields_that_are_told_in_their_order(heading: str, message: type[msgspec.Struct]) -> None:
-    fields = told(heading)
+def test_a_message_has_the_fields_that_are_documented_in_their_order(
+    heading: str, message: type[msgspec.Struct]
+) -> None:
+    fields = documented(heading)
     assert list(fields) == list(message.__struct_fields__)
     hints = get_type_hints(message)
     assert not {name: kind for name, kind in fields.items() if kind not in WORDS[hints[name]]}
 
 
 def test_decimals_are_those_that_are_no_names() -> None:
-    texts = {name for name, kind in told("kline.<SYMBOL>.<interval>").items() if kind == "text"}
+    texts = {name for name, kind in documented("kline.<SYMBOL>.<interval>").items() if kind == "text"}
     assert texts == {"symbol", "interval", "source"}
 
 
@@ -73,16 +75,16 @@ def health() -> Iterator[dict[str, Any]]:
         yield from (msgpack.unpackb(body) for topic, body in snapshots.due(later) if topic.decode() == HEALTH_TOPIC)
 
 
-def test_health_has_the_fields_that_are_told_and_no_others() -> None:
-    fields = told(HEALTH_TOPIC)
-    heard = list(health())
-    assert len(heard) == 2
-    for figures in heard:
+def test_health_has_the_fields_that_are_documented_and_no_others() -> None:
+    fields = documented(HEALTH_TOPIC)
+    reports = list(health())
+    assert len(reports) == 2
+    for figures in reports:
         assert set(figures) == set(fields)
         assert not {name: figures[name] for name, kind in fields.items() if type(figures[name]) not in KINDS[kind]}
 
 
-def test_intervals_and_limits_are_those_that_are_told() -> None:
+def test_intervals_and_limits_are_those_that_are_documented() -> None:
     assert f"`{' '.join(INTERVAL_NAMES)}`" in DOCUMENT
     for words in (
         f"{QUEUE_MAX:,} messages that wait for it",

@@ -35,7 +35,7 @@ def imported(source: str, path: str) -> Iterator[str]:
             yield from (f"{base}.{name.name}" for name in node.names)
 
 
-def offences(source: str, path: str) -> list[str]:
+def violations(source: str, path: str) -> list[str]:
     """Say which imports of the file at `path`, from the project's root, break the house's rules."""
     top, *below = Path(path).parts
     room = below[0] if top == "services" and len(below) > 1 else ""
@@ -66,7 +66,9 @@ def files_in(*tops: str) -> list[str]:
 
 def wrong_in(*tops: str) -> list[str]:
     return [
-        offence for path in files_in(*tops) for offence in offences((ROOT / path).read_text(encoding="utf-8"), path)
+        violation
+        for path in files_in(*tops)
+        for violation in violations((ROOT / path).read_text(encoding="utf-8"), path)
     ]
 
 
@@ -118,7 +120,7 @@ def test_a_circle_is_seen() -> None:
     assert circles(uses) == [["a", "b", "c"], ["f"]]
 
 
-def test_whatever_is_compiled_is_compiled_anew_when_it_changes() -> None:
+def test_whatever_is_compiled_is_compiled_again_when_it_changes() -> None:
     compiled = [path for path in files() if "shared.compiled" in imported((ROOT / path).read_text("utf-8"), path)]
     assert len(compiled) > 10
     assert [path for path in compiled if not any(Path(path).match(pattern) for pattern in SOURCES)] == []
@@ -149,7 +151,7 @@ def test_every_room_is_known() -> None:
     ],
 )
 def test_a_forbidden_import_is_seen(path: str, source: str) -> None:
-    assert offences(source, path)
+    assert violations(source, path)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +168,4 @@ def test_a_forbidden_import_is_seen(path: str, source: str) -> None:
     ],
 )
 def test_an_allowed_import_is_let_pass(path: str, source: str) -> None:
-    assert not offences(source, path)
+    assert not violations(source, path)

@@ -35,7 +35,7 @@ def test_an_old_python_is_named_and_nothing_is_installed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["klagg", "50% of klagg"])
-def test_a_checkout_that_was_moved_is_installed_anew(tmp_path: Path, name: str) -> None:
+def test_a_checkout_that_was_moved_is_installed_again(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     (folder / ".venv" / "bin").mkdir(parents=True)
     for part in NEEDED:
@@ -52,7 +52,7 @@ def test_a_checkout_that_was_moved_is_installed_anew(tmp_path: Path, name: str) 
     assert "was moved" in wanted(moved)
 
 
-def test_make_alone_tells_what_it_can_do() -> None:
+def test_make_alone_says_what_it_can_do() -> None:
     ended = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, timeout=30)
     for target in ("make run", "make test", "make bench"):
         assert target in ended.stdout
@@ -92,7 +92,7 @@ def test_what_is_locked_is_what_is_asked_for_within_its_bounds(python: str) -> N
     assert locked("requirements.txt", python).items() <= locked("requirements-test.txt", python).items()
 
 
-def test_a_lock_file_names_versions_and_no_place() -> None:
+def test_a_lock_file_names_versions_and_no_registry() -> None:
     for name in ("requirements.txt", "requirements-test.txt"):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         assert not [line for line in lines if not re.match(r"#|[\w.-]+==[\w.]+( ; [\w <>!='.]+)?$", line)]

@@ -1,6 +1,6 @@
 """The neighbours of ingest, played by the test: a small exchange on real sockets, and the engine's side of the room.
 
-The exchange speaks the futures protocol over aiohttp in a thread of its own. Its time begins at second 20 of a minute
+The exchange serves the futures protocol over aiohttp in a thread of its own. Its time begins at second 20 of a minute
 long ago and runs as ours does, so that a test of less than 40 s never meets a minute's end by chance.
 """
 
@@ -115,7 +115,7 @@ class Exchange:
         self.sent: list[Sent] = []
         self.ticking = True
         self.search_ms = 10**12
-        """How far behind a start time the exchange looks for trades."""
+        """How far after a start time the exchange looks for trades."""
         self.weight = 0
         self.weight_limit = 0
         """As exchangeInfo says; 0: it says nothing."""
@@ -153,7 +153,7 @@ class Exchange:
         self._do(self._say(route, frames))
 
     def drop(self) -> None:
-        """Break all websockets without a word."""
+        """Break all websockets without a close frame."""
         self._do(self._drop())
 
     def names(self, method: str = "SUBSCRIBE", connection: int | None = None) -> list[str]:
@@ -238,9 +238,9 @@ class Exchange:
         self.asked.append(
             (path, parameters | ({"key": request.headers["X-MBX-APIKEY"]} if "X-MBX-APIKEY" in request.headers else {}))
         )
-        for place, (refused, status, headers, body) in enumerate(self.refusals):
+        for index, (refused, status, headers, body) in enumerate(self.refusals):
             if refused == path:
-                del self.refusals[place]
+                del self.refusals[index]
                 return web.json_response(body, status=status, headers=headers)
         answers: dict[str, Callable[[dict[str, str]], Any]] = {
             "time": lambda _: {"serverTime": self.now + (self.wrong_ms.pop(0) if self.wrong_ms else 0)},
@@ -365,7 +365,7 @@ class Engine:
         self._commands.send(message)
 
     def try_to_ask(self, command: Command) -> bool:
-        """Ask as the engine does, which does not wait: False if nobody is there to hear it."""
+        """Ask as the engine does, which does not wait: False if nobody is there to receive it."""
         return send(self._commands, encode(command))
 
     def of(self, kind: type[Event]) -> list[Event]:

@@ -31,9 +31,9 @@ class World:
         return self.time + self.machine_off
 
     def answer(self, wrong: int = 0, way: int = 40) -> None:
-        sent, told = self.ours_ns, self.time + way // 2 + wrong
+        sent, stated = self.ours_ns, self.time + way // 2 + wrong
         self.time += way
-        self.sync.take_answer(told, sent, self.ours_ns, self.machine)
+        self.sync.take_answer(stated, sent, self.ours_ns, self.machine)
 
     def event(self, wrong: int = 0, late: int = 30) -> None:
         self.time += 100
@@ -83,8 +83,8 @@ def test_one_wrong_answer_moves_nothing_and_is_asked_about_again(wrong: int) -> 
 def test_a_first_answer_that_is_wrong_is_not_believed(wrong: int, machine_off: int | str) -> None:
     # A machine may be wrong by as much.
     world = World(machine_off if isinstance(machine_off, int) else wrong)
-    for number in range(ANSWERS_MIN + 1):
-        world.answer(0 if number else wrong)
+    for index in range(ANSWERS_MIN + 1):
+        world.answer(0 if index else wrong)
         assert not world.sync.measured or world.off == 0
     world.events()
     assert world.off == 0
@@ -128,9 +128,9 @@ def test_an_event_of_a_wrong_time_moves_nothing(wrong: int) -> None:
         world.event(wrong)
         assert world.off == 0
         world.event()
-    told = world.time + wrong
+    stated = world.time + wrong
     for _ in range(KEPT):
-        world.sync.take_event(told, world.ours_ns, world.machine)
+        world.sync.take_event(stated, world.ours_ns, world.machine)
     assert world.off == 0
     assert world.sync.is_off(world.time + wrong, world.ours_ns) == (abs(wrong) > OFF_MS)
 
@@ -145,9 +145,9 @@ def test_a_jump_that_answers_and_events_agree_upon_is_followed(jump: int, events
     if events_first:
         world.events()
         assert world.sync.is_off(world.time, world.ours_ns)
-        for number in range(ANSWERS_MIN):
+        for index in range(ANSWERS_MIN):
             assert world.off == -jump
-            assert world.sync.unconfirmed == (number > 0)
+            assert world.sync.unconfirmed == (index > 0)
             world.answer()
     else:
         for _ in range(ANSWERS_MIN):

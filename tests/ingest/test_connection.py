@@ -93,7 +93,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, Websocket]]:
 
 
 def test_names_go_in_batches_that_are_small_and_apart(acts: list[tuple[float, str, Websocket]]) -> None:
-    names = [f"s{number}usdt@aggTrade" for number in range(450)]
+    names = [f"s{index}usdt@aggTrade" for index in range(450)]
     with Exchange() as exchange:
         client = Client(url(exchange))
         client.connection.subscribe(names)
@@ -130,7 +130,7 @@ def test_a_name_that_was_dropped_before_it_was_sent_is_never_sent() -> None:
 def test_the_stream_that_would_cost_the_connection_is_not_asked_for() -> None:
     async def story() -> None:
         connection = Connection("market", "ws://x/", 1000, 1000, True, lambda *_: None, lambda: None)
-        connection.subscribe(f"{number}@aggTrade" for number in range(STREAMS_MAX + 5))
+        connection.subscribe(f"{index}@aggTrade" for index in range(STREAMS_MAX + 5))
         assert connection.streams == STREAMS_MAX
         assert connection.counts["streams beyond the limit"] == 5
 
@@ -292,7 +292,7 @@ def test_a_stream_begins_once_whichever_websocket_delivers_it(monkeypatch: pytes
 
 def flooded() -> list[list[bytes]]:
     """Return what a client reads of 300 frames that the exchange says at once, none of which is lost."""
-    frames = [agg_frame("BTCUSDT", Fill(number, START)) for number in range(300)]
+    frames = [agg_frame("BTCUSDT", Fill(trade_id, START)) for trade_id in range(300)]
     with Exchange() as exchange:
         client = Client(url(exchange))
 

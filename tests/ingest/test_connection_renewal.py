@@ -18,17 +18,17 @@ STREAM = "btcusdt@aggTrade"
 def test_the_feed_stays_connected_while_one_websocket_follows_another(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange, connection_max_ms=1_500) as played:
         played.subscribe(STREAM)
-        number = 0
+        trade_id = 0
 
         def trades() -> bool:
-            nonlocal number
-            number += 1
-            exchange.say(agg_frame("BTCUSDT", Fill(number, START + number)))
+            nonlocal trade_id
+            trade_id += 1
+            exchange.say(agg_frame("BTCUSDT", Fill(trade_id, START + trade_id)))
             return exchange.connections >= 4
 
         wait_for("three more websockets", trades)
-        wait_for("the last trade", lambda: number in {row[1] for row in played.rows()})
-        assert {row[1] for row in played.rows()} == set(range(1, number + 1))
+        wait_for("the last trade", lambda: trade_id in {row[1] for row in played.rows()})
+        assert {row[1] for row in played.rows()} == set(range(1, trade_id + 1))
         states = played.engine.of(FeedState)
         connected = [state.connected for state in states[[state.connected for state in states].index(True) :]]
         assert all(connected)
@@ -75,7 +75,7 @@ def test_a_ban_is_obeyed_by_the_next_ingest_too(exchange: Exchange, tmp_path: Pa
         played.engine.connected()
 
 
-def test_a_ban_that_cannot_be_written_is_obeyed_told_and_written_later(exchange: Exchange, tmp_path: Path) -> None:
+def test_a_ban_that_cannot_be_written_is_obeyed_logged_and_written_later(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange) as played:
         played.engine.connected()
         in_the_way = tmp_path / "data" / "ban.new"
@@ -108,7 +108,7 @@ def test_what_is_noted_of_bans_is_of_this_exchange_and_whole(tmp_path: Path) -> 
         assert read_ban(path, "here") == 0
 
 
-def test_an_exchange_whose_clock_jumps_is_measured_anew(exchange: Exchange, tmp_path: Path) -> None:
+def test_an_exchange_whose_clock_jumps_is_measured_again(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange) as played:
         played.engine.connected()
         for jump_s in (30, -20):

@@ -71,12 +71,12 @@ def test_rows_hold_exactly_what_the_texts_say_or_are_refused(
     pairs: list[tuple[str, str]], price_decimals: int, quantity_decimals: int
 ) -> None:
     decimals = np.array([[price_decimals, quantity_decimals]], np.int64)
-    fields = array("q", [value for place in range(len(pairs)) for value in (0, place, 1000 + place, 1, place % 2)])
+    fields = array("q", [value for index in range(len(pairs)) for value in (0, index, 1000 + index, 1, index % 2)])
     rows, refused = trade_rows([price for price, _ in pairs], [quantity for _, quantity in pairs], fields, decimals)
     grown_price, grown_quantity = decimals[0].tolist()
     assert price_decimals <= grown_price <= max(price_decimals, DECIMALS_MAX)
     assert quantity_decimals <= grown_quantity <= max(quantity_decimals, DECIMALS_MAX)
-    assert {row["id"] for row in rows} | {place for place, _ in refused} == set(range(len(pairs)))
+    assert {row["id"] for row in rows} | {index for index, _ in refused} == set(range(len(pairs)))
     assert len(rows) + len(refused) == len(pairs)
     for row in rows:
         price, quantity = pairs[row["id"]]

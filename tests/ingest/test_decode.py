@@ -165,7 +165,7 @@ def test_replies_and_notices_are_told_apart_from_data() -> None:
 )
 def test_whatever_comes_costs_itself_alone(garbage: bytes) -> None:
     decoder = Decoder()
-    good = [agg_frame("BTCUSDT", Fill(number, START)).encode() for number in (1, 2)]
+    good = [agg_frame("BTCUSDT", Fill(trade_id, START)).encode() for trade_id in (1, 2)]
     decoded = decoder.decode(frames_of([good[0], garbage, good[1]]))
     assert ids(decoded.trades) == [1, 2]
     assert decoder.refused.total() == 1

@@ -114,7 +114,7 @@ def test_a_name_that_is_not_listed_and_a_time_that_cannot_be_are_asked_about() -
     assert world.take(Decoded(event_time=off, tickers={"AUSDT": "1"}, ticker_time=off)).measure_clock
 
 
-def test_in_a_replay_a_ticker_that_moves_the_time_is_told_at_once() -> None:
+def test_in_a_replay_a_ticker_that_moves_the_time_is_sent_at_once() -> None:
     world = World("AUSDT", speed=0.0)
     later = Decoded(event_time=START + 60_000, tickers={"AUSDT": "1"}, ticker_time=START + 60_000)
     assert world.take(later).state
@@ -188,7 +188,7 @@ def test_trades_that_another_request_fetches_are_not_fetched_twice() -> None:
 
 def test_requests_under_way_are_bounded() -> None:
     world = World("AUSDT")
-    asked = [world.ask(FetchTrades("AUSDT", number, number)).fetch for number in range(1, FETCHES_MAX + 3)]
+    asked = [world.ask(FetchTrades("AUSDT", trade_id, trade_id)).fetch for trade_id in range(1, FETCHES_MAX + 3)]
     assert sum(ask is not None for ask in asked) == FETCHES_MAX
     assert world.ingest.counts["repairs dropped"] == 2
 

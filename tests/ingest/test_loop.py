@@ -36,7 +36,7 @@ from tests.ingest.played import (
 )
 
 
-def test_whoever_answers_the_first_word_at_once_is_heard(exchange: Exchange, tmp_path: Path) -> None:
+def test_an_answer_to_the_first_message_is_received_however_soon_it_comes(exchange: Exchange, tmp_path: Path) -> None:
     with playing(tmp_path, exchange) as played:
         wait_for("the first word", lambda: played.engine.of(FeedState), every=0.0)
         assert played.engine.try_to_ask(Subscribe(["btcusdt@aggTrade"], complete=True))
@@ -95,7 +95,7 @@ def test_what_the_engine_knows_is_subscribed_and_not_announced(exchange: Exchang
         assert "ethusdt@trade" not in exchange.names()
         assert exchange.names().count("btcusdt@aggTrade") == 1
         assert "BTCUSDT" not in [event.symbol for event in played.engine.of(AddSymbol)]
-        # An engine that has lost everything hears of everything again.
+        # An engine that has lost everything is sent everything again.
         before = len(played.engine.of(AddSymbol))
         played.engine.ask(Subscribe([], complete=True))
         wait_for(
@@ -189,8 +189,8 @@ def test_a_symbol_that_stops_trading_is_removed_and_can_come_back(exchange: Exch
 
 
 def test_only_configured_symbols_are_announced_and_no_more_than_the_maximum(exchange: Exchange, tmp_path: Path) -> None:
-    for place in range(5):
-        exchange.add(f"S{place}USDT", volume=str(place))
+    for index in range(5):
+        exchange.add(f"S{index}USDT", volume=str(index))
     with playing(tmp_path, exchange, symbols=["s1usdt", "S3/USDT", "S4USDT", "S4USDC"], symbols_max=2) as played:
         played.engine.connected()
         assert "there is no symbol 'S4USDC'; the nearest is S4USDT" in played.room.log
@@ -268,12 +268,12 @@ def test_commands_that_arrive_while_it_ends_do_no_harm(exchange: Exchange, tmp_p
         played.engine.ask(FetchTrades("BTCUSDT", 1, 1))
         wait_for("the refusal", lambda: "the exchange says 429" in played.room.log)
         played.room.process.send_signal(signal.SIGTERM)
-        number = 1
+        trade_id = 1
         while played.room.process.poll() is None:
-            number += 2_000
-            played.engine.try_to_ask(FetchTrades("BTCUSDT", number, number))
+            trade_id += 2_000
+            played.engine.try_to_ask(FetchTrades("BTCUSDT", trade_id, trade_id))
         # `playing` looks at how it ended.
-        assert number > 1
+        assert trade_id > 1
 
 
 def test_a_command_that_is_none_is_counted_and_the_next_one_is_obeyed(exchange: Exchange, tmp_path: Path) -> None:

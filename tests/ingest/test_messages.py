@@ -205,7 +205,7 @@ def test_a_quote_volume_that_does_not_fit_is_left_out() -> None:
     assert read("1m", kline(0, volume="9223372036854775808"))[1] == 1
 
 
-def test_fine_old_klines_do_not_take_the_room_of_the_future() -> None:
+def test_fine_old_klines_do_not_take_the_space_of_the_future() -> None:
     old = read("1m", kline(0, volume="1.123456"))[0]
     assert decimals_for([old], 2, 3) == (2, 6)
     assert decimals_for([old, read("1m", kline(0, quote="500000000000"))[0]], 2, 3) == (2, 6)

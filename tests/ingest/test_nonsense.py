@@ -13,7 +13,7 @@ KINDS = Command.__args__
 def test_nonsense_ends_nothing(exchange: Exchange, tmp_path: Path) -> None:
     exchange.add("ETHUSDT")
     exchange.weight_limit = 10**6
-    exchange.trades["ETHUSDT"] = [Fill(number, START - 30_000 + number) for number in range(10, 20)]
+    exchange.trades["ETHUSDT"] = [Fill(trade_id, START - 30_000 + trade_id) for trade_id in range(10, 20)]
     nonsense = Nonsense(1, lambda: START, ["BTCUSDT", "btcusdt@aggTrade"], [1])
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade", "ethusdt@aggTrade")
@@ -21,12 +21,12 @@ def test_nonsense_ends_nothing(exchange: Exchange, tmp_path: Path) -> None:
             played.engine.send(nonsense.message(nonsense.random.choice(KINDS)))
         played.engine.ask(Subscribe(["ethusdt@aggTrade"], complete=True, engine=5))
         played.engine.ask(FetchTrades("ETHUSDT", 11, 18))
-        played.engine.wait(Trades, lambda part: told_of(part) == ("ETHUSDT", 11, 18), timeout=30)
+        played.engine.wait(Trades, lambda part: ids_of(part) == ("ETHUSDT", 11, 18), timeout=30)
         assert played.room.process.poll() is None
         assert len(played.room.log) < 50_000
 
 
-def told_of(batch: Trades) -> tuple[str, int, int] | None:
+def ids_of(batch: Trades) -> tuple[str, int, int] | None:
     """Return what an answer is about; None if it is about no ids, or is none."""
     if not batch.covered:
         return None

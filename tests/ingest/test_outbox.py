@@ -22,7 +22,7 @@ def test_trades_are_dropped_and_counted_and_everything_else_is_kept_in_order() -
         for _ in range(5):
             outbox.send(BATCH)
         assert outbox.counts == {"messages": 4, "trades dropped": 3}
-        removed = [RemoveSymbol(f"S{number}", number) for number in range(5)]
+        removed = [RemoveSymbol(f"S{index}", index) for index in range(5)]
         for event in removed:
             outbox.send(event)
         outbox.send(FeedState(1, True, 1, 1, 1))

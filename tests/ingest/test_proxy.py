@@ -53,7 +53,7 @@ class Proxy:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._lead, "127.0.0.1", self.port))
+        server = self._loop.run_until_complete(asyncio.start_server(self._relay, "127.0.0.1", self.port))
         self._ready.set()
         self._loop.run_forever()
         server.close()
@@ -62,7 +62,7 @@ class Proxy:
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
-    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first = head.split("\r\n")[0]

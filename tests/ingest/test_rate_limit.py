@@ -67,7 +67,7 @@ def test_a_request_heavier_than_the_budget_goes_alone() -> None:
     assert weight_budget.wait_ms(1, BEGIN) > 0
 
 
-def test_an_exchange_whose_time_begins_anew_has_a_new_count() -> None:
+def test_an_exchange_whose_time_restarts_has_a_new_count() -> None:
     weight_budget = WeightBudget(100, 1.0)
     weight_budget.finish(90, weight_budget.start(90, BEGIN), BEGIN)
     assert weight_budget.wait_ms(50, BEGIN - 3_600_000) == 0
@@ -97,7 +97,7 @@ def test_no_minute_of_the_exchange_ever_sees_more_than_the_limit() -> None:
     assert max(counted.values()) > 1500
 
 
-def test_the_time_that_a_weight_takes_is_told_by_the_minutes_it_needs() -> None:
+def test_the_time_that_a_weight_takes_is_said_by_the_minutes_it_needs() -> None:
     weight_budget = WeightBudget(1000, 1.0)
     assert weight_budget.estimate_ms(900, BEGIN) == 0
     assert weight_budget.estimate_ms(901, BEGIN) == MINUTE_MS

@@ -16,7 +16,7 @@ BAN_S = 4.0
 
 
 def be_banned(folder: Path, exchange: Exchange, seconds: float) -> None:
-    """Leave what an ingest leaves that was told 418."""
+    """Leave what an ingest leaves that got a 418."""
     (folder / "data").mkdir()
     until = time.time_ns() // 1_000_000 + int(seconds * 1000)
     write_ban(folder / "data" / "ban", f"http://127.0.0.1:{exchange.port}/fapi/v1", until)
@@ -53,7 +53,7 @@ def test_what_the_engine_does_not_know_comes_when_the_ban_is_over(exchange: Exch
 
 
 def test_missing_trades_are_asked_for_once_the_ban_is_over(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START + number) for number in range(1, 8)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START + trade_id) for trade_id in range(1, 8)]
     be_banned(tmp_path, exchange, BAN_S)
     banned_at = time.monotonic()
     with playing(tmp_path, exchange) as played:

@@ -176,28 +176,28 @@ def arbitrary(dice: random.Random, kind: str) -> bytes:
     for _ in range(dice.choice([0, 0, 0, 1, 1, 1, 2])):
         key = dice.choice([*ODD])
         change = (key, dice.choice(ODD[key]))
-        places = [place for place, (other, _) in enumerate(content) if other == key]
+        indices = [at for at, (other, _) in enumerate(content) if other == key]
         match dice.randrange(4):
             case 0:
                 content.insert(dice.randrange(len(content) + 1), change)
-            case 1 if places:
-                del content[places[0]]
-            case _ if places:
-                content[places[0]] = change
+            case 1 if indices:
+                del content[indices[0]]
+            case _ if indices:
+                content[indices[0]] = change
             case _:
                 content.append(change)
     if dice.random() < 0.3:
         dice.shuffle(content)
     stream = b'"x@aggTrade"' if dice.random() < 0.9 else dice.choice([*ANYTHING, '"币"'.encode()])
     frame = b'{"stream":%b,"data":{%b}}' % (stream, b",".join(b'"%b":%b' % pair for pair in content))
-    place = dice.randrange(len(frame))
+    at = dice.randrange(len(frame))
     match dice.randrange(40):
         case 0:
-            return frame[:place]
+            return frame[:at]
         case 1:
-            return frame[:place] + dice.randbytes(1) + frame[place + 1 :]
+            return frame[:at] + dice.randbytes(1) + frame[at + 1 :]
         case 2:
-            return frame[:place] + dice.choice([b" ", b'"', b",", b"}", b"{", b"\n", b"\\"]) + frame[place:]
+            return frame[:at] + dice.choice([b" ", b'"', b",", b"}", b"{", b"\n", b"\\"]) + frame[at:]
         case 3:
             return frame + dice.choice([b" ", b"}", b"\n", b",", frame])
     return frame
@@ -257,9 +257,9 @@ def test_what_the_simulator_writes_is_scanned(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS_OF_STREAM)
 def test_the_table_is_packed_again_only_when_it_changes(kind: str) -> None:
-    decimals = Decimals({f"S{number}": (2, 3) for number in range(1_000)})
+    decimals = Decimals({f"S{index}": (2, 3) for index in range(1_000)})
     instruments = Instruments(decimals)
-    assert instruments.indexes(f"S{number}" for number in range(1_000)) == list(range(1_000))
+    assert instruments.indexes(f"S{index}" for index in range(1_000)) == list(range(1_000))
     packed = instruments.packed
     decimals.grow("OTHER", 1, 1)
     decimals.grow("S5", 1, 1)
@@ -318,20 +318,20 @@ def test_klines_are_scanned_as_they_are_decoded_or_left() -> None:
     pieces = re.findall(rb'"[^"]*"|[0-9]+|[^"0-9]+', page)
     assert b"".join(pieces) == page
     plain = 0
-    for place, piece in enumerate(pieces):
+    for index, piece in enumerate(pieces):
         for odd in [*ANYTHING, b"", b" ", b",", b"[", b"]", b"],[", piece * 2]:
-            plain += klines_agree(b"".join([*pieces[:place], odd, *pieces[place + 1 :]]))
+            plain += klines_agree(b"".join([*pieces[:index], odd, *pieces[index + 1 :]]))
     assert 300 < plain < 600
     for _ in range(3_000):
-        place = dice.randrange(len(page))
-        klines_agree(page[:place] + bytes([dice.choice(b'0123456789",.[] \n\xff-e')]) + page[place + 1 :])
-        klines_agree(page[:place])
+        at = dice.randrange(len(page))
+        klines_agree(page[:at] + bytes([dice.choice(b'0123456789",.[] \n\xff-e')]) + page[at + 1 :])
+        klines_agree(page[:at])
 
 
 @pytest.mark.parametrize(("name", "count"), [("usdm-BTCUSDT-1m.csv", 4), ("usdm-ALGOUSDT-1m-2024-02.csv.gz", 41_760)])
 def test_what_the_exchange_has_of_klines_is_plain(name: str, count: int) -> None:
     _, *lines = unpacked(recording(name)).decode().split()
-    rows = [[int(text) if place in (0, 6, 8) else text for place, text in enumerate(line.split(","))] for line in lines]
+    rows = [[int(text) if index in (0, 6, 8) else text for index, text in enumerate(line.split(","))] for line in lines]
     assert len(rows) == count
     for start in range(0, len(rows), 1_500):
         assert klines_agree(json.dumps(rows[start : start + 1_500], separators=(",", ":")).encode())

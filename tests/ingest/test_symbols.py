@@ -46,7 +46,7 @@ def test_a_listing_at_run_time_goes_before_the_others() -> None:
     assert announced(symbols) == ["N", "B", "C"]
 
 
-def test_a_symbol_that_stops_trading_is_removed_if_the_engine_was_told_of_it() -> None:
+def test_a_symbol_that_stops_trading_is_removed_if_the_engine_was_sent_it() -> None:
     symbols = Symbols([], 100)
     symbols.refresh(listings("A", "B", "C", "D"))
     symbols.engine_knows(["A"])
@@ -54,7 +54,7 @@ def test_a_symbol_that_stops_trading_is_removed_if_the_engine_was_told_of_it() -
     assert symbols.announced("B")
     assert symbols.take() == "C"
     assert symbols.refresh(listings("A", "B", "C", "D", halted=("A", "B", "C", "D"))).removed == ["A", "B"]
-    # What was under way need not be told any more, and nothing is left.
+    # What was under way need not be sent any more, and nothing is left.
     assert not symbols.announced("C")
     assert symbols.take() is None
     assert symbols.progress == (0, 0)
@@ -71,7 +71,7 @@ def test_an_empty_list_changes_nothing() -> None:
     assert "A" in symbols.names
 
 
-def test_an_engine_that_lost_everything_hears_everything_again() -> None:
+def test_an_engine_that_lost_everything_is_sent_everything_again() -> None:
     symbols = Symbols([], 100)
     symbols.refresh(listings("A", "B"))
     symbols.engine_knows([])
@@ -96,7 +96,7 @@ def test_no_more_than_the_maximum_is_wanted() -> None:
     symbols.engine_knows(["C"])
     assert announced(symbols) == ["A"]
     assert symbols.left_out == 2
-    # A place that is free is taken.
+    # A slot that is free is taken.
     symbols.refresh(listings("A", "B", "D"))
     assert announced(symbols) == ["B"]
 
@@ -176,7 +176,7 @@ def test_a_name_that_is_a_symbol_s_own_means_that_one_alone() -> None:
     assert symbols.trading_count == 3
 
 
-def test_a_name_that_nobody_has_is_told_with_the_nearest_until_it_is_listed() -> None:
+def test_a_name_that_nobody_has_is_logged_with_the_nearest_until_it_is_listed() -> None:
     symbols = Symbols(["BTCUSDT", "btc/usd", "qqqqqqqq", "NEW-USDT", "OLDUSDT", ""], 100)
     symbols.refresh(listings("BTCUSDT", "ETHUSDT", "OLDUSDT", halted=("OLDUSDT",)))
     assert {name: symbols.unknown[name] for name in ("btc/usd", "qqqqqqqq", "")} == {

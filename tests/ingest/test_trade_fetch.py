@@ -21,7 +21,7 @@ from tests.ingest.played import (
 
 
 def test_trades_are_fetched_by_id_in_pages_that_add_up(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 2600)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 2600)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         played.engine.ask(FetchTrades("BTCUSDT", 100, 2299))
@@ -39,18 +39,18 @@ def rest_stands_still(exchange: Exchange, played: Played) -> Iterator[None]:
     """Let what is asked in the block wait with a question that was asked before it."""
     exchange.refusals.append(("aggTrades", 429, {"Retry-After": "4"}, {"code": -1003, "msg": "Too many requests"}))
     played.engine.ask(FetchTrades("BTCUSDT", 100, 101))
-    # Ingest's own word: the exchange has said it before ingest has heard it.
+    # Ingest's own word: the exchange has sent it before ingest has received it.
     wait_for("the refusal", lambda: "the exchange says 429" in played.room.log)
     exchange.asked.clear()
     yield
-    # Commands are obeyed in order: whoever has come to this one has taken the questions before it.
+    # Commands are carried out in order: an answer to this one means that the questions before it were taken.
     played.engine.ask(Subscribe(["goneusdt@aggTrade"]))
-    wait_for("the answer to the command behind them", lambda: played.engine.of(RemoveSymbol))
+    wait_for("the answer to the command after them", lambda: played.engine.of(RemoveSymbol))
     assert not exchange.asked
 
 
 def test_missing_trades_of_one_page_cost_one_request(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 2600)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 2600)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         with rest_stands_still(exchange, played):
@@ -65,7 +65,7 @@ def test_missing_trades_of_one_page_cost_one_request(exchange: Exchange, tmp_pat
 
 
 def test_a_large_gap_is_fetched_once_however_its_beginning_moves(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 4000)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 4000)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         with rest_stands_still(exchange, played):
@@ -77,7 +77,7 @@ def test_a_large_gap_is_fetched_once_however_its_beginning_moves(exchange: Excha
 
 
 def test_what_the_stream_brought_is_answered_from_memory(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 41)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 41)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         for fill in exchange.trades["BTCUSDT"][20:]:
@@ -94,7 +94,7 @@ def test_what_the_stream_brought_is_answered_from_memory(exchange: Exchange, tmp
 
 def test_the_newest_trades_are_asked_for_when_the_stream_has_begun(exchange: Exchange, tmp_path: Path) -> None:
     # A trade between the answer and the stream's begin would be in neither, and show by the next id only.
-    exchange.trades["BTCUSDT"] = [Fill(number, START - 50_000 + number) for number in range(1, 10)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 10)]
     with playing(tmp_path, exchange) as played:
         exchange.reply_after_s = 0.7
         played.subscribe("btcusdt@aggTrade")
@@ -106,7 +106,7 @@ def test_the_newest_trades_are_asked_for_when_the_stream_has_begun(exchange: Exc
 
 
 def test_trades_since_a_time_cover_every_id_before_it(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, FORMING - 1000 + number * 100) for number in range(1, 50)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, FORMING - 1000 + trade_id * 100) for trade_id in range(1, 50)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         played.engine.ask(FetchTrades("BTCUSDT", 0, 29, FORMING))
@@ -131,7 +131,7 @@ def test_trades_since_a_time_cover_every_id_before_it(exchange: Exchange, tmp_pa
 
 def test_trades_that_are_too_old_are_not_answered_and_not_asked_twice(exchange: Exchange, tmp_path: Path) -> None:
     message = {"code": -4166, "msg": "Search window is restricted to recent 2 days only."}
-    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(1, 10)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START) for trade_id in range(1, 10)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         exchange.refusals.append(("aggTrades", 400, {}, message))
@@ -146,7 +146,7 @@ def test_trades_that_are_too_old_are_not_answered_and_not_asked_twice(exchange: 
 def test_void_ids_of_the_trade_stream_are_covered_without_rows(exchange: Exchange, tmp_path: Path) -> None:
     void = {5, 6, 1500, 2400}
     exchange.trades["BTCUSDT"] = [
-        Fill(number, FORMING - 10_000 + number * 10) for number in range(1, 2600) if number not in void
+        Fill(trade_id, FORMING - 10_000 + trade_id * 10) for trade_id in range(1, 2600) if trade_id not in void
     ]
     with playing(tmp_path, exchange, stream="trade") as played:
         played.subscribe("btcusdt@trade")
@@ -187,7 +187,7 @@ def test_void_ids_of_the_trade_stream_are_covered_without_rows(exchange: Exchang
 
 
 def test_looking_back_ends_where_nothing_is_older(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(3_000_000_000, 3_000_001_700)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START) for trade_id in range(3_000_000_000, 3_000_001_700)]
     with playing(tmp_path, exchange, stream="trade") as played:
         played.subscribe("btcusdt@trade")
         played.engine.ask(FetchTrades("BTCUSDT", 0, -1, FORMING - 1000))
@@ -199,7 +199,7 @@ def test_looking_back_ends_where_nothing_is_older(exchange: Exchange, tmp_path: 
 
 
 def test_rest_stops_at_429_and_goes_on_when_it_may(exchange: Exchange, tmp_path: Path) -> None:
-    exchange.trades["BTCUSDT"] = [Fill(number, START) for number in range(1, 10)]
+    exchange.trades["BTCUSDT"] = [Fill(trade_id, START) for trade_id in range(1, 10)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
         exchange.refusals.append(("aggTrades", 429, {"Retry-After": "5"}, {"code": -1003, "msg": "Too many requests"}))
@@ -216,7 +216,7 @@ def test_rest_stops_at_429_and_goes_on_when_it_may(exchange: Exchange, tmp_path:
 
 
 def test_ids_that_an_answer_left_out_are_asked_of_rest_again(exchange: Exchange, tmp_path: Path) -> None:
-    everything = [Fill(number, START - 50_000 + number) for number in range(1, 41)]
+    everything = [Fill(trade_id, START - 50_000 + trade_id) for trade_id in range(1, 41)]
     exchange.trades["BTCUSDT"] = [fill for fill in everything if fill.id not in (5, 6, 20)]
     with playing(tmp_path, exchange) as played:
         played.subscribe("btcusdt@aggTrade")
@@ -238,7 +238,9 @@ def test_every_row_that_is_no_market_trade_is_handed_on_as_a_void_id(exchange: E
     kinds = ["NA", "INSURANCE_FUND", "ADL", "SOMETHING_NEW", "", "market", "MARKETS"]
     with playing(tmp_path, exchange, stream="trade") as played:
         played.subscribe("btcusdt@trade")
-        frames = [trade_frame("BTCUSDT", Fill(number, START, "0", "0"), X=kind) for number, kind in enumerate(kinds, 1)]
+        frames = [
+            trade_frame("BTCUSDT", Fill(trade_id, START, "0", "0"), X=kind) for trade_id, kind in enumerate(kinds, 1)
+        ]
         frames += [
             trade_frame("BTCUSDT", Fill(8, START, "", ""), X="NA"),
             trade_frame("BTCUSDT", Fill(9, START, "NaN", "-1"), X="NA"),
@@ -248,7 +250,7 @@ def test_every_row_that_is_no_market_trade_is_handed_on_as_a_void_id(exchange: E
         ]
         exchange.say(*frames, route="public")
         wait_for("all of them", lambda: len(played.rows()) == 11)
-        assert [(row[1], row[5]) for row in played.rows()] == [*((number, 0) for number in range(1, 11)), (11, 1)]
+        assert [(row[1], row[5]) for row in played.rows()] == [*((trade_id, 0) for trade_id in range(1, 11)), (11, 1)]
         # Where REST's trades end before them, that is an answer about ids that are known to be.
         exchange.trades["BTCUSDT"] = [Fill(11, START)]
         played.engine.ask(FetchTrades("BTCUSDT", 12, 13))

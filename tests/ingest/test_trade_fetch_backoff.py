@@ -15,11 +15,11 @@ def test_symbols_that_fail_cost_next_to_nothing_after_five_minutes(symbols: int)
     backoff = TradeBackoff()
     late = 0
     for now_s in range(0, 600, RETRY_S):
-        for number in range(symbols):
-            if backoff.may_ask(str(number), now_s):
-                attempts = 1 if backoff.has_failed(str(number)) else ATTEMPTS_MAX
+        for index in range(symbols):
+            if backoff.may_ask(str(index), now_s):
+                attempts = 1 if backoff.has_failed(str(index)) else ATTEMPTS_MAX
                 late += WEIGHT * attempts * (now_s >= 300)
-                backoff.failed(str(number), now_s)
+                backoff.failed(str(index), now_s)
     assert late / 5 <= 0.01 * BUDGET
 
 

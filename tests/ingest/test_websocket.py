@@ -1,4 +1,4 @@
-"""What a websocket brings, however its bytes are cut up, and what ends it: beside a server that writes as told."""
+"""What a websocket brings, however its bytes are cut up, and what ends it: beside a server that writes what it gets."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ from websockets.server import ServerProtocol
 from services.ingest.websocket import MESSAGE_MAX, READ_MAX, Frames, Websocket
 
 SIZES = (0, 1, 124, 125, 126, 127, 300, 65_535, 65_536, READ_MAX, READ_MAX + 1)
-"""Of messages: around the lengths that are spelled otherwise, and that one read has no room for."""
+"""Of messages: around the lengths that are spelled otherwise, and that exceed one read."""
 
 
 class Exchange:
-    """Shakes hands, writes what it is told to in pieces of any size, and knows what it was sent."""
+    """Shakes hands, writes what it is given in pieces of any size, and knows what it was sent."""
 
     def __init__(self) -> None:
         self._websocket = ServerProtocol()
-        self.heard: list[Frame] = []
+        self.frames_received: list[Frame] = []
         self.writer: asyncio.StreamWriter
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +36,7 @@ class Exchange:
                         writer.write(b"".join(self._websocket.data_to_send()))
                     else:
                         assert isinstance(event, Frame)
-                        self.heard.append(event)
+                        self.frames_received.append(event)
 
     async def write(self, data: bytes, cuts: list[int]) -> None:
         for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
@@ -111,11 +111,11 @@ def test_every_message_comes_once_however_it_is_cut_and_whatever_lies_between() 
             data,
             cuts,
             lambda messages, exchange, _, e=expected, p=pings: (
-                len(messages) >= len(e) and len(exchange.heard) >= len(p)
+                len(messages) >= len(e) and len(exchange.frames_received) >= len(p)
             ),  # type: ignore[misc]
         )
         assert messages == expected
-        pongs = [bytes(each.data) for each in exchange.heard if each.opcode is Opcode.PONG]
+        pongs = [bytes(each.data) for each in exchange.frames_received if each.opcode is Opcode.PONG]
         assert pongs == pings
 
 
@@ -139,15 +139,15 @@ MISTAKES = {
         frame(Opcode.TEXT, b"a" * MESSAGE_MAX, fin=False) + frame(Opcode.CONT, b"a"),
         TOO_LARGE,
     ),
-    "a goodbye": (frame(Opcode.CLOSE, Close(1008, "bye").serialize()), "closed by the exchange: 1008 bye"),
-    "a goodbye without a word": (frame(Opcode.CLOSE, b""), "closed by the exchange: 1005"),
+    "a close": (frame(Opcode.CLOSE, Close(1008, "bye").serialize()), "closed by the exchange: 1008 bye"),
+    "a close without a reason": (frame(Opcode.CLOSE, b""), "closed by the exchange: 1005"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_what_is_no_message_ends_the_websocket_and_says_why(mistake: str) -> None:
     what, why = MISTAKES[mistake]
-    data = frame(Opcode.TEXT, b"before") + what + frame(Opcode.TEXT, b"behind")
+    data = frame(Opcode.TEXT, b"before") + what + frame(Opcode.TEXT, b"after")
     for cuts in ([], list(range(1, min(len(data), 60)))):
         messages, _, websocket = play(data, cuts, lambda _, __, websocket: websocket.closed.done())
         assert messages == [b"before"]
@@ -155,7 +155,7 @@ def test_what_is_no_message_ends_the_websocket_and_says_why(mistake: str) -> Non
         assert any(part in said for part in why.split("|")), said
 
 
-def test_the_largest_message_has_room() -> None:
-    data = frame(Opcode.TEXT, b"x" * MESSAGE_MAX) + frame(Opcode.TEXT, b"behind")
+def test_the_largest_message_fits() -> None:
+    data = frame(Opcode.TEXT, b"x" * MESSAGE_MAX) + frame(Opcode.TEXT, b"after")
     messages, _, _ = play(frame(Opcode.TEXT, b"y") + data, [], lambda messages, *_: len(messages) == 3)
     assert [len(message) for message in messages] == [1, MESSAGE_MAX, 6]

@@ -100,14 +100,14 @@ def test_a_handshake_that_is_none_costs_a_pause_and_no_restart(answer: Answer, m
 
 def test_an_answer_to_the_handshake_without_an_end_is_refused() -> None:
     async def story() -> None:
-        async def babble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def write_endlessly(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\n")
             with suppress(ConnectionError):
                 while True:
                     writer.write(b"X-More: and more\r\n" * 1_000)
                     await writer.drain()
 
-        server = await asyncio.start_server(babble, "127.0.0.1", 0)
+        server = await asyncio.start_server(write_endlessly, "127.0.0.1", 0)
         refused = Websocket(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", True, lambda _: None)
         with pytest.raises(OSError, match="more than 16384 bytes"):
             await refused.open()

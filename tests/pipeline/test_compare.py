@@ -55,7 +55,7 @@ def test_a_minute_that_the_exchange_has_otherwise_is_named(tmp_path: Path) -> No
         assert " matched" in text
         assert unproven(config) == []
         with psycopg.connect(database_url(config)) as connection:
-            # In all intervals alike: the tables alone cannot tell.
+            # In all intervals alike: the tables alone cannot show it.
             symbol, moment = connection.execute(
                 "SELECT symbol, open_time FROM klines WHERE interval = '1m' AND source = 'trades' AND final"
                 " AND trade_count > 0 ORDER BY open_time, symbol LIMIT 1"

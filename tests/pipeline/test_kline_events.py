@@ -68,8 +68,11 @@ def test_between_two_kline_events_our_sums_grow_as_the_exchanges_do(name: str, p
             if earlier["L"] == later["L"]:
                 continue
             before, after = held[symbol, earlier["L"]], held[symbol, later["L"]]
-            for theirs, ours in SUMS.items():
-                assert after[ours] - before[ours] == Decimal(later[theirs]) - Decimal(earlier[theirs]), (later, ours)
+            for wire_name, field in SUMS.items():
+                assert after[field] - before[field] == Decimal(later[wire_name]) - Decimal(earlier[wire_name]), (
+                    later,
+                    field,
+                )
             compared += 1
     assert compared == pairs
 

@@ -26,7 +26,7 @@ START_MAX_S = 90.0
 STOP_MAX_S = 5.0
 
 
-class House:
+class System:
     """supervisord with the project's own configuration; only its socket and pid file lie elsewhere."""
 
     def __init__(self, folder: Path, checkout: Path = ROOT, **environ: str) -> None:
@@ -71,7 +71,7 @@ class House:
         return time.monotonic() - asked_at
 
     def rooms(self) -> dict[str, int]:
-        """Return the process ids of everything that runs on this house's configuration, by words of its command."""
+        """Return the process ids of everything that runs on this system's configuration, by words of its command."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -84,7 +84,7 @@ class House:
         return found
 
     def servers(self) -> list[str]:
-        """Name the processes whose command names this house's folder: the database's, above all."""
+        """Name the processes whose command names this system's folder: the database's, above all."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -119,12 +119,12 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
+def system(tmp_path: Path) -> Iterator[System]:
+    system = System(tmp_path)
     try:
-        yield house
+        yield system
     finally:
-        house.clean_up()
+        system.clean_up()
 
 
 def test_a_percent_sign_is_no_obstacle_in_path_or_in_the_checkouts(tmp_path: Path) -> None:
@@ -132,107 +132,107 @@ def test_a_percent_sign_is_no_obstacle_in_path_or_in_the_checkouts(tmp_path: Pat
     checkout.mkdir()
     for part in ("services", "shared", ".venv"):
         (checkout / part).symlink_to(ROOT / part)
-    house = House(tmp_path, checkout, PATH=f"/nowhere/50% %(ENV_HOME)s:{os.environ['PATH']}")
+    system = System(tmp_path, checkout, PATH=f"/nowhere/50% %(ENV_HOME)s:{os.environ['PATH']}")
     try:
-        house.conf_path = checkout / "supervisord.conf"
-        house.conf_path.write_text((ROOT / "supervisord.conf").read_text(encoding="utf-8"), encoding="utf-8")
-        house.start()
-        wait_for("the page", house.page, timeout=START_MAX_S)
-        wait_for("the database", lambda: " is ready in " in house.log, timeout=START_MAX_S)
+        system.conf_path = checkout / "supervisord.conf"
+        system.conf_path.write_text((ROOT / "supervisord.conf").read_text(encoding="utf-8"), encoding="utf-8")
+        system.start()
+        wait_for("the page", system.page, timeout=START_MAX_S)
+        wait_for("the database", lambda: " is ready in " in system.log, timeout=START_MAX_S)
     finally:
-        house.clean_up()
+        system.clean_up()
 
 
-def query(house: House, sql: str) -> list[tuple[object, ...]]:
+def query(system: System, sql: str) -> list[tuple[object, ...]]:
     psycopg = pytest.importorskip("psycopg")
     from shared.postgres import database_url
 
-    with psycopg.connect(database_url(house.config)) as connection:
+    with psycopg.connect(database_url(system.config)) as connection:
         return list(connection.execute(sql).fetchall())
 
 
-def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(house: House) -> None:
-    house.start()
-    wait_for("the page", house.page, timeout=START_MAX_S)
-    rows = house.moves()
-    assert len({row.volume for row in rows}) >= 3, house.log[-5000:]
+def test_a_cold_start_shows_moving_klines_ends_at_ctrl_c_and_keeps_the_data(system: System) -> None:
+    system.start()
+    wait_for("the page", system.page, timeout=START_MAX_S)
+    rows = system.moves()
+    assert len({row.volume for row in rows}) >= 3, system.log[-5000:]
 
     def saved() -> list[tuple[object, ...]]:
         try:
             return query(
-                house, "select count(*), min(open_time) from klines where symbol = 'BTCUSDT' having count(*) > 0"
+                system, "select count(*), min(open_time) from klines where symbol = 'BTCUSDT' having count(*) > 0"
             )
         except Exception:
             return []
 
     before = wait_for("klines in the database", saved, timeout=START_MAX_S)[0]
-    ((writer,),) = query(house, "select pid from pg_stat_activity where application_name like 'klagg persist%'")
+    ((writer,),) = query(system, "select pid from pg_stat_activity where application_name like 'klagg persist%'")
     assert isinstance(writer, int)
     assert os.getpriority(os.PRIO_PROCESS, writer) == LOW_PRIORITY_NICE
     group = Path(f"/proc/{writer}/autogroup")
     assert not group.exists() or group.read_text().split()[-2:] in (["nice", str(LOW_PRIORITY_NICE)], [])
-    assert house.stop() < STOP_MAX_S, house.log[-5000:]
-    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=20)
-    assert "Traceback" not in house.log
-    assert "SIGKILL" not in house.log.replace("stopped: pulse (terminated by SIGKILL)", "")
+    assert system.stop() < STOP_MAX_S, system.log[-5000:]
+    wait_for("every process to be gone", lambda: not system.rooms() and not system.servers(), timeout=20)
+    assert "Traceback" not in system.log
+    assert "SIGKILL" not in system.log.replace("stopped: pulse (terminated by SIGKILL)", "")
 
-    house.start()
-    wait_for("the page again", house.page, timeout=START_MAX_S)
+    system.start()
+    wait_for("the page again", system.page, timeout=START_MAX_S)
     after = wait_for("the database again", saved, timeout=START_MAX_S)[0]
     assert after[0] >= before[0]  # type: ignore[operator]
     assert after[1] == before[1]
-    assert house.moves()
-    assert house.stop() < STOP_MAX_S, house.log[-5000:]
-    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=20)
-    assert "Traceback" not in house.log
+    assert system.moves()
+    assert system.stop() < STOP_MAX_S, system.log[-5000:]
+    wait_for("every process to be gone", lambda: not system.rooms() and not system.servers(), timeout=20)
+    assert "Traceback" not in system.log
 
 
 @pytest.mark.parametrize("when", ["live", "starting"])
-def test_a_killed_supervisord_leaves_nobody_behind(house: House, when: str) -> None:
-    house.start()
-    assert house.process is not None
+def test_a_killed_supervisord_leaves_no_process(system: System, when: str) -> None:
+    system.start()
+    assert system.process is not None
     if when == "live":
-        wait_for("the page", house.page, timeout=START_MAX_S)
+        wait_for("the page", system.page, timeout=START_MAX_S)
     else:
         # Python is still loading what they need: nobody has asked the kernel for anything yet.
-        wait_for("the rooms", lambda: len(house.rooms()) >= len(ROOMS), timeout=START_MAX_S, every=0.01)
-    house.process.kill()
-    house.process.wait()
-    wait_for("every process to be gone", lambda: not house.rooms() and not house.servers(), timeout=40)
+        wait_for("the rooms", lambda: len(system.rooms()) >= len(ROOMS), timeout=START_MAX_S, every=0.01)
+    system.process.kill()
+    system.process.wait()
+    wait_for("every process to be gone", lambda: not system.rooms() and not system.servers(), timeout=40)
 
 
 def test_supervisorctl_shows_all_rooms_and_what_is_not_needed_has_ended_well(tmp_path: Path) -> None:
     # No exchange is reached here: a port of this machine on which nobody listens stands for it.
-    house = House(tmp_path, KLAGG_DATABASE_URL="postgresql://127.0.0.1:9/none", KLAGG_EXCHANGE_SYMBOLS="BTCUSDT")
+    system = System(tmp_path, KLAGG_DATABASE_URL="postgresql://127.0.0.1:9/none", KLAGG_EXCHANGE_SYMBOLS="BTCUSDT")
     try:
-        house.start()
-        wait_for("the page", house.page, timeout=START_MAX_S)
+        system.start()
+        wait_for("the page", system.page, timeout=START_MAX_S)
 
         def status() -> dict[str, str]:
-            told = subprocess.run(
-                [SUPERVISORD.with_name("supervisorctl"), "-c", house.conf_path, "status"],
+            listed = subprocess.run(
+                [SUPERVISORD.with_name("supervisorctl"), "-c", system.conf_path, "status"],
                 capture_output=True,
                 text=True,
             )
-            return {words[0]: words[1] for line in told.stdout.splitlines() if len(words := line.split()) > 1}
+            return {words[0]: words[1] for line in listed.stdout.splitlines() if len(words := line.split()) > 1}
 
         wait_for("postgres to end", lambda: status().get("postgres") == "EXITED")
         assert {name for name, state in status().items() if state == "RUNNING"} >= ROOMS - {"postgres"}
-        assert house.log.count("services.postgres") <= 1
-        assert house.stop() < STOP_MAX_S + 5, "the engine waits in vain for its last rows to be saved"
-        wait_for("every process to be gone", lambda: not house.rooms(), timeout=20)
+        assert system.log.count("services.postgres") <= 1
+        assert system.stop() < STOP_MAX_S + 5, "the engine waits in vain for its last rows to be saved"
+        wait_for("every process to be gone", lambda: not system.rooms(), timeout=20)
     finally:
-        house.clean_up()
+        system.clean_up()
 
 
-def test_a_room_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(house: House) -> None:
+def test_a_room_whose_port_is_taken_says_so_and_comes_up_when_it_is_free(system: System) -> None:
     import socket
 
-    with socket.create_server(("127.0.0.1", house.config.viz.port)):
-        house.start()
-        wait_for("a word about the port", lambda: "cannot listen on 127.0.0.1" in house.log, timeout=START_MAX_S)
+    with socket.create_server(("127.0.0.1", system.config.viz.port)):
+        system.start()
+        wait_for("a word about the port", lambda: "cannot listen on 127.0.0.1" in system.log, timeout=START_MAX_S)
         # Not a second word right after the first one.
         time.sleep(2)
-        assert house.log.count("cannot listen on 127.0.0.1") == 1
-    wait_for("the page", house.page, timeout=START_MAX_S)
-    assert house.stop() < STOP_MAX_S
+        assert system.log.count("cannot listen on 127.0.0.1") == 1
+    wait_for("the page", system.page, timeout=START_MAX_S)
+    assert system.stop() < STOP_MAX_S

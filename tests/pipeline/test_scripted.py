@@ -1,4 +1,4 @@
-"""The rooms beside a scripted exchange that is none of ours: what it does is told, and nothing false is final."""
+"""The rooms beside a scripted exchange that is none of ours: what it does is reported, and nothing false is final."""
 
 import json
 import subprocess
@@ -91,7 +91,7 @@ class Rows:
 
 
 @pytest.mark.timeout(600)
-def test_what_a_scripted_exchange_does_is_told_and_nothing_false_is_final(tmp_path: Path) -> None:
+def test_what_a_scripted_exchange_does_is_reported_and_nothing_false_is_final(tmp_path: Path) -> None:
     port = free_port()
     engine = {"save_interval_ms": 500, "gap_retry_ms": 1_000, "symbols_max": 10}
     path = write_config(tmp_path, simulator={"port": port}, engine=engine)
@@ -102,46 +102,46 @@ def test_what_a_scripted_exchange_does_is_told_and_nothing_false_is_final(tmp_pa
         wait_for("ingest", lambda: "waiting for the exchange" in rooms["ingest"].log, START_MAX_S)
         with scripted(port) as exchange, Snapshots(config.engine.snapshots, HEALTH_TOPIC) as snapshots:
 
-            def heard(**least: int) -> bool:
+            def reported(**least: int) -> bool:
                 received = snapshots.receive(timeout_ms=100)
                 if received is not None and isinstance(received[1], dict):
                     health.update(received[1])
-                return all(health.get(name, 0) >= number for name, number in least.items())
+                return all(health.get(name, 0) >= least_value for name, least_value in least.items())
 
-            wait_for("both symbols", lambda: heard(symbols=2), START_MAX_S)
+            wait_for("both symbols", lambda: reported(symbols=2), START_MAX_S)
             rows = Rows(config)
             first = min(exchange.minutes("BBBUSDT"))
             # Listed again: ids begin with 0, in a minute that has trades of the former ones too.
             exchange.do("BBBUSDT", "relist", seconds=1, first=0)
-            wait_for("ids that begin anew", lambda: heard(contradictions=1), SOON_S)
+            wait_for("ids that restart", lambda: reported(contradictions=1), SOON_S)
             began = max(exchange.minutes("BBBUSDT"))
             wait_for("a final minute", lambda: rows.of("AAAUSDT").get(first, {}).get("final"), SOON_S)
             late = max(exchange.minutes("AAAUSDT")) - MINUTE_MS
             before = wait_for("a final minute", lambda: finals(rows.of("AAAUSDT")).get(late), SOON_S)
             # Back by no more than into that minute.
             exchange.do("AAAUSDT", "late", ms=MINUTE_MS - 5_000)
-            wait_for("a final that is taken back", lambda: heard(withdrawn=1), SOON_S)
+            wait_for("a final that is taken back", lambda: reported(withdrawn=1), SOON_S)
             after = wait_for(
                 "it to be final again",
                 lambda: {r: k for r, k in finals(rows.of("AAAUSDT")).items() if k["revision"] > before["revision"]},
                 SOON_S,
             )
             assert all(row["values"] == exchange.minutes("AAAUSDT")[time] for time, row in after.items())
-            anew = wait_for("the exchange's own minute", lambda: finals(rows.of("BBBUSDT")).get(began), SOON_S)
-            assert anew["source"] == "exchange"
-            assert anew["values"] == exchange.minutes("BBBUSDT")[began]
+            restarted = wait_for("the exchange's own minute", lambda: finals(rows.of("BBBUSDT")).get(began), SOON_S)
+            assert restarted["source"] == "exchange"
+            assert restarted["values"] == exchange.minutes("BBBUSDT")[began]
             # Trades that nobody gets, and ids that there are not: missing, and what they touch is not final.
             exchange.do("AAAUSDT", "trim", n=5)
             exchange.do("BBBUSDT", "burn", n=10)
-            wait_for("what is missing", lambda: heard(missing_ids=15), SOON_S)
+            wait_for("what is missing", lambda: reported(missing_ids=15), SOON_S)
             contradictions = health["contradictions"]
             exchange.do("BBBUSDT", "again")
-            wait_for("a used id", lambda: heard(contradictions=contradictions + 1), SOON_S)
+            wait_for("a used id", lambda: reported(contradictions=contradictions + 1), SOON_S)
             for symbol in ("AAAUSDT", "BBBUSDT"):
-                theirs = exchange.minutes(symbol)
-                wrong = {time: row for time, row in finals(rows.of(symbol)).items() if row["values"] != theirs[time]}
-                assert not wrong, (symbol, wrong, theirs)
-            assert [place for place in unproven(config) if "are missing" not in place] == []
+                official = exchange.minutes(symbol)
+                wrong = {time: row for time, row in finals(rows.of(symbol)).items() if row["values"] != official[time]}
+                assert not wrong, (symbol, wrong, official)
+            assert [difference for difference in unproven(config) if "are missing" not in difference] == []
         assert "Traceback" not in "".join(room.log for room in rooms.values())
 
 

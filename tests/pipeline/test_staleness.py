@@ -52,7 +52,7 @@ LOOKS = """() => ({
 GREY = "rgb(143, 155, 171)"
 
 
-class House:
+class System:
     """The whole system as processes, a few busy symbols, and a page that looks at one of them."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -114,9 +114,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with ExitStack() as stack:
-        yield House(tmp_path_factory.mktemp("staleness"), stack)
+        yield System(tmp_path_factory.mktemp("staleness"), stack)
 
 
 def seconds_until(true: Callable[[], object], timeout: float = 30.0) -> float:
@@ -125,9 +125,9 @@ def seconds_until(true: Callable[[], object], timeout: float = 30.0) -> float:
     return time.monotonic() - began
 
 
-def trades_come(house: House) -> bool:
-    """Say whether the engine hears the market: viz is asked, which nobody has stopped, or is there again."""
-    _, figures = house.health()
+def trades_come(system: System) -> bool:
+    """Say whether the engine receives the market: viz is asked, which nobody has stopped, or is there again."""
+    _, figures = system.health()
     age = figures.get("trade_age_s")
     state = figures.get("engine", {}).get("state")
     return state == "live" and age is not None and age < 1.0 and figures["engine"]["health"]["connected"]
@@ -160,18 +160,18 @@ NOT_GREEN = {"viz": "page", "engine": "engine", "ingest": "exchange", "simulator
 
 @pytest.mark.parametrize("what", [name for name in STOPS if name != "exchange killed"] + ["exchange killed"])
 def test_the_page_says_within_2_s_that_it_is_not_live_and_not_1_s_longer_than_that_is_so(
-    house: House, what: str
+    system: System, what: str
 ) -> None:
     name, number = STOPS[what]
-    house.mend()
+    system.mend()
     if name:
-        house.signal(name, number)
+        system.signal(name, number)
     else:
-        ask(house.config, "fault", "POST", kind="silent", seconds=6)
-    shown = seconds_until(lambda: not (looks := house.looks())["live"] and looks["banner"], 10)
+        ask(system.config, "fault", "POST", kind="silent", seconds=6)
+    shown = seconds_until(lambda: not (looks := system.looks())["live"] and looks["banner"], 10)
     # It may first say what shows first: that no trades come, of an ingest that is stopped.
-    wait_for(SAID[what], lambda: SAID[what] in house.looks()["banner"], 10)
-    looks = house.looks()
+    wait_for(SAID[what], lambda: SAID[what] in system.looks()["banner"], 10)
+    looks = system.looks()
     assert looks["lights"][NOT_GREEN[name]] == "bad"
     assert looks["lights"]["exchange"] != "good"
     assert looks["lights"]["proof"] != "good"
@@ -183,59 +183,59 @@ def test_the_page_says_within_2_s_that_it_is_not_live_and_not_1_s_longer_than_th
     assert looks["unsure"] >= 1
     assert looks["drawn"] == looks["unsure"]
     if not name:
-        wait_for("trades", lambda: trades_come(house), 30, every=POLL_S)
+        wait_for("trades", lambda: trades_come(system), 30, every=POLL_S)
     elif number == signal.SIGSTOP:
-        house.signal(name, signal.SIGCONT)
-        wait_for("trades", lambda: trades_come(house), 30, every=POLL_S)
+        system.signal(name, signal.SIGCONT)
+        wait_for("trades", lambda: trades_come(system), 30, every=POLL_S)
     else:
-        house.again(name)
-        wait_for("trades", lambda: trades_come(house), 60, every=POLL_S)
-    gone = seconds_until(lambda: house.looks()["live"], 10)
+        system.again(name)
+        wait_for("trades", lambda: trades_come(system), 60, every=POLL_S)
+    gone = seconds_until(lambda: system.looks()["live"], 10)
     print(f"{what}: shown after {shown:.2f} s, gone {gone:.2f} s after trades came again")
     assert shown <= SHOWN_MAX_S
     assert gone <= GONE_MAX_S
-    repaired = seconds_until(lambda: house.looks()["drawn"] == 0 and house.is_whole(), 60)
+    repaired = seconds_until(lambda: system.looks()["drawn"] == 0 and system.is_whole(), 60)
     print(f"{what}: all klines as usual {repaired:.2f} s later")
 
 
-def test_klines_that_lack_trades_look_different_within_a_second_until_they_are_repaired(house: House) -> None:
-    house.mend()
+def test_klines_that_lack_trades_look_different_within_a_second_until_they_are_repaired(system: System) -> None:
+    system.mend()
     # REST answers nothing meanwhile: what is skipped stays missing.
-    ask(house.config, "fault", "POST", kind="error", seconds=12, share=1.0)
-    ask(house.config, "fault", "POST", kind="skip", seconds=3, share=0.5)
-    with Snapshots(house.config.engine.snapshots, [kline_topic("BTCUSDT", "1m")]) as snapshots:
+    ask(system.config, "fault", "POST", kind="error", seconds=12, share=1.0)
+    ask(system.config, "fault", "POST", kind="skip", seconds=3, share=0.5)
+    with Snapshots(system.config.engine.snapshots, [kline_topic("BTCUSDT", "1m")]) as snapshots:
 
         def lacks() -> bool:
             message = snapshots.receive(timeout_ms=200)
             return message is not None and isinstance(message[1], Snapshot) and message[1].gap
 
         wait_for("missing trades", lacks, 10, every=0.0)
-    shown = seconds_until(lambda: house.looks()["drawn"], 10)
-    wait_for("the light", lambda: house.looks()["lights"]["proof"] == "wait", 5, every=POLL_S)
-    assert "trades missing" in house.looks()["proof"]
-    assert house.looks()["live"]
-    repaired = seconds_until(lambda: house.health()[1]["missing_ids"] == 0, 60)
-    gone = seconds_until(lambda: house.looks()["drawn"] == 0, 10)
+    shown = seconds_until(lambda: system.looks()["drawn"], 10)
+    wait_for("the light", lambda: system.looks()["lights"]["proof"] == "wait", 5, every=POLL_S)
+    assert "trades missing" in system.looks()["proof"]
+    assert system.looks()["live"]
+    repaired = seconds_until(lambda: system.health()[1]["missing_ids"] == 0, 60)
+    gone = seconds_until(lambda: system.looks()["drawn"] == 0, 10)
     print(f"gap: shown {shown:.2f} s after it was known, repaired {repaired:.1f} s later, gone after {gone:.2f} s")
     assert shown <= 1.0
     assert gone <= 1.0
 
 
-def test_the_price_line_is_the_markets_last_wherever_the_chart_is_scrolled_to(house: House) -> None:
-    house.mend()
-    house.page.evaluate("klagg.chart.chart.timeScale().setVisibleLogicalRange({ from: -5, to: 40 })")
+def test_the_price_line_is_the_markets_last_wherever_the_chart_is_scrolled_to(system: System) -> None:
+    system.mend()
+    system.page.evaluate("klagg.chart.chart.timeScale().setVisibleLogicalRange({ from: -5, to: 40 })")
     same = "() => klagg.chart.line.shown.text === document.getElementById('last').textContent && klagg.chart.line.shown"
     for _ in range(5):
-        shown = wait_for("the line", lambda: house.page.evaluate(same), 5, every=POLL_S)
+        shown = wait_for("the line", lambda: system.page.evaluate(same), 5, every=POLL_S)
         assert shown["left"].startswith("00:")
         last = shown["text"]
         another = f"() => klagg.chart.line.shown.text !== '{last}'"
-        wait_for("the next price", lambda: house.page.evaluate(another), 20, every=POLL_S)  # noqa: B023
-    assert house.page.evaluate("klagg.chart.prices.options().lastValueVisible") is False
-    height = house.page.evaluate("klagg.chart.prices.getPane().getHeight()")
-    for label in house.page.evaluate("klagg.chart.line.views.map((view) => view.coordinate())"):
+        wait_for("the next price", lambda: system.page.evaluate(another), 20, every=POLL_S)  # noqa: B023
+    assert system.page.evaluate("klagg.chart.prices.options().lastValueVisible") is False
+    height = system.page.evaluate("klagg.chart.prices.getPane().getHeight()")
+    for label in system.page.evaluate("klagg.chart.line.views.map((view) => view.coordinate())"):
         assert 0 < label < height
-    house.page.get_by_role("button", name="Latest").click()
+    system.page.get_by_role("button", name="Latest").click()
 
 
 OUTAGES: dict[str, tuple[str, str]] = {
@@ -247,25 +247,25 @@ OUTAGES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", list(OUTAGES))
-def test_health_says_within_15_s_what_is_not_well_and_5_s_after_it_is_that_all_is(house: House, name: str) -> None:
-    house.mend()
-    wait_for("everything to be well", lambda: house.health()[1].get("ok"), 60)
-    wait_for("everything to be ready", lambda: house.health("/readyz")[0] == 200, 60)
-    house.signal(name, signal.SIGSTOP)
-    said = seconds_until(lambda: any(OUTAGES[name][0] in reason for reason in house.health()[1]["reasons"]), 30)
-    status, answer = house.health("/readyz")
+def test_health_says_within_15_s_what_is_not_well_and_5_s_after_it_is_that_all_is(system: System, name: str) -> None:
+    system.mend()
+    wait_for("everything to be well", lambda: system.health()[1].get("ok"), 60)
+    wait_for("everything to be ready", lambda: system.health("/readyz")[0] == 200, 60)
+    system.signal(name, signal.SIGSTOP)
+    said = seconds_until(lambda: any(OUTAGES[name][0] in reason for reason in system.health()[1]["reasons"]), 30)
+    status, answer = system.health("/readyz")
     assert status == 503
     assert any(OUTAGES[name][0] in reason for reason in answer["reasons"])
-    assert house.health("/healthz")[0] == 200
-    house.signal(name, signal.SIGCONT)
-    well = seconds_until(lambda: house.health()[1]["ok"], 30)
+    assert system.health("/healthz")[0] == 200
+    system.signal(name, signal.SIGCONT)
+    well = seconds_until(lambda: system.health()[1]["ok"], 30)
     print(f"{name} stopped: not ok after {said:.1f} s, ok {well:.1f} s after it went on")
     assert said <= 15
     assert well <= 5
 
 
-def test_health_counts_restarts(house: House) -> None:
-    before = house.health()[1]["restarts"]["ingest"]
-    house.signal("ingest", signal.SIGKILL)
-    house.again("ingest")
-    wait_for("the count", lambda: house.health()[1]["restarts"]["ingest"] == before + 1, 30)
+def test_health_counts_restarts(system: System) -> None:
+    before = system.health()[1]["restarts"]["ingest"]
+    system.signal("ingest", signal.SIGKILL)
+    system.again("ingest")
+    wait_for("the count", lambda: system.health()[1]["restarts"]["ingest"] == before + 1, 30)

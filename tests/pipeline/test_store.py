@@ -1,4 +1,4 @@
-"""What becomes of the store under the whole system: read-only, full, set back, emptied. It is told, and made good."""
+"""What becomes of the store under the whole system: read-only, full, set back, emptied. It is logged, and made good."""
 
 import json
 import os
@@ -29,11 +29,11 @@ DISK_MB = 160
 SAID_MAX_S, WELL_MAX_S, WHOLE_MAX_S = 15.0, 5.0, 60.0
 
 
-class House:
+class System:
     """The whole system as processes, with a few busy symbols. It saves in a role that rights can be taken from."""
 
     def __init__(self, folder: Path, stack: ExitStack, own_disk: bool = False) -> None:
-        for name in ("store", "house"):
+        for name in ("store", "system"):
             (folder / name).mkdir()
         at = write_config(folder / "store")
         self.admin = database_url(load({"KLAGG_CONFIG": str(at)}))
@@ -48,7 +48,7 @@ class House:
         wait_for("the database", self._has_user, 60)
         url = f"{self.admin}&options=-c%20role%3Dwriter"
         simulator = {"symbols": 8, "trades_per_second": 200.0, "history_days": 2, "quirks": False}
-        path = write_config(folder / "house", simulator=simulator, viz={"port": free_port()}, database={"url": url})
+        path = write_config(folder / "system", simulator=simulator, viz={"port": free_port()}, database={"url": url})
         self.config = load({"KLAGG_CONFIG": str(path)})
         self.rooms = {name: Room(name, path) for name in ROOMS}
         stack.callback(self.stop)
@@ -84,7 +84,7 @@ class House:
                 cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def told(self, room: str, words: str) -> int:
+    def logged(self, room: str, words: str) -> int:
         return self.rooms[room].log.count(words)
 
 
@@ -104,66 +104,66 @@ def seconds_until(what: str, true: Callable[[], object], timeout: float = 60.0) 
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with ExitStack() as stack:
-        yield House(tmp_path_factory.mktemp("store"), stack)
+        yield System(tmp_path_factory.mktemp("store"), stack)
 
 
-def test_a_store_that_only_reads_is_told_within_15_s_and_nothing_5_s_after_it_writes(house: House) -> None:
-    wait_for("all to be well", house.is_well, 60)
-    house.query(f"REVOKE INSERT, UPDATE, DELETE ON {', '.join(TABLES)} FROM writer")
-    said = seconds_until("the reason", lambda: any("nothing was saved" in reason for reason in house.reasons() or ()))
-    assert house.told("persist", "permission denied") == 1
-    house.query(f"GRANT INSERT, UPDATE, DELETE ON {', '.join(TABLES)} TO writer")
-    well = seconds_until("all to be well", house.is_well)
+def test_a_store_that_only_reads_is_reported_within_15_s_and_nothing_5_s_after_it_writes(system: System) -> None:
+    wait_for("all to be well", system.is_well, 60)
+    system.query(f"REVOKE INSERT, UPDATE, DELETE ON {', '.join(TABLES)} FROM writer")
+    said = seconds_until("the reason", lambda: any("nothing was saved" in reason for reason in system.reasons() or ()))
+    assert system.logged("persist", "permission denied") == 1
+    system.query(f"GRANT INSERT, UPDATE, DELETE ON {', '.join(TABLES)} TO writer")
+    well = seconds_until("all to be well", system.is_well)
     print(f"read-only: not ok after {said:.1f} s, ok after {well:.1f} s")
     assert said <= SAID_MAX_S
     assert well <= WELL_MAX_S
 
 
-def batch_of(house: House) -> int:
+def batch_of(system: System) -> int:
     """Return the number of the last batch that was saved."""
-    return int(house.query("SELECT batch FROM engine_state")[0][0])
+    return int(system.query("SELECT batch FROM engine_state")[0][0])
 
 
 @pytest.mark.parametrize("how", ["set back", "emptied"])
-def test_a_store_that_went_backwards_is_whole_again_within_a_minute(house: House, how: str) -> None:
-    wait_for("all to be well", house.is_well, 60)
-    before = house.told("engine", "the store was set back")
+def test_a_store_that_went_backwards_is_whole_again_within_a_minute(system: System, how: str) -> None:
+    wait_for("all to be well", system.is_well, 60)
+    before = system.logged("engine", "the store was set back")
     if how == "set back":
-        house.query(*(f"DROP TABLE IF EXISTS kept_{name}" for name in TABLES))
-        house.query("BEGIN", *(f"CREATE TABLE kept_{name} AS SELECT * FROM {name}" for name in TABLES), "COMMIT")
-        saved = batch_of(house)
-        wait_for("two more batches", lambda: batch_of(house) >= saved + 2)
+        system.query(*(f"DROP TABLE IF EXISTS kept_{name}" for name in TABLES))
+        system.query("BEGIN", *(f"CREATE TABLE kept_{name} AS SELECT * FROM {name}" for name in TABLES), "COMMIT")
+        saved = batch_of(system)
+        wait_for("two more batches", lambda: batch_of(system) >= saved + 2)
         back = [
             text for name in TABLES for text in (f"TRUNCATE {name}", f"INSERT INTO {name} SELECT * FROM kept_{name}")
         ]
-        house.query("BEGIN", *back, "COMMIT")
+        system.query("BEGIN", *back, "COMMIT")
     else:
-        house.query(f"TRUNCATE {', '.join(TABLES)}")
-    whole = seconds_until("it to be told", lambda: house.told("engine", "the store was set back") > before)
-    settle(house.config, WHOLE_MAX_S - whole)
-    whole += seconds_until("all to be there", lambda: not differences(house.config)[0], WHOLE_MAX_S - whole)
-    ask(house.config, "resume", "POST")
+        system.query(f"TRUNCATE {', '.join(TABLES)}")
+    whole = seconds_until("it to be logged", lambda: system.logged("engine", "the store was set back") > before)
+    settle(system.config, WHOLE_MAX_S - whole)
+    whole += seconds_until("all to be there", lambda: not differences(system.config)[0], WHOLE_MAX_S - whole)
+    ask(system.config, "resume", "POST")
     print(f"{how}: whole after {whole:.1f} s")
-    assert house.told("engine", "the store was set back") == before + 1
-    assert unproven(house.config) == []
+    assert system.logged("engine", "the store was set back") == before + 1
+    assert unproven(system.config) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root can make a small disk")
-def test_a_full_disk_is_told_within_15_s(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_within_15_s(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        house = House(tmp_path, stack, own_disk=True)
-        filler = Path(f"/proc/{house.server.pid}/root{house.disk}/filler")
+        system = System(tmp_path, stack, own_disk=True)
+        filler = Path(f"/proc/{system.server.pid}/root{system.disk}/filler")
         with filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(2**16))
-        said = seconds_until("the reason", lambda: any("nothing was saved" in why for why in house.reasons() or ()))
-        assert "No space left on device" in house.rooms["persist"].log
+        said = seconds_until("the reason", lambda: any("nothing was saved" in why for why in system.reasons() or ()))
+        assert "No space left on device" in system.rooms["persist"].log
         filler.unlink()
-        well = seconds_until("all to be well", house.is_well)
+        well = seconds_until("all to be well", system.is_well)
         print(f"full disk: not ok after {said:.1f} s, ok after {well:.1f} s")
         assert said <= SAID_MAX_S
         assert well <= WELL_MAX_S
-        settle(house.config)
-        assert differences(house.config)[0] == []
+        settle(system.config)
+        assert differences(system.config)[0] == []

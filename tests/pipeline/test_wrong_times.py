@@ -25,7 +25,7 @@ SILENT_MAX_S = 10.0
 
 
 class Listener(threading.Thread):
-    """Hears every row that the engine publishes."""
+    """Receives every row that the engine publishes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(daemon=True)
@@ -37,13 +37,13 @@ class Listener(threading.Thread):
         """How far the engine's time was from the real one, at most."""
         self.silent_s = 0.0
         """The longest time without a row since `count_silence`."""
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self.rows = 0
         self.health: dict[str, Any] = {}
 
     def count_silence(self) -> None:
         """Count from here on: without a feed there is silence."""
-        self._heard_at, self.silent_s = time.monotonic(), 0.0
+        self._received_at, self.silent_s = time.monotonic(), 0.0
 
     def run(self) -> None:
         with Snapshots(self._config.engine.snapshots, ["kline.", HEALTH_TOPIC]) as snapshots:
@@ -54,8 +54,8 @@ class Listener(threading.Thread):
                 message = received[1]
                 if isinstance(message, Snapshot):
                     now_ms, now = time.time_ns() // 1_000_000, time.monotonic()
-                    self.silent_s = max(self.silent_s, now - self._heard_at)
-                    self._heard_at, self.rows = now, self.rows + 1
+                    self.silent_s = max(self.silent_s, now - self._received_at)
+                    self._received_at, self.rows = now, self.rows + 1
                     self.ahead_ms = max(self.ahead_ms, message.open_time - now_ms)
                     self.off_ms = max(self.off_ms, abs(message.exchange_time - now_ms))
                 elif isinstance(message, dict):

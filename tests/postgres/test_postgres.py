@@ -87,7 +87,7 @@ def test_a_file_left_by_a_dead_server_does_not_stop_the_next(tmp_path: Path) -> 
         assert answer(config) == 1
 
 
-def test_a_cluster_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
+def test_a_cluster_that_was_half_made_is_made_again(tmp_path: Path) -> None:
     path, config = config_of(tmp_path)
     for name in ("base", "half-made"):
         (config.postgres_path / name).mkdir(parents=True)

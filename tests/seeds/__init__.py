@@ -4,7 +4,7 @@
     python -m tests.seeds --seed 7
 
 A seed decides the market and every fault: trades that are lost, late, doubled and out of order, questions that are not
-answered, an exchange that does not go back far enough, a feed, a store and an engine that die at any moment, a database
+answered, an exchange that does not go back far enough, a feed, a store and an engine that end at any moment, a database
 that is away for longer than memory lasts. In the end everything is left alone, and what the store has must be what was
 traded: every kline of every interval, and the ids must prove it. What is expected is computed one trade at a time from
 the list of trades (tests/engine/played.py: expected) and shares no code with the engine.

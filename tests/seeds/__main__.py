@@ -8,9 +8,9 @@ from multiprocessing import get_context
 
 from tests.seeds.simulation import Played, run
 
-TELL_S = 10.0
-TOLD_MAX = 3
-"""Differences told of one seed of many."""
+PROGRESS_S = 10.0
+SHOWN_MAX = 3
+"""Differences shown of one seed of many."""
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seed is not None:
         played = [run(arguments.seed)]
-        _tell_wrong(played[0], len(played[0].wrong))
+        _show_wrong(played[0], len(played[0].wrong))
     else:
         played = _play(range(arguments.begin, arguments.begin + arguments.seeds), arguments.processes)
     failed = sorted(one.seed for one in played if one.wrong)
@@ -36,22 +36,22 @@ def main() -> None:
 
 def _play(seeds: range, processes: int) -> list[Played]:
     played = []
-    began = told_at = time.monotonic()
+    began = shown_at = time.monotonic()
     with get_context("spawn").Pool(processes) as pool:
         for one in pool.imap_unordered(run, seeds, chunksize=5):
             played.append(one)
-            _tell_wrong(one, TOLD_MAX)
-            if time.monotonic() > told_at + TELL_S:
-                told_at = time.monotonic()
-                rate = len(played) / (told_at - began) * 60
+            _show_wrong(one, SHOWN_MAX)
+            if time.monotonic() > shown_at + PROGRESS_S:
+                shown_at = time.monotonic()
+                rate = len(played) / (shown_at - began) * 60
                 print(f"{len(played)} of {len(seeds)} seeds, {rate:.0f} a minute", flush=True)
     return played
 
 
-def _tell_wrong(played: Played, told_max: int) -> None:
+def _show_wrong(played: Played, shown_max: int) -> None:
     if played.wrong:
         print(f"seed {played.seed}: {len(played.wrong)} wrong")
-    for line in played.wrong[:told_max]:
+    for line in played.wrong[:shown_max]:
         print(f"  {line}", flush=True)
 
 

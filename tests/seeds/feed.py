@@ -43,18 +43,18 @@ class Feed:
         self.connected = True
         self.since = world.now
         self.engine = 0
-        self.dead = False
-        self.begins_anew = set(exchange.relisted)
+        self.ended = False
+        self.restarting = set(exchange.relisted)
         """Symbols whose ids have not restarted yet."""
         self.overlap_until = 0
         self.beat()
 
     def beat(self) -> None:
-        if not self.dead:
-            self.tell()
+        if not self.ended:
+            self.report()
             self.world.after(1_000, self.beat)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         now = self.world.now
         self.send(FeedState(self.session, self.connected, self.since, now, now * MS, engine=self.engine))
 
@@ -65,19 +65,19 @@ class Feed:
                 self.recent.streams_began(self.subscribed)
             else:
                 self.recent.streams_ended()
-            self.tell()
+            self.report()
 
     def traded(self, symbol: str, trades: list[Trade]) -> None:
         """The exchange sends trades of a moment; faults are between it and the engine."""
         world = self.world
-        if self.dead or not self.connected or symbol not in self.subscribed:
+        if self.ended or not self.connected or symbol not in self.subscribed:
             return
         last = self.exchange.trades[symbol][-1]
-        if symbol in self.begins_anew and trades[-1].id >= self.exchange.relisted[symbol]:
-            self.begins_anew.remove(symbol)
+        if symbol in self.restarting and trades[-1].id >= self.exchange.relisted[symbol]:
+            self.restarting.remove(symbol)
             self.recent = Recent(rows_max=MEMORY_ROWS)
             self.recent.streams_began(self.subscribed)
-        arriving = [self.exchange.told(symbol, trade) for trade in trades if trade == last or not world.fails(0.02)]
+        arriving = [self.exchange.on_wire(symbol, trade) for trade in trades if trade == last or not world.fails(0.02)]
         if world.fails(0.05):
             arriving += arriving
         if world.fails(0.1):
@@ -95,7 +95,7 @@ class Feed:
 
     def arrive(self, delay: float, trades: Trades) -> None:
         def come() -> None:
-            if not self.dead and self.connected:
+            if not self.ended and self.connected:
                 self.recent.add(trades)
                 self.send(trades)
 
@@ -103,13 +103,13 @@ class Feed:
 
     def later(self, delay: float, *events: AppEvent) -> None:
         def arrive() -> None:
-            if not self.dead:
+            if not self.ended:
                 for event in events:
                     self.send(event)
 
         self.world.after(delay, arrive)
 
-    def obey(self, command: Command) -> None:
+    def execute(self, command: Command) -> None:
         world = self.world
         match command:
             case Subscribe(complete=True):
@@ -118,7 +118,7 @@ class Feed:
                 self.subscribe([self.symbol(stream) for stream in command.streams])
                 while (name := self.symbols.take()) is not None:
                     self.announce(name)
-                self.tell()
+                self.report()
                 self.later(world.source.uniform(0, 300), *self.recent.last_trades())
             case Subscribe():
                 for stream in command.streams:
@@ -140,7 +140,7 @@ class Feed:
 
     def announce(self, name: str) -> None:
         def answer() -> None:
-            if self.dead:
+            if self.ended:
                 return
             if world.fails(0.2):
                 world.after(1_000, answer)
@@ -158,7 +158,7 @@ class Feed:
 
     def fetch_trades(self, ask: FetchTrades) -> None:
         """Answer from memory, and the rest from REST."""
-        if self.dead:
+        if self.ended:
             return
         known = self.recent.answer(ask)
         self.later(1, *known.parts)
@@ -167,13 +167,13 @@ class Feed:
 
     def fetch_from_rest(self, ask: FetchTrades) -> None:
         past = self.exchange.named(ask.symbol)
-        if self.dead or not past:
+        if self.ended or not past:
             return
         first, newest = ask.first_id, past[-1].id
         end = newest if ask.last_id < 0 else min(ask.last_id, newest)
         older_to = -1
         if not first:
-            wanted = next((place for place, trade in enumerate(past) if trade.time >= ask.from_time), len(past))
+            wanted = next((index for index, trade in enumerate(past) if trade.time >= ask.from_time), len(past))
             older_to = past[wanted - 1].id if wanted else -1
             if wanted == len(past):
                 self.answer(ask.symbol, [], 0, older_to, older_to)

@@ -36,7 +36,7 @@ class Simulation:
         self.store = Store(world)
         resume_max = source.choice([2, 60])
         if self.exchange.falls:
-            resume_max = 60  # Or a restart may be such an absence as `strike` leaves out.
+            resume_max = 60  # Or a restart may be such an absence as `inject_fault` leaves out.
         self.config = EngineConfig(
             symbols_max=3, window=WINDOW, resume_max_ms=resume_max * MINUTE, silence_ask_ms=3_000
         )
@@ -50,7 +50,7 @@ class Simulation:
         self.store_goes_back = world.nature.random() < 0.2
         """The tables are set back or emptied."""
         self.fault_mean_ms = source.choice([20_000, 120_000, 10**9])
-        self.world.after(source.expovariate(1 / self.fault_mean_ms), self.strike)
+        self.world.after(source.expovariate(1 / self.fault_mean_ms), self.inject_fault)
 
     def start_engine(self) -> None:
         self.engines += 1
@@ -117,7 +117,7 @@ class Simulation:
                 self.engine.apply(self.store.state(), now_ns)
             self.engine.tick(now_ns)
             for command in self.engine.take_commands():
-                self.feed.obey(command)
+                self.feed.execute(command)
             saved = self.engine.take_batch(now_ns)
             if saved is not None:
                 self.store.take(saved, self.send)
@@ -125,7 +125,7 @@ class Simulation:
             self.idle_until = 0 if wait is None else world.now + wait
         world.after(500, self.turn)
 
-    def strike(self) -> None:
+    def inject_fault(self) -> None:
         """One fault, and the next one after a while."""
         world, source = self.world, self.world.source
         if not world.faults:
@@ -134,7 +134,7 @@ class Simulation:
         if self.exchange.falls:
             # After a longer absence a symbol is reseeded after it, and what was proven before stays. A trade from
             # within the absence whose time falls back into that is asked of nobody: the minute lacks it, final, and
-            # only `verify --against-exchange` tells.
+            # only `verify --against-exchange` finds it.
             away = min(away, 30_000)
         if world.nature.random() < 0.1:
             self.frozen_until = world.now + world.nature.choice([2_000, 30_000, 3 * MINUTE])
@@ -147,7 +147,7 @@ class Simulation:
             case "feed":
                 self.kill_feed()
             case "store":
-                self.store.die()
+                self.store.end()
             case "database":
                 self.store.away_until = world.now + away
             case "connection":
@@ -166,8 +166,8 @@ class Simulation:
             case "everything":
                 self.kill_engine(min(away, 10 * MINUTE))
                 self.kill_feed()
-                self.store.die()
-        world.after(source.expovariate(1 / self.fault_mean_ms), self.strike)
+                self.store.end()
+        world.after(source.expovariate(1 / self.fault_mean_ms), self.inject_fault)
 
     def take_all(self) -> None:
         """The database takes every symbol again."""
@@ -180,7 +180,7 @@ class Simulation:
         self.store_known = 0
 
     def kill_feed(self) -> None:
-        self.feed.dead = True
+        self.feed.ended = True
         self.start_feed()
 
     def note_figures(self) -> None:
@@ -212,7 +212,7 @@ class Simulation:
         if mark.last_id < last_id:
             wrong.append(f"{symbol}: saved up to {mark.last_id} of {last_id}")
         if not self.exchange.falls:
-            wrong += [f"{symbol}: {place}" for place in self.store.changed_finals.get(symbol, [])]
+            wrong += [f"{symbol}: {kline}" for kline in self.store.changed_finals.get(symbol, [])]
         if mark.audit.counts.get(MISMATCHED) and not self.exchange.falls:
             wrong.append(f"{symbol}: {mark.audit.mismatches} are not what the exchange says")
         whole = expected(trades)

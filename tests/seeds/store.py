@@ -1,4 +1,4 @@
-"""The tables, and a persist that takes its time and dies."""
+"""The tables, and a persist that takes its time and ends at any moment."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from tests.seeds.world import World
 
 
 class Store:
-    """The tables, and a persist that takes its time and dies."""
+    """The tables, and a persist that takes its time and ends at any moment."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -79,14 +79,14 @@ class Store:
                 times = sorted(open_times[name, interval])
                 keys += [(name, interval, time) for time in times[-count:]]
             rows = np.zeros(len(keys), PLACED_KLINE)
-            for place, key in enumerate(keys):
-                rows[place]["interval"] = INTERVAL_NAMES.index(key[1])
-                rows[place]["kline"] = self.rows[key]
+            for index, key in enumerate(keys):
+                rows[index]["interval"] = INTERVAL_NAMES.index(key[1])
+                rows[index]["kline"] = self.rows[key]
             parts.append(Restored(request.session, [mark], rows.tobytes(), False, self.time, self.point))
         return [*parts, Restored(request.session, [], b"", True, self.time, self.point)]
 
     def take(self, saved: DirtyBatch, answer: Callable[[Persisted | StoreState], None]) -> None:
-        """Save a batch once the database is there, unless this persist dies before."""
+        """Save a batch once the database is there, unless this persist ends before."""
         life = self.life
 
         def commit() -> None:
@@ -121,7 +121,7 @@ class Store:
             if not self.world.fails(0.05):
                 answer(Persisted(saved.session, saved.batch, self.point.tables, refused))
             else:
-                self.die()
+                self.end()
 
         self.world.after(self.world.source.expovariate(1 / 50), commit)
 
@@ -154,6 +154,6 @@ class Store:
                 self.rows[key]["flags"] |= FINAL
                 self.unproven[mark.symbol].discard(key)
 
-    def die(self) -> None:
+    def end(self) -> None:
         self.life += 1
         self.session += 1

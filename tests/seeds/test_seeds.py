@@ -9,17 +9,17 @@ from tests.seeds.simulation import run
 from tests.seeds.starts import ROWS_MAX, ROWS_MIN, wrong_starts
 
 FAILED_ONCE = {
-    31: "a symbol that began anew took rows for whole that were closed and not proven",
-    23: "the open of a long kline came from the exchange's own minutes behind ours",
+    31: "a symbol that was reseeded took rows for whole that were closed and not proven",
+    23: "the open of a long kline came from the exchange's own minutes after ours",
     39: "the first trades were asked for once, and the answer was lost",
-    546: "ids began anew with 0, and the minute in which they did was final by the new ones alone",
+    546: "ids restarted with 0, and the minute in which they did was final by the new ones alone",
     1074: "a symbol that was announced late was restored with rows older than the rest",
     300128: "a symbol was silent for longer than memory, and its klines never became final",
     300315: "void ids that followed on missing ones counted in a kline before their own",
     400262: "the answer to a gap was taken for the answer that nothing is newer",
     600005: "a trade with a time long past was audited in the minutes before its own",
     600608: "an id that turned out to be older than the seam left its klines unexplained for ever",
-    602257: "an old trade out of ingest's memory hid those behind it, which a connection lost",
+    602257: "an old trade out of ingest's memory hid those after it, which a connection lost",
     741346: "ids restarted with 0 in the minute after the one in which the symbol began, and the first one was final",
     741896: "klines that had been asked for answered for a range that had grown since",
     703886: "klines of a symbol that the store refused left memory, and the older ones in the store became final",

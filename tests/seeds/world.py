@@ -18,7 +18,7 @@ ANNOUNCED = 60
 CALM_MS = 8 * MINUTE
 """Without faults in the end."""
 SILENT_MS = 7 * MINUTE
-"""Without trades in the end: longer than the engine is patient with missing ids that nobody answers for."""
+"""Without trades in the end: longer than the engine waits for missing ids that no answer explains."""
 HISTORY_MS = 90 * MINUTE
 
 
@@ -75,9 +75,9 @@ class Exchange:
         """Times fall from one id to the next, by up to minutes."""
         self.leaves_out = world.nature.random() < 0.3 and not self.falls
         """REST names some ids late, and some never. Where times fall too, one of them may belong in a minute before
-        those that its neighbours say: that minute lacks it, final, and only `verify --against-exchange` tells."""
+        those that its neighbours say: that minute lacks it, final, and only `verify --against-exchange` finds it."""
         self.relisted: dict[str, int] = {}
-        """By symbol: the first id after which ids began anew."""
+        """By symbol: the first id after which ids restarted."""
         self.relisted_first = world.nature.choice((0, 1))
         """The id that they restart with."""
         self.strays: dict[tuple[str, int], int] = {}
@@ -85,34 +85,34 @@ class Exchange:
         self._named_at: dict[tuple[str, int], float] = {}
         """By symbol and id: when REST begins to name it, for those that it leaves out at first."""
         for name in self.trades:
-            self._misbehave(name)
+            self._alter(name)
         self._end = START + span_ms
         self._klines: dict[str, dict[str, tuple[Rows, list[int]]]] = {}
         """All klines there will be, and when each ends: what falls back in time, the exchange knew all along."""
 
-    def _misbehave(self, name: str) -> None:
+    def _alter(self, name: str) -> None:
         nature, trades = self.world.nature, self.trades[name]
         if self.falls:
-            for place, trade in enumerate(trades):
+            for index, trade in enumerate(trades):
                 if trade.time > START and nature.random() < 0.05:
                     time = max(START, trade.time - nature.choice([50, 5_000, 70_000, 170_000]))
-                    trades[place] = trade._replace(time=time)
+                    trades[index] = trade._replace(time=time)
         if self.leaves_out:
-            # That there was a last one, only a later trade could tell: a void id is told by the stream alone.
+            # That there was a last one, only a later trade could show: a void id is sent by the stream alone.
             last = max((trade.id for trade in trades if trade.trade_count), default=0)
             for trade in trades[:last]:
                 if nature.random() < 0.05:
                     late = nature.choice([1_000, 20_000, 90_000, 10**12])
                     self._named_at[name, trade.id] = trade.time + late
         if nature.random() < 0.1 and len(trades) > 20 and not self.leaves_out:
-            for place in nature.sample(range(len(trades) // 2, len(trades) - 1), 2):
-                before, stray = trades[place - 1], trades[place]
+            for index in nature.sample(range(len(trades) // 2, len(trades) - 1), 2):
+                before, stray = trades[index - 1], trades[index]
                 # One that is the first of its minute looks like one from before, where a symbol begins right there:
                 # its minute lacks it then, which the audit alone shows.
                 follows = before.trade_count and (name, before.id) not in self.strays
                 follows = follows and before.time // MINUTE == stray.time // MINUTE
                 if follows and stray.time > START + 2 * MINUTE and stray.trade_count:
-                    self.strays[name, trades[place].id] = START - nature.choice([2, 30, 80]) * MINUTE
+                    self.strays[name, trades[index].id] = START - nature.choice([2, 30, 80]) * MINUTE
         # Where times fall, a trade of the new ids may fall back before the symbol's beginning: nobody asks for it then,
         # and the minute that it falls into lacks it.
         if nature.random() < 0.1 and len(trades) > 20 and not self.falls:
@@ -120,7 +120,7 @@ class Exchange:
             if trades[begin].time > START + MINUTE and trades[begin].trade_count and not self.strays:
                 self.relisted[name] = trades[begin].id
 
-    def told(self, symbol: str, trade: Trade) -> Trade:
+    def on_wire(self, symbol: str, trade: Trade) -> Trade:
         """Return a trade as it goes over the wire."""
         time = self.strays.get((symbol, trade.id), trade.time)
         return trade._replace(id=self.wire_id(symbol, trade.id), time=time)
@@ -149,7 +149,7 @@ class Exchange:
             past = [trade for trade in past if trade.id >= begin]
         named_at = self._named_at
         return [
-            self.told(symbol, trade)
+            self.on_wire(symbol, trade)
             for trade in past
             if trade.trade_count and named_at.get((symbol, trade.id), 0) <= self.world.now
         ]

@@ -14,7 +14,7 @@ from shared.process import Formatter
 from shared.sockets import bind
 
 
-def test_snapshots_are_heard_at_an_ipv6_address() -> None:
+def test_snapshots_are_received_at_an_ipv6_address() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     endpoint = f"tcp://[::1]:{free_port()}"
     publisher = bind(context, zmq.XPUB, endpoint)
@@ -46,7 +46,7 @@ def test_a_line_of_the_log_begins_with_the_time_in_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("a\nb", "a\\nb"),
         ("\x1b[2J\r", "\\x1b[2J\\r"),
@@ -56,6 +56,6 @@ def test_a_line_of_the_log_begins_with_the_time_in_utc() -> None:
         ("x" * 10**6, "x" * 2_000 + "... (1000000 characters)"),
     ],
 )
-def test_whatever_is_told_is_one_line_that_can_be_seen(text: str, told: str) -> None:
+def test_whatever_is_shown_is_one_line_that_can_be_seen(text: str, shown: str) -> None:
     record = logging.makeLogRecord({"msg": "%s", "args": (text,)})
-    assert Formatter("%(message)s").format(record) == told
+    assert Formatter("%(message)s").format(record) == shown

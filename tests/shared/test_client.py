@@ -1,4 +1,4 @@
-"""Attaching to the snapshots: by the Python client, and by the examples as a stranger would copy them."""
+"""Attaching to the snapshots: by the Python client, and by the examples as they are, copied elsewhere."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def endpoint() -> str:
 def test_subscribing_brings_the_unsaved_rows_and_then_every_change(endpoint: str) -> None:
     rows = made_up("BTCUSDT", "1m", 3)
     with (
-        PlayedEngine(endpoint, speaks=False, unsaved={"kline.BTCUSDT.1m": rows}) as engine,
+        PlayedEngine(endpoint, sends_health=False, unsaved={"kline.BTCUSDT.1m": rows}) as engine,
         Snapshots(endpoint, ["kline.BTCUSDT.1m"]) as snapshots,
     ):
         received = [snapshots.receive(10_000) for _ in rows]
@@ -57,7 +57,7 @@ def test_every_kind_of_message_arrives_decoded(endpoint: str) -> None:
 
 def test_a_lost_message_is_counted_for_its_topic(endpoint: str) -> None:
     row = made_up("BTCUSDT", "1m", 1)[0]
-    with PlayedEngine(endpoint, speaks=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
+    with PlayedEngine(endpoint, sends_health=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
         wait_for("the subscription", lambda: "kline.BTCUSDT.1m" in engine.held)
         engine.publish(row)
         assert snapshots.receive(10_000)
@@ -68,7 +68,7 @@ def test_a_lost_message_is_counted_for_its_topic(endpoint: str) -> None:
 
 
 def test_a_topic_is_exact_although_zeromq_matches_prefixes(endpoint: str) -> None:
-    with PlayedEngine(endpoint, speaks=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1") as snapshots:
+    with PlayedEngine(endpoint, sends_health=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1") as snapshots:
         wait_for("the subscription", lambda: "kline.BTCUSDT.1" in engine.held)
         for interval in ("1m", "1h", "1d", "1w", "1M"):
             engine.publish(made_up("BTCUSDT", interval, 1)[0])
@@ -85,7 +85,7 @@ def test_a_restarted_engine_is_found_again_and_loses_nothing_by_count(endpoint: 
     row = made_up("BTCUSDT", "1m", 1)[0]
     with Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
         for session in (1, 2):
-            with PlayedEngine(endpoint, session, speaks=False, unsaved={"kline.BTCUSDT.1m": [row]}):
+            with PlayedEngine(endpoint, session, sends_health=False, unsaved={"kline.BTCUSDT.1m": [row]}):
                 assert snapshots.receive(10_000)
                 assert snapshots.session == session
         assert snapshots.lost.total() == 0
@@ -93,7 +93,7 @@ def test_a_restarted_engine_is_found_again_and_loses_nothing_by_count(endpoint: 
 
 def test_what_passed_while_a_topic_was_given_up_is_not_lost(endpoint: str) -> None:
     row = made_up("BTCUSDT", "1m", 1)[0]
-    with PlayedEngine(endpoint, speaks=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
+    with PlayedEngine(endpoint, sends_health=False) as engine, Snapshots(endpoint, "kline.BTCUSDT.1m") as snapshots:
         wait_for("the subscription", lambda: engine.held)
         engine.publish(row)
         assert snapshots.receive(10_000)
@@ -108,7 +108,7 @@ def test_what_passed_while_a_topic_was_given_up_is_not_lost(endpoint: str) -> No
 
 
 def test_garbage_is_refused_and_counted(endpoint: str) -> None:
-    with PlayedEngine(endpoint, speaks=False) as engine, Snapshots(endpoint, "") as snapshots:
+    with PlayedEngine(endpoint, sends_health=False) as engine, Snapshots(endpoint, "") as snapshots:
         wait_for("the subscription", lambda: "" in engine.held)
         for topic in ("kline.BTCUSDT.1m", TICKERS_TOPIC, HEALTH_TOPIC, "weather"):
             engine.publish_raw(topic, b"\xc1 is never msgpack")
@@ -121,17 +121,17 @@ def test_garbage_is_refused_and_counted(endpoint: str) -> None:
 def test_the_async_client_yields_the_same(endpoint: str) -> None:
     rows = made_up("BTCUSDT", "1m", 5)
 
-    async def first(number: int) -> list[int]:
+    async def first(count: int) -> list[int]:
         opened: list[int] = []
         async with AsyncSnapshots(endpoint, ["kline.BTCUSDT.1m"]) as snapshots:
             async for _, message in snapshots:
                 assert isinstance(message, Snapshot)
                 opened.append(message.open_time)
-                if len(opened) == number:
+                if len(opened) == count:
                     break
         return opened
 
-    with PlayedEngine(endpoint, speaks=False) as engine:
+    with PlayedEngine(endpoint, sends_health=False) as engine:
         engine.unsaved["kline.BTCUSDT.1m"] = rows
         assert asyncio.run(asyncio.wait_for(first(5), 20)) == [row.open_time for row in rows]
 
@@ -204,7 +204,7 @@ def test_the_python_example_attaches_with_nothing_of_klagg(endpoint: str, tmp_pa
         line.startswith(("import", "from")) and ("shared" in line or "services" in line) for line in source.splitlines()
     )
     shutil.copy(ROOT / "examples" / "subscribe.py", tmp_path)
-    with PlayedEngine(endpoint, speaks=False) as engine:
+    with PlayedEngine(endpoint, sends_health=False) as engine:
         engine.unsaved["kline.BTCUSDT.1h"] = made_up("BTCUSDT", "1h", 2)
         check_example(Example(sys.executable, "subscribe.py", endpoint, "BTCUSDT", "1h", cwd=tmp_path), engine)
 
@@ -219,7 +219,7 @@ def test_the_node_example_attaches_with_nothing_of_klagg(endpoint: str) -> None:
     copy = folder / f"subscribe-{time.monotonic_ns()}.mjs"
     shutil.copy(ROOT / "examples" / "subscribe.mjs", copy)
     try:
-        with PlayedEngine(endpoint, speaks=False) as engine:
+        with PlayedEngine(endpoint, sends_health=False) as engine:
             engine.unsaved["kline.BTCUSDT.1h"] = made_up("BTCUSDT", "1h", 2)
             check_example(Example(node, copy.name, endpoint, "BTCUSDT", "1h", cwd=folder), engine)
     finally:

@@ -23,7 +23,7 @@ class Sums(NamedTuple):
     taker_buy_quote_volume: int = 0
 
     def plus(self, other: "Sums") -> "Sums":
-        return Sums(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Sums(*(mine + added for mine, added in zip(self, other, strict=True)))
 
     def held(self) -> "Sums":
         """Return the most of each that a kline holds."""

@@ -54,7 +54,7 @@ TYPOS = [
 
 
 @pytest.mark.parametrize("url", TYPOS, ids=map(str, range(len(TYPOS))))
-def test_a_mistyped_url_is_told_without_its_password(
+def test_a_mistyped_url_is_shown_without_its_password(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -105,7 +105,7 @@ def test_what_the_server_quotes_is_masked_as_well() -> None:
     assert error_text(quoted, "postgresql://klagg:a%20b@h/d") == f"for user {MASK}: {MASK}"
 
 
-def test_what_is_no_secret_is_told() -> None:
+def test_what_is_no_secret_is_shown() -> None:
     error = psycopg.OperationalError('connection to server at "db.example", port 5432 failed: role "klagg" is missing')
     for url in (
         "",

@@ -107,7 +107,7 @@ def test_a_link_to_nothing_and_a_file_are_refused(shared: Path) -> None:
         private_folder()
 
 
-def test_a_place_where_everybody_may_take_folders_away_is_refused(shared: Path) -> None:
+def test_a_folder_where_everybody_may_take_folders_away_is_refused(shared: Path) -> None:
     shared.chmod(0o777)
     with pytest.raises(NotPrivate, match="no sticky bit"):
         private_folder()

@@ -17,24 +17,24 @@ ASK = """
 import ctypes, threading
 from shared.tuning import request_short_slices
 
-def turn():
-    its = ctypes.create_string_buffer(48)
-    assert ctypes.CDLL(None).syscall({number}, 0, its, 48, 0) == 0
-    told.append(its.raw.hex())
+def note():
+    attributes = ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall({number}, 0, attributes, 48, 0) == 0
+    noted.append(attributes.raw.hex())
 
-told = []
-turn()
+noted = []
+note()
 assert request_short_slices()
-turn()
-thread = threading.Thread(target=turn)
+note()
+thread = threading.Thread(target=note)
 thread.start()
 thread.join()
-print(*told)
+print(*noted)
 """
 
 
 @pytest.mark.skipif(RELEASE < (6, 12), reason="the kernel heeds it from Linux 6.12 on")
-def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else() -> None:
+def test_short_slices_are_taken_and_handed_on_to_threads_and_change_nothing_else() -> None:
     number = SCHED_GETATTR.get(platform.machine())
     if number is None:
         pytest.skip("a machine whose system calls are not known here")
@@ -44,7 +44,7 @@ def test_short_turns_are_taken_and_handed_on_to_threads_and_change_nothing_else(
         text=True,
         check=True,
     )
-    before, after, thread = (struct.unpack("=IIQiIQQQ", bytes.fromhex(told)) for told in done.stdout.split())
+    before, after, thread = (struct.unpack("=IIQiIQQQ", bytes.fromhex(packed)) for packed in done.stdout.split())
     assert after[5] == thread[5] == SHORT_SLICE_NS < before[5]
     for attributes in (after, thread):
         assert attributes[1:5] == before[1:5]
@@ -58,8 +58,8 @@ import numpy as np
 from shared.tuning import disable_huge_pages
 disable_huge_pages()
 np.zeros(1 << 25, np.uint8)[:] = 1
-told = [*open("/proc/self/status"), *open("/proc/self/smaps_rollup")]
-print(*(line.split()[1] for line in told if line.startswith(("THP_enabled", "AnonHugePages"))))
+lines = [*open("/proc/self/status"), *open("/proc/self/smaps_rollup")]
+print(*(line.split()[1] for line in lines if line.startswith(("THP_enabled", "AnonHugePages"))))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0"]

@@ -18,7 +18,7 @@ from tests.viz.played import PlayedEngine
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Place:
+class System:
     """Addresses of one test's own, and whatever of the system it starts there."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -61,9 +61,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def system(tmp_path: Path) -> Iterator[System]:
     with ExitStack() as stack:
-        yield Place(tmp_path, stack)
+        yield System(tmp_path, stack)
 
 
 def save(url: str, rows: Iterable[Snapshot]) -> None:

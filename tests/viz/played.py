@@ -26,12 +26,12 @@ def text_of(value: int, decimals: int) -> str:
 
 
 def made_up(
-    symbol: str, interval: str, number: int, until: int = NOW, seed: int = 1, decimals: int = 2
+    symbol: str, interval: str, count: int, until: int = NOW, seed: int = 1, decimals: int = 2
 ) -> list[Snapshot]:
     """Return klines of a random walk, ascending; the last one holds `until` and is open."""
     source = random.Random(f"{seed}{symbol}{interval}")
     opens = [open_time_of(interval, until)]
-    while len(opens) < number:
+    while len(opens) < count:
         opens.append(open_time_of(interval, opens[-1] - 1))
     price, rows, first_id = source.randrange(20_000, 80_000), [], 1
     for open_time in reversed(opens):
@@ -90,13 +90,13 @@ def kline(symbol: str, interval: str, open_time: int, prices: Iterable[str], **f
 
 
 class PlayedEngine:
-    """Publishes what it is told to, and to each new subscription the rows of the topic that it holds as unsaved."""
+    """Publishes what it is given, and to each new subscription the rows of the topic that it holds as unsaved."""
 
     def __init__(
         self,
         endpoint: str,
         session: int = 1,
-        speaks: bool = True,
+        sends_health: bool = True,
         unsaved: Mapping[str, list[Snapshot]] | None = None,
     ) -> None:
         """`unsaved`: what a subscriber gets who is there before anything else can be said to this engine."""
@@ -111,7 +111,7 @@ class PlayedEngine:
         self.connected = True
         self.progress: dict[str, Any] = {}
         """What it says besides, or instead of the best."""
-        self._speaks = speaks
+        self._sends_health = sends_health
         self._sequences: dict[str, int] = {}
         self._started = time.monotonic()
         self._orders: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
@@ -174,7 +174,7 @@ class PlayedEngine:
         return topic, encode(numbered)
 
     def _run(self) -> None:
-        spoke_at = 0.0
+        sent_at = 0.0
         while True:
             while self._socket.poll(5):
                 self._subscribed(self._socket.recv())
@@ -184,8 +184,8 @@ class PlayedEngine:
                     if order is None:
                         return
                     self._socket.send_multipart([order[0].encode(), order[1]])
-            if self._speaks and time.monotonic() - spoke_at > 0.25:
-                spoke_at = time.monotonic()
+            if self._sends_health and time.monotonic() - sent_at > 0.25:
+                sent_at = time.monotonic()
                 self._orders.put((HEALTH_TOPIC, encode(self._health() | self.progress)))
                 if self.figures:
                     self.publish_tickers()

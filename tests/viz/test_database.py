@@ -18,7 +18,7 @@ from services.viz.database import (
     history_request,
 )
 from services.viz.rows import Row, row_of
-from tests.viz.conftest import Place, save
+from tests.viz.conftest import System, save
 from tests.viz.played import made_up
 
 
@@ -73,8 +73,8 @@ def ask(url: str, *questions: HistoryRequest) -> list[list[Row]]:
     return asyncio.run(run())
 
 
-def test_history_is_what_was_saved_to_the_last_digit(place: Place) -> None:
-    url = place.start_database()
+def test_history_is_what_was_saved_to_the_last_digit(system: System) -> None:
+    url = system.start_database()
     rows = made_up("BTCUSDT", "1m", 30, decimals=5)
     save(url, rows)
     save(url, made_up("BTCUSDT", "3m", 5))
@@ -93,15 +93,15 @@ def test_history_is_what_was_saved_to_the_last_digit(place: Place) -> None:
     assert nothing == []
 
 
-def test_months_and_a_symbol_that_is_not_ascii_come_back_too(place: Place) -> None:
-    url = place.start_database()
+def test_months_and_a_symbol_that_is_not_ascii_come_back_too(system: System) -> None:
+    url = system.start_database()
     rows = made_up("币安人生USDT", "1M", 14)
     save(url, rows)
     assert ask(url, HistoryRequest("币安人生USDT", "1M")) == [[row_of(row) for row in rows]]
 
 
-def test_every_symbol_is_named_with_its_last_price(place: Place) -> None:
-    url = place.start_database()
+def test_every_symbol_is_named_with_its_last_price(system: System) -> None:
+    url = system.start_database()
     rows = {symbol: made_up(symbol, "1m", 3) for symbol in ("AUSDT", "BUSDT", "CUSDT")}
     for symbol_rows in rows.values():
         save(url, symbol_rows)
@@ -137,8 +137,8 @@ def test_an_absent_database_is_said_in_words_and_not_asked_all_the_time() -> Non
     assert attempts == 1
 
 
-def test_a_connection_that_was_cut_is_opened_again(place: Place) -> None:
-    url = place.start_database()
+def test_a_connection_that_was_cut_is_opened_again(system: System) -> None:
+    url = system.start_database()
     rows = made_up("BTCUSDT", "1m", 3)
     save(url, rows)
     question = HistoryRequest("BTCUSDT", "1m")

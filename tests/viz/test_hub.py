@@ -76,15 +76,15 @@ def tickers(figures: dict[str, str], session: int = 1) -> Tickers:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=80))
-def test_a_slow_viewer_skips_versions_and_still_ends_with_every_newest_row(turns: list[tuple[int, bool]]) -> None:
+def test_a_slow_viewer_skips_versions_and_still_ends_with_every_newest_row(rounds: list[tuple[int, bool]]) -> None:
     hub = new_hub()
     fast, slow = Watcher(hub), Watcher(hub)
     for watcher in (fast, slow):
         hub.watch(watcher.viewer, "BTCUSDT", "1m")
         watcher.read_history()
     newest: dict[int, int] = {}
-    for version, (place, slow_reads) in enumerate(turns):
-        row = msgspec.structs.replace(ROWS[place], trade_count=version)
+    for version, (index, slow_reads) in enumerate(rounds):
+        row = msgspec.structs.replace(ROWS[index], trade_count=version)
         hub.snapshot(row, 0.0)
         newest[row.open_time] = version
         fast.take()
@@ -118,8 +118,8 @@ def test_a_viewer_who_never_reads_holds_a_bounded_outbox_and_asks_for_its_histor
     stuck.read_history()
     stuck.take()
     surplus = 10
-    for number in range(OUTBOX_MAX + surplus):
-        hub.snapshot(kline("BTCUSDT", "1m", number * MINUTE, "1111"), 0.0)
+    for index in range(OUTBOX_MAX + surplus):
+        hub.snapshot(kline("BTCUSDT", "1m", index * MINUTE, "1111"), 0.0)
     assert stuck.viewer.dropped == surplus
     assert stuck.histories_wanted == 1 + surplus
     assert len(stuck.viewer.take()) == OUTBOX_MAX
@@ -140,11 +140,11 @@ def test_exactly_the_topics_that_someone_watches_are_subscribed(steps: list[tupl
     log: list[str] = []
     hub = new_hub(log)
     present: list[Watcher] = []
-    for step, symbol, number in steps:
+    for step, symbol, index in steps:
         if step == "join":
             present.append(Watcher(hub))
         elif present:
-            watcher = present[number % len(present)]
+            watcher = present[index % len(present)]
             if step == "leave":
                 hub.leave(watcher.viewer)
                 present.remove(watcher)
@@ -240,10 +240,10 @@ def test_a_topic_with_lost_messages_is_asked_for_again_but_not_all_the_time() ->
         max_size=30,
     )
 )
-def test_changes_of_tickers_add_up_for_whoever_skips_some(turns: list[tuple[dict[str, str], bool]]) -> None:
+def test_changes_of_tickers_add_up_for_whoever_skips_some(rounds: list[tuple[dict[str, str], bool]]) -> None:
     hub = new_hub()
     watcher = Watcher(hub)
-    for figures, reads in turns:
+    for figures, reads in rounds:
         hub.tickers(tickers(figures), 0.0)
         if reads:
             watcher.take()
@@ -251,7 +251,7 @@ def test_changes_of_tickers_add_up_for_whoever_skips_some(turns: list[tuple[dict
     late = Watcher(hub)
     for each in (watcher, late):
         each.take()
-        assert {symbol: entry[0] for symbol, entry in each.symbols.items()} == turns[-1][0]
+        assert {symbol: entry[0] for symbol, entry in each.symbols.items()} == rounds[-1][0]
 
 
 def test_only_the_symbols_that_changed_are_sent() -> None:
@@ -298,7 +298,7 @@ def status_of(watcher: Watcher) -> dict[str, Any]:
     return status
 
 
-def test_every_beat_tells_how_old_each_word_is_and_whoever_comes_hears_the_last_one() -> None:
+def test_every_beat_says_how_old_each_report_is_and_who_comes_receives_the_last_one() -> None:
     hub = new_hub()
     watcher = Watcher(hub)
     hub.set_database("not there")
@@ -311,7 +311,7 @@ def test_every_beat_tells_how_old_each_word_is_and_whoever_comes_hears_the_last_
     status = status_of(watcher)
     assert (status["engine"], status["engine_age"], status["trade_age"], status["feed_age"]) == ("live", 250, 250, 250)
     assert (status["feed"], status["time"], status["trade_time"]) == ("connected", 5_250, 4_900)
-    # Figures of symbols are a word of the engine, and none of the market.
+    # Figures of symbols are a message of the engine, and none of the market.
     hub.tickers(tickers({"A": "1"}), 1.5)
     hub.send_status(1.75)
     status = status_of(watcher)
@@ -321,7 +321,7 @@ def test_every_beat_tells_how_old_each_word_is_and_whoever_comes_hears_the_last_
     assert next(m for m in Watcher(hub).take() if m["kind"] == "status")["engine_age"] == 8_500
 
 
-def test_what_changes_the_state_of_things_is_told_at_once() -> None:
+def test_what_changes_the_state_of_things_is_sent_at_once() -> None:
     hub = new_hub()
     watcher = Watcher(hub)
     hub.set_database("")
@@ -335,23 +335,23 @@ def test_what_changes_the_state_of_things_is_told_at_once() -> None:
     assert status_of(watcher)["trade_age"] == 0
 
 
-def test_history_proof_and_lag_are_told() -> None:
+def test_history_proof_and_lag_are_sent() -> None:
     hub = new_hub()
     watcher = Watcher(hub)
 
-    def told(name: str, **figures: object) -> Any:
+    def sent(name: str, **figures: object) -> Any:
         hub.health = WELL | figures
         hub.send_status(1.0)
         return status_of(watcher)[name]
 
     hub.engine_health(WELL, 1.0)
-    assert told("history", announced=46, to_announce=204, announce_ms=61_000) == [46, 204, 2]
-    assert told("history", announced=204, to_announce=204, announce_ms=0) is None
+    assert sent("history", announced=46, to_announce=204, announce_ms=61_000) == [46, 204, 2]
+    assert sent("history", announced=204, to_announce=204, announce_ms=0) is None
     audit = {"matched": 7, "burnt": 2, "straddled": 1, "mismatched": 4}
-    assert told("proof", missing_ids=3, unexplained_ids=12, audit=audit) == [3, 12, 7, 3, 4]
-    assert told("proof") is None
-    assert [told("lag", lag_ms=lag_ms) for lag_ms in (1_999, 3_200, 0)] == [0, 3, 0]
-    assert told("silences", silences=[[1, 2]]) == [[1, 2]]
+    assert sent("proof", missing_ids=3, unexplained_ids=12, audit=audit) == [3, 12, 7, 3, 4]
+    assert sent("proof") is None
+    assert [sent("lag", lag_ms=lag_ms) for lag_ms in (1_999, 3_200, 0)] == [0, 3, 0]
+    assert sent("silences", silences=[[1, 2]]) == [[1, 2]]
 
 
 def test_symbols_that_wait_for_their_history_are_listed_without_figures() -> None:
@@ -390,8 +390,8 @@ def test_the_live_rows_kept_of_a_topic_are_the_newest_and_bounded() -> None:
     hub = new_hub()
     watcher = Watcher(hub)
     hub.watch(watcher.viewer, "BTCUSDT", "1m")
-    for number in range(LIVE_ROWS_MAX + 5):
-        hub.snapshot(kline("BTCUSDT", "1m", number * MINUTE, "1111"), 0.0)
+    for index in range(LIVE_ROWS_MAX + 5):
+        hub.snapshot(kline("BTCUSDT", "1m", index * MINUTE, "1111"), 0.0)
     watcher.read_history()
     watcher.take()
-    assert sorted(watcher.rows) == [number * MINUTE for number in range(5, LIVE_ROWS_MAX + 5)]
+    assert sorted(watcher.rows) == [index * MINUTE for index in range(5, LIVE_ROWS_MAX + 5)]

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from harness.processes import wait_for
 from shared.snapshot import Snapshot, kline_topic
-from tests.viz.conftest import Place, save
+from tests.viz.conftest import System, save
 from tests.viz.played import PlayedEngine, made_up
 
 CHROMIUM = shutil.which("chromium")
@@ -32,28 +32,28 @@ pytestmark = [
 class Market:
     """A viz with a live engine and a database: 600 symbols, three of them with klines."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.url = place.start_database()
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.url = system.start_database()
         self.rows: dict[str, list[Snapshot]] = {}
-        for symbol, interval, number, decimals in [
+        for symbol, interval, count, decimals in [
             ("BTCUSDT", "1m", OLD_KLINES, 1),
             ("BTCUSDT", "1h", 60, 1),
             ("ETHUSDT", "1m", 60, 2),
             ("PEPEUSDT", "1m", 60, 7),
             (EVIL, "1m", 5, 2),
         ]:
-            rows = made_up(symbol, interval, number, decimals=decimals)
+            rows = made_up(symbol, interval, count, decimals=decimals)
             self.rows[kline_topic(symbol, interval)] = rows
             save(self.url, rows[:-1])
         self.figures = {"BTCUSDT": ("101.0", "100.0"), "ETHUSDT": ("9.00", "10.00"), "PEPEUSDT": ("0.0000031", "")}
-        self.figures |= {f"COIN{number:03}USDT": (f"{number}.50", "100.00") for number in range(1, 597)}
+        self.figures |= {f"COIN{index:03}USDT": (f"{index}.50", "100.00") for index in range(1, 597)}
         self.figures[EVIL] = ("1.00", "1.00")
         self.engine = self.start_engine(1)
-        self.viz = place.start_viz()
+        self.viz = system.start_viz()
 
     def start_engine(self, session: int) -> PlayedEngine:
-        engine = self.place.start_engine(session, {topic: rows[-1:] for topic, rows in self.rows.items()})
+        engine = self.system.start_engine(session, {topic: rows[-1:] for topic, rows in self.rows.items()})
         engine.figures = self.figures
         return engine
 
@@ -70,7 +70,7 @@ class Market:
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
     with ExitStack() as stack:
-        yield Market(Place(tmp_path_factory.mktemp("page"), stack))
+        yield Market(System(tmp_path_factory.mktemp("page"), stack))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ class Screen:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.loads = 0
         self.page.on("load", lambda _: self._loaded())
-        self.page.goto(f"http://{market.place.address}/{hash_}")
+        self.page.goto(f"http://{market.system.address}/{hash_}")
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
@@ -181,12 +181,12 @@ def test_a_symbol_is_chosen_by_click_and_its_history_drawn_to_the_digit(screen: 
 
 def test_the_last_kline_moves_with_every_live_row(screen: Screen, market: Market) -> None:
     screen.shows("BTCUSDT", "1m", 500)
-    number = screen.klines()
+    count = screen.klines()
     for close in ("4321.9", "4322.1"):
         moved = market.move("kline.BTCUSDT.1m", close)
         expect(screen.page.locator("#c")).to_have_text(grouped(close))
         expect(screen.page.locator("#last")).to_have_text(grouped(close))
-    assert screen.klines() == number
+    assert screen.klines() == count
     assert screen.page.evaluate("klagg.chart.prices.data().at(-1).close") == 4322.1
     expect(screen.page.locator("#n")).to_have_text(f"{moved.trade_count:,}")
     expect(screen.page.locator("#mark-state")).to_contain_text("open · closes in")
@@ -204,16 +204,16 @@ def test_a_kline_closes_and_the_next_one_follows_it(screen: Screen, market: Mark
     following = msgspec.structs.replace(
         last, open_time=last.open_time + 60_000, close_time=last.close_time + 60_000, source="both"
     )
-    number = screen.klines()
+    count = screen.klines()
     market.engine.publish(following)
-    screen.shows("ETHUSDT", "1m", number + 1)
+    screen.shows("ETHUSDT", "1m", count + 1)
     expect(screen.page.locator("#mark-source")).to_have_text("trades + exchange's own")
     # A correction of an older kline changes that one and no other.
     corrected = msgspec.structs.replace(market.rows["kline.ETHUSDT.1m"][10], close="7.77", revision=1)
     market.engine.publish(corrected)
     screen.page.wait_for_function("() => klagg.chart.rows[10].close === '7.77'")
     assert screen.page.evaluate("klagg.chart.prices.data()[10].close") == 7.77
-    assert screen.klines() == number + 1
+    assert screen.klines() == count + 1
 
 
 def test_intervals_change_without_a_reload_and_are_in_the_address(screen: Screen, market: Market) -> None:
@@ -327,7 +327,7 @@ def test_klines_that_may_lack_something_are_drawn_differently_and_said_in_words(
 
     assert drawn() == 0
     ids = last.id_count
-    for change, words, number in (
+    for change, words, count in (
         ({"gap": True}, "trades missing", 1),
         ({"unexplained": True, "id_count": ids - 12}, "12 trades unexplained: not final", 1),
         ({"saturated": True}, "volumes are too large: not final", 0),
@@ -336,11 +336,11 @@ def test_klines_that_may_lack_something_are_drawn_differently_and_said_in_words(
     ):
         market.engine.publish(msgspec.structs.replace(last, **change))
         expect(proof).to_have_text(words)
-        assert drawn() == number
+        assert drawn() == count
 
 
 def test_a_flat_kline_of_a_silent_time_is_doubtful_until_it_has_ids_or_is_final(screen: Screen) -> None:
-    told = screen.page.evaluate(
+    shown = screen.page.evaluate(
         """() => import("/live.js").then(({ isUnsure }) => {
             const flat = { open_time: 60, close_time: 119, gap: false, unexplained: false, final: false, id_count: 0 };
             return [
@@ -352,7 +352,7 @@ def test_a_flat_kline_of_a_silent_time_is_doubtful_until_it_has_ids_or_is_final(
             ];
         })"""
     )
-    assert told == [False, True, False, False, False, False, False, True, False, True, False]
+    assert shown == [False, True, False, False, False, False, False, True, False, True, False]
 
 
 def test_on_a_phone_the_list_is_behind_a_button(browser: Browser, market: Market) -> None:
@@ -370,7 +370,7 @@ def test_on_a_phone_the_list_is_behind_a_button(browser: Browser, market: Market
 
 def test_it_comes_back_by_itself_after_the_server_and_the_engine_were_away(browser: Browser, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        market = Market(Place(tmp_path, stack))
+        market = Market(System(tmp_path, stack))
         screen = Screen(browser, market, "#BTCUSDT/1m")
         screen.shows("BTCUSDT", "1m", 500)
 
@@ -382,7 +382,7 @@ def test_it_comes_back_by_itself_after_the_server_and_the_engine_were_away(brows
         market.viz.stop()
         expect(screen.page.locator("#notice")).to_contain_text("Connection lost")
         expect(screen.page.locator("#state-page")).to_have_attribute("data-state", "bad")
-        market.viz = market.place.start_viz()
+        market.viz = market.system.start_viz()
         expect(screen.page.locator("#notice")).to_be_hidden(timeout=60_000)
         wait_for("the subscription", lambda: "kline.BTCUSDT.1m" in market.engine.held)
         market.move("kline.BTCUSDT.1m", "1234.5")
@@ -395,15 +395,15 @@ def test_it_comes_back_by_itself_after_the_server_and_the_engine_were_away(brows
 
 def test_it_says_what_is_missing_and_heals(browser: Browser, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        place = Place(tmp_path, stack)
-        place.start_viz()
+        system = System(tmp_path, stack)
+        system.start_viz()
         context = browser.new_context()
         page = context.new_page()
-        page.goto(f"http://{place.address}/")
+        page.goto(f"http://{system.address}/")
         expect(page.locator("#notice")).to_contain_text("Waiting for the engine")
         expect(page.locator("#notice")).to_contain_text("no history either")
         expect(page.locator("#state-database")).to_have_attribute("data-state", "bad")
-        engine = place.start_engine(unsaved={"kline.BTCUSDT.1m": made_up("BTCUSDT", "1m", 2)})
+        engine = system.start_engine(unsaved={"kline.BTCUSDT.1m": made_up("BTCUSDT", "1m", 2)})
         engine.figures = {"BTCUSDT": ("100.0", "90.0")}
         page.wait_for_function("() => klagg.chart.rows.length === 2", timeout=60_000)
         expect(page.locator("#notice")).to_contain_text("Live only: no history")

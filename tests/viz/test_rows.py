@@ -10,15 +10,15 @@ from tests.viz.played import made_up
 ROWS = [row_of(snapshot) for snapshot in made_up("BTCUSDT", "1m", 30)]
 
 
-def version(row: Row, number: int) -> Row:
-    """Return the row as it was when `number` more trades had been applied."""
-    return msgspec.structs.replace(row, id_count=row.id_count + number, trade_count=row.trade_count + number)
+def version(row: Row, more: int) -> Row:
+    """Return the row as it was when `more` more trades had been applied."""
+    return msgspec.structs.replace(row, id_count=row.id_count + more, trade_count=row.trade_count + more)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.lists(st.integers(0, 3), min_size=30, max_size=30))
 def test_the_seam_has_no_hole_and_no_duplicate(saved_until: int, live_from: int, versions: list[int]) -> None:
     saved = ROWS[:saved_until]
-    live = [version(row, number) for row, number in zip(ROWS, versions, strict=True)][min(live_from, saved_until) :]
+    live = [version(row, more) for row, more in zip(ROWS, versions, strict=True)][min(live_from, saved_until) :]
     merged = merge_history(saved, live)
     assert [row.open_time for row in merged] == [row.open_time for row in ROWS]
     assert merged[len(ROWS) - len(live) :] == live

@@ -53,6 +53,6 @@ def test_who_waits_for_history_is_not_ready_and_not_ill() -> None:
     assert state(waiting=["A"]).reasons() == []
 
 
-def test_the_page_is_told_that_nothing_is_saved_only_when_that_is_late() -> None:
+def test_the_page_shows_that_nothing_is_saved_only_when_that_is_late() -> None:
     assert state(saved_age_s=11.0).message()["unsaved"] == 0
     assert state(saved_age_s=20.0).message()["unsaved"] == 20

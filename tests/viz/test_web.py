@@ -1,4 +1,4 @@
-"""The room as a process: what browsers get over HTTP and the websocket, whoever of its neighbours is there."""
+"""The room as a process: what browsers get over HTTP and the websocket, whichever of its neighbours are there."""
 
 import json
 import signal
@@ -21,15 +21,15 @@ from services.viz.pace import Pace
 from services.viz.rows import row_of
 from services.viz.web import ASKED_A_SECOND, ASKED_AT_ONCE, MESSAGES_A_SECOND, MESSAGES_AT_ONCE, QUESTIONS_MAX
 from shared.snapshot import Snapshot, kline_topic
-from tests.viz.conftest import Place, save
+from tests.viz.conftest import System, save
 from tests.viz.played import made_up
 
 TOPIC = kline_topic("BTCUSDT", "1m")
 
 
-def get(place: Place, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
+def get(system: System, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any, Any]:
     """Return status, headers and body, which is read as JSON where it says so."""
-    request = urllib.request.Request(f"http://{place.address}{path}", headers=headers or {})
+    request = urllib.request.Request(f"http://{system.address}{path}", headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             status, fields, body = response.status, response.headers, response.read()
@@ -41,8 +41,8 @@ def get(place: Place, path: str, headers: dict[str, str] | None = None) -> tuple
 class Page:
     """A websocket as the page opens it, and all it has received."""
 
-    def __init__(self, place: Place) -> None:
-        self._connection = connect(f"ws://{place.address}/ws", max_size=None, compression=None)
+    def __init__(self, system: System) -> None:
+        self._connection = connect(f"ws://{system.address}/ws", max_size=None, compression=None)
         self.socket: ClientConnection = self._connection.__enter__()
         self.rows: dict[int, dict[str, Any]] = {}
         """What it shows: the last history, and what came live since."""
@@ -85,21 +85,21 @@ def plain(rows: list[Snapshot]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(row_of(row)) for row in rows]
 
 
-def test_the_page_is_there_before_the_engine_and_the_database_are(place: Place) -> None:
-    place.start_viz()
-    status, headers, body = get(place, "/")
+def test_the_page_is_there_before_the_engine_and_the_database_are(system: System) -> None:
+    system.start_viz()
+    status, headers, body = get(system, "/")
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
     assert b"klagg" in body
     for path in ("/app.js", "/style.css", "/icon.svg"):
-        assert get(place, path)[0] == 200
-    assert b"TradingView" in get(place, "/lightweight-charts.js")[2]
-    health = get(place, "/health")[2]
+        assert get(system, path)[0] == 200
+    assert b"TradingView" in get(system, "/lightweight-charts.js")[2]
+    health = get(system, "/health")[2]
     assert not health["ok"]
     assert health["engine"]["state"] == "absent"
     assert health["database"]["error"]
-    assert get(place, "/api/history?symbol=BTCUSDT&interval=1m")[0] == 503
-    with Page(place) as page:
+    assert get(system, "/api/history?symbol=BTCUSDT&interval=1m")[0] == 503
+    with Page(system) as page:
         state = page.next("status")
         assert state["engine"] == "absent"
         assert state["database"]
@@ -109,34 +109,34 @@ def test_the_page_is_there_before_the_engine_and_the_database_are(place: Place) 
         assert not history["saved"]
 
 
-def test_history_is_ascending_in_decimal_strings_and_pages_back(place: Place) -> None:
+def test_history_is_ascending_in_decimal_strings_and_pages_back(system: System) -> None:
     rows = made_up("BTCUSDT", "1m", 50)
-    save(place.start_database(), rows)
-    place.start_viz()
-    wait_for("the database", lambda: get(place, "/health")[2]["database"]["ok"])
-    assert get(place, "/api/history?symbol=BTCUSDT&interval=1m")[2] == plain(rows)
+    save(system.start_database(), rows)
+    system.start_viz()
+    wait_for("the database", lambda: get(system, "/health")[2]["database"]["ok"])
+    assert get(system, "/api/history?symbol=BTCUSDT&interval=1m")[2] == plain(rows)
     end = rows[20].open_time - 1
-    assert get(place, f"/api/history?symbol=BTCUSDT&interval=1m&end={end}&limit=7")[2] == plain(rows[13:20])
+    assert get(system, f"/api/history?symbol=BTCUSDT&interval=1m&end={end}&limit=7")[2] == plain(rows[13:20])
 
 
-def test_a_bad_question_gets_400_and_the_reason(place: Place) -> None:
-    place.start_viz()
+def test_a_bad_question_gets_400_and_the_reason(system: System) -> None:
+    system.start_viz()
     for query in ("", "?symbol=BTCUSDT", "?symbol=BTCUSDT&interval=1m&limit=x", "?interval=1m&symbol=%00"):
-        status, _, body = get(place, f"/api/history{query}")
+        status, _, body = get(system, f"/api/history{query}")
         assert status == 400
         assert body["error"]
 
 
-def test_saved_and_unsaved_klines_join_without_hole_or_duplicate(place: Place) -> None:
+def test_saved_and_unsaved_klines_join_without_hole_or_duplicate(system: System) -> None:
     rows = made_up("BTCUSDT", "1m", 40)
     # The newest saved row is an older version of what the engine has.
     stale = msgspec.structs.replace(rows[35], trade_count=1, id_count=1, closed=False)
-    save(place.start_database(), [*rows[:35], stale])
-    engine = place.start_engine()
+    save(system.start_database(), [*rows[:35], stale])
+    engine = system.start_engine()
     engine.unsaved[TOPIC] = rows[33:]
-    place.start_viz()
-    wait_for("everything", lambda: get(place, "/health")[2]["ok"])
-    with Page(place) as page:
+    system.start_viz()
+    wait_for("everything", lambda: get(system, "/health")[2]["ok"])
+    with Page(system) as page:
         page.watch("BTCUSDT", "1m")
         page.wait_until_it_shows(rows)
         newest = msgspec.structs.replace(rows[-1], close="1.23", trade_count=rows[-1].trade_count + 1)
@@ -144,16 +144,16 @@ def test_saved_and_unsaved_klines_join_without_hole_or_duplicate(place: Place) -
         assert page.next("kline", lambda message: message["row"]["close"] == "1.23")["row"] == plain([newest])[0]
 
 
-def test_the_engine_is_asked_only_for_what_is_watched_and_only_once(place: Place) -> None:
-    engine = place.start_engine()
+def test_the_engine_is_asked_only_for_what_is_watched_and_only_once(system: System) -> None:
+    engine = system.start_engine()
     engine.unsaved[TOPIC] = made_up("BTCUSDT", "1m", 2)
-    place.start_viz()
-    wait_for("the engine", lambda: get(place, "/health")[2]["engine"]["state"] == "live")
+    system.start_viz()
+    wait_for("the engine", lambda: get(system, "/health")[2]["engine"]["state"] == "live")
     assert engine.held == {"tickers", "engine.health"}
-    with Page(place) as first:
+    with Page(system) as first:
         first.watch("BTCUSDT", "1m")
         first.next("history", lambda message: message["rows"])
-        with Page(place) as second:
+        with Page(system) as second:
             second.watch("BTCUSDT", "1m")
             assert second.next("history")["rows"] == plain(engine.unsaved[TOPIC])
             assert engine.subscriptions.count(TOPIC) == 1
@@ -162,11 +162,11 @@ def test_the_engine_is_asked_only_for_what_is_watched_and_only_once(place: Place
     wait_for("the end", lambda: engine.held == {"tickers", "engine.health"})
 
 
-def test_tickers_come_whole_first_and_then_by_change(place: Place) -> None:
-    engine = place.start_engine()
+def test_tickers_come_whole_first_and_then_by_change(system: System) -> None:
+    engine = system.start_engine()
     engine.figures = {"BTCUSDT": ("100.0", "90.0"), "ETHUSDT": ("10.0", "11.0")}
-    place.start_viz()
-    with Page(place) as page:
+    system.start_viz()
+    with Page(system) as page:
         whole = page.next("tickers", lambda message: message["live"])
         assert whole["whole"]
         assert {symbol: entry[:2] for symbol, entry in whole["symbols"].items()} == {
@@ -177,7 +177,7 @@ def test_tickers_come_whole_first_and_then_by_change(place: Place) -> None:
         changed = page.next("tickers", lambda message: message["symbols"])
         assert not changed["whole"]
         assert list(changed["symbols"]) == ["ETHUSDT"]
-    symbols = get(place, "/api/symbols")[2]
+    symbols = get(system, "/api/symbols")[2]
     assert [(row["symbol"], row["last"]) for row in symbols] == [("BTCUSDT", "100.0"), ("ETHUSDT", "12.0")]
 
 
@@ -189,57 +189,57 @@ BAD_MESSAGES: list[str | bytes] = [
 ]
 
 
-def test_a_bad_message_gets_an_error_and_the_viewer_stays(place: Place) -> None:
-    place.start_viz()
-    with Page(place) as page:
+def test_a_bad_message_gets_an_error_and_the_viewer_stays(system: System) -> None:
+    system.start_viz()
+    with Page(system) as page:
         for message in BAD_MESSAGES:
             page.socket.send(message)
             assert page.next("error")["error"]
         page.watch("BTCUSDT", "1m")
         assert page.next("history")
-    assert get(place, "/health")[2]["bad_messages"] == len(BAD_MESSAGES)
+    assert get(system, "/health")[2]["bad_messages"] == len(BAD_MESSAGES)
 
 
-def test_an_engine_that_restarts_is_followed_without_a_word_from_the_viewer(place: Place) -> None:
+def test_an_engine_that_restarts_is_followed_without_a_word_from_the_viewer(system: System) -> None:
     rows = made_up("BTCUSDT", "1m", 10)
-    save(place.start_database(), rows[:-1])
-    first = place.start_engine(session=1)
+    save(system.start_database(), rows[:-1])
+    first = system.start_engine(session=1)
     first.unsaved[TOPIC] = rows[-1:]
-    place.start_viz()
-    with Page(place) as page:
+    system.start_viz()
+    with Page(system) as page:
         page.watch("BTCUSDT", "1m")
         page.next("history", lambda message: message["rows"] == plain(rows))
         first.stop()
         page.next("status", lambda message: message["engine"] == "silent")
         later = msgspec.structs.replace(rows[-1], close="5.55", trade_count=rows[-1].trade_count + 1)
-        place.start_engine(session=2, unsaved={TOPIC: [later]})
+        system.start_engine(session=2, unsaved={TOPIC: [later]})
         page.next("history", lambda message: message["rows"] == plain([*rows[:-1], later]))
 
 
-def test_a_lost_message_makes_viz_ask_for_the_rows_again(place: Place) -> None:
+def test_a_lost_message_makes_viz_ask_for_the_rows_again(system: System) -> None:
     rows = made_up("BTCUSDT", "1m", 3)
-    engine = place.start_engine()
+    engine = system.start_engine()
     engine.unsaved[TOPIC] = rows[:2]
-    place.start_viz()
-    with Page(place) as page:
+    system.start_viz()
+    with Page(system) as page:
         page.watch("BTCUSDT", "1m")
         page.wait_until_it_shows(rows[:2])
         engine.unsaved[TOPIC] = rows
         engine.publish(rows[1], lose=2)
         page.wait_until_it_shows(rows)
         assert engine.subscriptions.count(TOPIC) == 2
-        wait_for("the count", lambda: get(place, "/health")[2]["lost"] == 2)
+        wait_for("the count", lambda: get(system, "/health")[2]["lost"] == 2)
 
 
-def test_a_database_that_comes_later_brings_the_history_by_itself(place: Place) -> None:
+def test_a_database_that_comes_later_brings_the_history_by_itself(system: System) -> None:
     rows = made_up("BTCUSDT", "1m", 10)
-    url = place.start_database()
+    url = system.start_database()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("alter table klines rename to elsewhere")
-    engine = place.start_engine()
+    engine = system.start_engine()
     engine.unsaved[TOPIC] = rows[-1:]
-    place.start_viz()
-    with Page(place) as page:
+    system.start_viz()
+    with Page(system) as page:
         page.watch("BTCUSDT", "1m")
         early = page.next("history", lambda message: message["rows"])
         assert early["rows"] == plain(rows[-1:])
@@ -250,23 +250,23 @@ def test_a_database_that_comes_later_brings_the_history_by_itself(place: Place) 
         page.next("history", lambda message: message["saved"] and message["rows"] == plain(rows))
 
 
-def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
-    save(place.start_database(), made_up("BTCUSDT", "1m", 600))
+def test_a_slow_viewer_costs_the_others_nothing(system: System) -> None:
+    save(system.start_database(), made_up("BTCUSDT", "1m", 600))
     row = made_up("BTCUSDT", "1m", 1)[0]
-    engine = place.start_engine()
+    engine = system.start_engine()
     engine.unsaved[TOPIC] = [row]
-    place.start_viz()
-    raw = socket.create_connection(("127.0.0.1", place.port))
+    system.start_viz()
+    raw = socket.create_connection(("127.0.0.1", system.port))
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    with connect(f"ws://{place.address}/ws", sock=raw, max_queue=1, max_size=None, close_timeout=0.1) as slow:
-        with Page(place) as fast:
+    with connect(f"ws://{system.address}/ws", sock=raw, max_queue=1, max_size=None, close_timeout=0.1) as slow:
+        with Page(system) as fast:
             fast.watch("BTCUSDT", "1m")
             fast.next("history", lambda message: message["live"])
-            for number in range(60):
+            for index in range(60):
                 # Megabytes that nobody reads: more than the buffers between the two hold.
                 slow.send(json.dumps({"watch": {"symbol": "BTCUSDT", "interval": "1m"}}))
-                close = f"1.{number:06}"
-                engine.publish(msgspec.structs.replace(row, close=close, trade_count=row.trade_count + 1 + number))
+                close = f"1.{index:06}"
+                engine.publish(msgspec.structs.replace(row, close=close, trade_count=row.trade_count + 1 + index))
                 fast.next("kline", lambda message: message["row"]["close"] == close, timeout=30)  # noqa: B023
         last = ""
         deadline = time.monotonic() + 20
@@ -275,18 +275,18 @@ def test_a_slow_viewer_costs_the_others_nothing(place: Place) -> None:
 
 
 def test_a_viewer_who_watches_one_thing_after_the_other_costs_the_engine_a_bounded_number_of_subscriptions(
-    place: Place,
+    system: System,
 ) -> None:
-    engine = place.start_engine()
-    place.start_viz()
+    engine = system.start_engine()
+    system.start_viz()
     row = made_up("BTCUSDT", "1m", 1)[0]
     engine.unsaved[TOPIC] = [row]
-    with Page(place) as flood, Page(place) as other:
+    with Page(system) as flood, Page(system) as other:
         other.watch("BTCUSDT", "1m")
         other.next("history", lambda message: message["live"])
         before = len(engine.subscriptions)
-        for number in range(5_000):
-            flood.watch(f"S{number % 500}USDT", "1m")
+        for index in range(5_000):
+            flood.watch(f"S{index % 500}USDT", "1m")
         began = time.monotonic()
         while time.monotonic() < began + 2:
             engine.publish(row)
@@ -295,7 +295,7 @@ def test_a_viewer_who_watches_one_thing_after_the_other_costs_the_engine_a_bound
         assert MESSAGES_AT_ONCE <= len(engine.subscriptions) - before <= at_most + 1
 
 
-def test_viewers_together_ask_the_engine_for_less_than_it_disconnects_for(place: Place) -> None:
+def test_viewers_together_ask_the_engine_for_less_than_it_disconnects_for(system: System) -> None:
     now, spent = 0.0, 0
     pace = Pace(ASKED_AT_ONCE, ASKED_A_SECOND)
     for _ in range(100_000):
@@ -305,12 +305,12 @@ def test_viewers_together_ask_the_engine_for_less_than_it_disconnects_for(place:
     assert ASKED_AT_ONCE < spent < ASKED_BYTES_MAX * 0.6
 
 
-def test_a_flood_of_questions_keeps_no_viewer_waiting(place: Place) -> None:
-    save(place.start_database(), made_up("BTCUSDT", "1m", 1_500))
-    place.start_viz()
-    with ThreadPoolExecutor(2 * QUESTIONS_MAX) as pool, Page(place) as page:
+def test_a_flood_of_questions_keeps_no_viewer_waiting(system: System) -> None:
+    save(system.start_database(), made_up("BTCUSDT", "1m", 1_500))
+    system.start_viz()
+    with ThreadPoolExecutor(2 * QUESTIONS_MAX) as pool, Page(system) as page:
         asked = [
-            pool.submit(get, place, "/api/history?symbol=BTCUSDT&interval=1m&limit=1500")
+            pool.submit(get, system, "/api/history?symbol=BTCUSDT&interval=1m&limit=1500")
             for _ in range(4 * QUESTIONS_MAX)
         ]
 
@@ -327,32 +327,34 @@ def test_a_flood_of_questions_keeps_no_viewer_waiting(place: Place) -> None:
     assert statuses[200] >= QUESTIONS_MAX
 
 
-def test_health_and_its_shorter_forms_say_what_is_not_well(place: Place) -> None:
-    url = place.start_database()
-    place.start_viz()
-    assert get(place, "/healthz")[::2] == (200, {"ok": True, "reasons": []})
-    assert get(place, "/readyz")[0] == 503
-    engine = place.start_engine()
-    wait_for("everything", lambda: get(place, "/readyz")[0] == 200)
-    health = get(place, "/health")[2]
+def test_health_and_its_shorter_forms_say_what_is_not_well(system: System) -> None:
+    url = system.start_database()
+    system.start_viz()
+    assert get(system, "/healthz")[::2] == (200, {"ok": True, "reasons": []})
+    assert get(system, "/readyz")[0] == 503
+    engine = system.start_engine()
+    wait_for("everything", lambda: get(system, "/readyz")[0] == 200)
+    health = get(system, "/health")[2]
     assert (health["ok"], health["reasons"], health["restarts"]) == (True, [], {"engine": 0})
     engine.progress = {"waiting": ["ETHUSDT"], "listed": True}
-    wait_for("somebody who waits", lambda: "1 symbols wait" in str(get(place, "/readyz")[2]["reasons"]))
-    assert get(place, "/health")[2]["ok"]
+    wait_for("somebody who waits", lambda: "1 symbols wait" in str(get(system, "/readyz")[2]["reasons"]))
+    assert get(system, "/health")[2]["ok"]
     engine.progress = {"saved_age_s": 60.0, "rows_unsaved": 7}
-    wait_for("the reason", lambda: get(place, "/health")[2]["reasons"] == ["nothing was saved for 60 s: 7 klines wait"])
-    assert not get(place, "/health")[2]["ok"]
-    assert get(place, "/readyz")[0] == 503
+    wait_for(
+        "the reason", lambda: get(system, "/health")[2]["reasons"] == ["nothing was saved for 60 s: 7 klines wait"]
+    )
+    assert not get(system, "/health")[2]["ok"]
+    assert get(system, "/readyz")[0] == 503
     engine.progress = {}
-    wait_for("everything", lambda: get(place, "/readyz")[0] == 200)
+    wait_for("everything", lambda: get(system, "/readyz")[0] == 200)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("alter table klines rename to elsewhere")
-    wait_for("the reason", lambda: "the database does not answer" in str(get(place, "/health")[2]["reasons"]))
+    wait_for("the reason", lambda: "the database does not answer" in str(get(system, "/health")[2]["reasons"]))
 
 
-def test_a_saved_kline_beside_missing_ids_says_so(place: Place) -> None:
+def test_a_saved_kline_beside_missing_ids_says_so(system: System) -> None:
     rows = [msgspec.structs.replace(row, final=False) for row in made_up("BTCUSDT", "1m", 6)]
-    url = place.start_database()
+    url = system.start_database()
     save(url, rows)
     first, last = rows[3].first_id, rows[3].last_id
     with psycopg.connect(url, autocommit=True) as connection:
@@ -362,25 +364,25 @@ def test_a_saved_kline_beside_missing_ids_says_so(place: Place) -> None:
             " int8multirange(int8range(%s, %s, '[]')))",
             [rows[-1].last_id, first, last],
         )
-    place.start_viz()
-    wait_for("the database", lambda: get(place, "/health")[2]["database"]["ok"])
-    answer = get(place, "/api/history?symbol=BTCUSDT&interval=1m")[2]
+    system.start_viz()
+    wait_for("the database", lambda: get(system, "/health")[2]["database"]["ok"])
+    answer = get(system, "/api/history?symbol=BTCUSDT&interval=1m")[2]
     assert [row["gap"] for row in answer] == [False, False, True, True, True, False]
 
 
-def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(place: Place) -> None:
-    place.start_viz()
-    assert get(place, "/health", {"Origin": f"http://{place.address}"})[0] == 200
-    assert get(place, "/health", {"Origin": "https://evil.example"})[0] == 403
-    assert get(place, "/health", {"Host": f"evil.example:{place.port}"})[0] == 403
-    assert get(place, "/health", {"Host": f"localhost:{place.port}"})[0] == 200
-    assert get(place, "/../loop.py")[0] == 404
-    assert get(place, "/nothing")[0] == 404
+def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused(system: System) -> None:
+    system.start_viz()
+    assert get(system, "/health", {"Origin": f"http://{system.address}"})[0] == 200
+    assert get(system, "/health", {"Origin": "https://evil.example"})[0] == 403
+    assert get(system, "/health", {"Host": f"evil.example:{system.port}"})[0] == 403
+    assert get(system, "/health", {"Host": f"localhost:{system.port}"})[0] == 200
+    assert get(system, "/../loop.py")[0] == 404
+    assert get(system, "/nothing")[0] == 404
 
 
-def test_it_ends_quickly_and_cleanly_with_viewers_attached(place: Place) -> None:
-    room = place.start_viz()
-    pages = [Page(place) for _ in range(3)]
+def test_it_ends_quickly_and_cleanly_with_viewers_attached(system: System) -> None:
+    room = system.start_viz()
+    pages = [Page(system) for _ in range(3)]
     for page in pages:
         page.watch("BTCUSDT", "1m")
         page.next("history")
@@ -390,9 +392,9 @@ def test_it_ends_quickly_and_cleanly_with_viewers_attached(place: Place) -> None
         page.__exit__()
 
 
-def test_a_taken_port_is_said_in_words(place: Place) -> None:
-    place.start_viz()
-    second = Room("viz", place.config)
+def test_a_taken_port_is_said_in_words(system: System) -> None:
+    system.start_viz()
+    second = Room("viz", system.config)
     assert second.process.wait(20) == 3
-    assert f"cannot listen on 127.0.0.1:{place.port}" in second.log
+    assert f"cannot listen on 127.0.0.1:{system.port}" in second.log
     assert "Traceback" not in second.log

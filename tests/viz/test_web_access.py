@@ -11,7 +11,7 @@ from aiohttp import web
 
 from services.viz.web import ConnectionLimit
 from shared.http_access import AllowedHosts
-from tests.viz.conftest import Place
+from tests.viz.conftest import System
 from tests.viz.test_web import get
 
 IDLE = 2_000
@@ -46,17 +46,17 @@ def test_a_server_for_this_machine_alone_answers_to_nothing_else_unless_it_is_na
     assert not names.refused("klagg.example.org")
 
 
-def test_a_strangers_name_is_refused_by_the_page_that_all_may_see(place: Place) -> None:
-    place.settings = {"host": "0.0.0.0", "allowed_hosts": ["klagg.example.org"]}
-    place.start_viz()
-    assert get(place, "/health", {"Host": f"evil.example:{place.port}"})[0] == 403
-    assert get(place, "/", {"Host": f"evil.example:{place.port}"})[0] == 403
-    assert get(place, "/health", {"Host": "["})[0] == 403
-    for name in ("klagg.example.org", "10.1.2.3", f"{socket.gethostname()}:{place.port}"):
-        assert get(place, "/health", {"Host": name})[0] == 200
+def test_a_strangers_name_is_refused_by_the_page_that_all_may_see(system: System) -> None:
+    system.settings = {"host": "0.0.0.0", "allowed_hosts": ["klagg.example.org"]}
+    system.start_viz()
+    assert get(system, "/health", {"Host": f"evil.example:{system.port}"})[0] == 403
+    assert get(system, "/", {"Host": f"evil.example:{system.port}"})[0] == 403
+    assert get(system, "/health", {"Host": "["})[0] == 403
+    for name in ("klagg.example.org", "10.1.2.3", f"{socket.gethostname()}:{system.port}"):
+        assert get(system, "/health", {"Host": name})[0] == 200
 
 
-def test_idle_connections_make_room_and_busy_ones_stay() -> None:
+def test_idle_connections_are_closed_for_others_and_busy_ones_stay() -> None:
     async def play() -> None:
         answering, go_on, busy = asyncio.Event(), asyncio.Event(), set[object]()
 
@@ -76,9 +76,9 @@ def test_idle_connections_make_room_and_busy_ones_stay() -> None:
             idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
             for reader, _ in idle[:3]:
                 assert await asyncio.wait_for(reader.read(), 10) == b""
-            for number in range(2):
+            for index in range(2):
                 answering.clear()
-                idle[3 + number][1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                idle[3 + index][1].write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 await answering.wait()
             reader, _ = await asyncio.open_connection("127.0.0.1", port)
             assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 503 Too many connections")
@@ -93,10 +93,10 @@ def test_idle_connections_make_room_and_busy_ones_stay() -> None:
     asyncio.run(asyncio.wait_for(play(), 30))
 
 
-def test_half_a_request_and_none_are_closed_after_ten_seconds(place: Place) -> None:
-    place.start_viz()
+def test_half_a_request_and_none_are_closed_after_ten_seconds(system: System) -> None:
+    system.start_viz()
     began = time.monotonic()
-    halves = [socket.create_connection(("127.0.0.1", place.port)) for _ in range(3)]
+    halves = [socket.create_connection(("127.0.0.1", system.port)) for _ in range(3)]
     halves[0].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-")
     halves[1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     for half in halves:
@@ -107,13 +107,13 @@ def test_half_a_request_and_none_are_closed_after_ten_seconds(place: Place) -> N
     assert 8 < time.monotonic() - began < 15
 
 
-def test_the_page_answers_within_a_second_beside_2000_idle_connections(place: Place) -> None:
-    place.start_viz()
-    idle = [socket.create_connection(("127.0.0.1", place.port)) for _ in range(IDLE)]
+def test_the_page_answers_within_a_second_beside_2000_idle_connections(system: System) -> None:
+    system.start_viz()
+    idle = [socket.create_connection(("127.0.0.1", system.port)) for _ in range(IDLE)]
     try:
         for path in ("/", "/app.js", "/health", "/healthz") * 5:
             began = time.monotonic()
-            with urllib.request.urlopen(f"http://{place.address}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://{system.address}{path}", timeout=5) as response:
                 assert response.status == 200
             assert time.monotonic() - began < 1.0
     finally:

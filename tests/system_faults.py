@@ -1,7 +1,7 @@
-"""What befalls the system in chaos: kills and stops, a failing exchange and store, and neighbours who mean harm.
+"""Faults of the system in chaos: kills and stops, a failing exchange and store, and hostile neighbours.
 
 Decides what happens, by name and from a source of chance. Who starts the rooms again, and what must be true afterwards,
-is chaos.py's. What is found wrong at once is noted in `house.wrong`.
+is chaos.py's. What is found wrong at once is noted in `system.wrong`.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from harness.truth import ask
-from tests import harm, hostile, malformed
+from tests import hostile, malformed, store_faults
 
 if TYPE_CHECKING:
-    from tests.chaos import House
+    from tests.chaos import System
 
 ROOMS = ("postgres", "persist", "engine", "ingest", "viz")
 """The simulator is the exchange: it stays."""
@@ -58,9 +58,9 @@ REFINED = ("ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "BNBUSDT", "ADAUSDT", "S
 LATE = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 """Symbols whose times fall, ..."""
 RELISTED = ("AVAXUSDT", "LTCUSDT", "BCHUSDT")
-"""... and those whose ids restart: both at once nobody could tell apart."""
+"""... and those whose ids restart: both at once could not be told apart."""
 SOMEBODY = {"decimals": REFINED, "late": LATE, "relist": RELISTED}
-"""Faults that befall one of these."""
+"""Faults that are of one of these symbols."""
 FAULTS_SHARE = 0.4
 STORE_SHARE = 0.1
 HOSTILE_SHARE = 0.1
@@ -77,35 +77,35 @@ ADDRESSES: dict[str, malformed.Parameters] = {
 }
 
 
-def torment(house: "House", source: random.Random) -> str:
+def inject_fault(system: "System", source: random.Random) -> str:
     """Do something bad to the system or to the exchange and return its name."""
     if source.random() < FAULTS_SHARE:
         fault = source.choice(FAULTS)
         if fault["kind"] in SOMEBODY:
             fault = fault | {"symbol": source.choice(SOMEBODY[str(fault["kind"])])}
         try:
-            ask(house.config, "fault", "POST", **fault)
+            ask(system.config, "fault", "POST", **fault)
         except urllib.error.HTTPError as error:
-            # The market's own numbers have no room for more decimals, or a symbol trades too seldom to be late.
+            # The market's own numbers cannot have more decimals, or a symbol trades too seldom to be late.
             if fault["kind"] not in ("decimals", "late") or error.code != 400:
                 raise
             return f"exchange: no {fault['kind']}"
         return f"exchange: {fault['kind']}"
     if source.random() < STORE_SHARE:
-        return torment_store(house, source)
+        return inject_store_fault(system, source)
     if source.random() < HOSTILE_SHARE:
-        return source.choice(HOSTILE)(house, source)
+        return source.choice(HOSTILE)(system, source)
     if source.random() < POWER_CUT_SHARE:
-        for room in house.rooms.values():
+        for room in system.rooms.values():
             room.process.send_signal(signal.SIGKILL)
         return "power cut"
     name = source.choice(ROOMS)
-    room = house.rooms[name]
+    room = system.rooms[name]
     act = source.choice(("kill", "kill", "kill", "stop", "restart"))
     if act == "stop":
         seconds = source.uniform(*STOPPED_S)
         room.process.send_signal(signal.SIGSTOP)
-        house.wait(seconds)
+        system.wait(seconds)
         if room.process.poll() is None:
             room.process.send_signal(signal.SIGCONT)
     else:
@@ -113,59 +113,59 @@ def torment(house: "House", source: random.Random) -> str:
     return f"{act} {name}"
 
 
-def torment_store(house: "House", source: random.Random) -> str:
+def inject_store_fault(system: "System", source: random.Random) -> str:
     """Do something bad to the tables and return its name."""
     act = source.choice(STORE)
     try:
         match act:
             case "set back":
-                set_back = harm.backed_up(house.config)
-                house.wait(source.uniform(*STOPPED_S))
+                set_back = store_faults.backed_up(system.config)
+                system.wait(source.uniform(*STOPPED_S))
                 set_back()
             case "emptied":
-                harm.empty(house.config)
+                store_faults.empty(system.config)
             case "refusing":
-                harm.refuse(house.config, source.choice(REFINED))
-                house.wait(REFUSED_S)
-                harm.take_all(house.config)
+                store_faults.refuse(system.config, source.choice(REFINED))
+                system.wait(REFUSED_S)
+                store_faults.take_all(system.config)
     except psycopg.Error:
         return f"store: away, not {act}"
     return f"store: {act}"
 
 
-def fill_disk(house: "House", source: random.Random) -> str:
-    """Leave the database without any room on its disk for a while."""
-    if house.disk is None:
+def fill_disk(system: "System", source: random.Random) -> str:
+    """Leave the database without any space on its disk for a while."""
+    if system.disk is None:
         return "no disk of its own, not full"
-    house.disk.fill()
-    house.wait(source.uniform(1.0, FULL_S))
-    house.disk.free()
+    system.disk.fill()
+    system.wait(source.uniform(1.0, FULL_S))
+    system.disk.free()
     return "disk full"
 
 
-def ask_nonsense(house: "House", source: random.Random) -> str:
+def ask_nonsense(system: "System", source: random.Random) -> str:
     """Send the page malformed requests: none of them may be its own fault."""
-    viz = house.config.viz
+    viz = system.config.viz
     asked = malformed.requests(source.getrandbits(32), MALFORMED, ADDRESSES, f"{viz.host}:{viz.port}")
     try:
         statuses = asyncio.run(malformed.ask_all(viz.port, asked))
     except OSError:
         return "page: away, no malformed HTTP"
-    house.wrong += [
+    system.wrong += [
         f"{n} malformed requests got {status}" for status, n in statuses.items() if status >= 500 and status != 503
     ]
     return "malformed HTTP"
 
 
-def subscribe_much(house: "House", source: random.Random) -> str:
+def subscribe_much(system: "System", source: random.Random) -> str:
     """Subscribe everything again and again, and read nothing of it."""
     with suppress(OSError):
-        peer = hostile.Peer(int(house.config.engine.snapshots.rpartition(":")[2]))
-        house.peers.append(peer)
+        peer = hostile.Peer(int(system.config.engine.snapshots.rpartition(":")[2]))
+        system.peers.append(peer)
         peer.subscribe(*[source.choice((b"kline.", b"kline.B", b""))] * SUBSCRIPTIONS)
         return "hostile subscriber"
     return "snapshots: away, no hostile subscriber"
 
 
-HOSTILE: tuple[Callable[["House", random.Random], str], ...] = (fill_disk, ask_nonsense, subscribe_much)
-"""What neighbours do who mean harm; each of it befalls a run at least once."""
+HOSTILE: tuple[Callable[["System", random.Random], str], ...] = (fill_disk, ask_nonsense, subscribe_much)
+"""What hostile neighbours do; each of it happens in a run at least once."""

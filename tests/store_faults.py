@@ -1,4 +1,4 @@
-"""What befalls the database in chaos, and who looks whether anything false was said there: plain SQL, nothing of ours.
+"""Faults of the database in chaos, and a watch over what is said there: plain SQL, nothing of ours.
 
 A row that is final and then has other numbers was final by mistake. PostgreSQL itself notes it, whatever is killed.
 """

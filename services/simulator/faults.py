@@ -132,7 +132,7 @@ class Faults:
         return None
 
     def omits(self, ids: NDArray[np.int64], now_s: float) -> NDArray[np.bool_]:
-        """Say of each id whether pages of trades leave it out: by its number, so it is the same each time."""
+        """Say of each id whether pages of trades leave it out: by its value, so it is the same each time."""
         fault = self.get("omit", now_s)
         if fault is None:
             return np.zeros(len(ids), bool)

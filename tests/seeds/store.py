@@ -62,7 +62,7 @@ class Store:
         open_times: dict[tuple[str, str], list[int]] = defaultdict(list)
         for (name, interval, time), row in self.rows.items():
             if not row["flags"] & FINAL:
-                # Behind one that was still open there may be more to come.
+                # After one that was still open there may be more to come.
                 open_times[name, interval] += [time] if row["flags"] & CLOSED else [time, 2**53]
         unproven = [(*key, min(times), max(times)) for key, times in open_times.items()]
         return StoreState(self.session, self.point, self.time, unproven + lacking)

@@ -249,9 +249,7 @@ def _check(connection: psycopg.Connection[Any]) -> None:
     connection.execute("ANALYZE klines, symbols")
     failed = [result for result in verify(connection, lambda *_: None) if result.failures]
     if failed:
-        lines = [
-            f"{result.check.name}: {result.failures} places, {'; '.join(result.examples[:5])}" for result in failed
-        ]
+        lines = [f"{each.check.name}: {each.failures} places, {'; '.join(each.examples[:5])}" for each in failed]
         raise ReplayFailed("the history does not hold, and nothing is written:\n" + "\n".join(lines))
 
 

@@ -11,7 +11,7 @@ from services.engine.dirty import DirtyRows
 from services.engine.repair import NEVER, Repair
 from services.engine.symbols import SymbolTable
 from shared.calendar import open_time_of
-from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES
+from shared.interval import INTERVAL_INDEX, INTERVAL_NAMES, INTERVALS
 from shared.wire import StoreState
 
 
@@ -36,6 +36,8 @@ class Rewriting:
                 waiting = [*waiting, *((symbol, INTERVAL_INDEX[name], first) for name, first, _ in lacking)]
             for symbol, index, first in waiting:
                 self._want(symbol, index, first, NEVER)
+            for symbol in range(len(self._symbols.names)):
+                self._want_parents(symbol)
         for name, interval, first, last in state.unfinished:
             symbol = self._symbols.index.get(name, -1)
             if symbol >= 0 and interval in INTERVAL_INDEX:
@@ -60,6 +62,20 @@ class Rewriting:
         for interval, name in enumerate(INTERVAL_NAMES) if time_ms else ():
             first = open_time_of(name, time_ms, self._symbols.grids[symbol])
             self._want(symbol, interval, first, max(first, self._oldest(symbol, interval) - 1))
+
+    def _want_parents(self, symbol: int) -> None:
+        """Want what memory lacks of longer klines, so that in an empty store none begins later than those in it.
+
+        An engine that has restarted has loaded only the newest of them (window.py).
+        """
+        begins = {name: self._oldest(symbol, interval) for interval, name in enumerate(INTERVAL_NAMES)}
+        for name, first, _ in self._repair.lacking().get(symbol, []):
+            begins[name] = min(begins[name] or first, first)
+        for interval, (name, _, child) in enumerate(INTERVALS):
+            if child and begins[child] and begins[name]:
+                first = open_time_of(name, begins[child], self._symbols.grids[symbol])
+                self._want(symbol, interval, first, begins[name] - 1)
+                begins[name] = min(begins[name], first)
 
     def _want(self, symbol: int, interval: int, first: int, last: int) -> None:
         """Want the klines of this range that memory does not have."""

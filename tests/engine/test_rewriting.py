@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from shared.interval import INTERVAL_NAMES, INTERVALS
 from shared.wire import (
     DirtyBatch,
     FetchKlines,
     Klines,
     Persisted,
     StorePoint,
+    StoreState,
     placed_rows,
 )
 from tests.engine.played import (
@@ -88,3 +90,22 @@ def test_klines_of_a_refused_symbol_that_leave_memory_are_wanted_of_the_exchange
     played.until(START + 120 * MINUTE + 6_000)
     wanted = [command for command in played.engine.take_commands() if isinstance(command, FetchKlines)]
     assert FetchKlines("BUSDT", "1m", START, START + 20 * MINUTE) in wanted
+
+
+def test_an_emptied_store_gets_longer_klines_that_begin_no_later_than_those_in_them() -> None:
+    """An engine that has restarted holds a day of hours, and of eight hours no more than three klines."""
+    trades = market(8, 3_000, START - 60 * 60 * MINUTE, 62 * 60 * MINUTE)
+    played = PlayedEngine(window=100)
+    played.add(klines=history(trades, START), until=START)
+    played.save()
+    later = PlayedEngine(played.time, restored=played.restored(), window=100)
+    commands(later, FetchKlines)
+    later.apply(StoreState(9, StorePoint(tables="another"), 0))
+    wanted = commands(later, FetchKlines)
+    asked = {command.interval: command for command in wanted if isinstance(command, FetchKlines)}
+    held = {name: min(time for interval, time in later.rows() if interval == name) for name in INTERVAL_NAMES}
+    begins = held | {name: command.start_time for name, command in asked.items()}
+    assert held["8h"] > held["1h"], "or there is nothing to ask for"
+    for name, _, child in INTERVALS:
+        assert not child or begins[name] <= begins[child], (name, child)
+        assert name not in asked or asked[name].end_time == held[name] - 1

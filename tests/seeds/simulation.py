@@ -10,7 +10,7 @@ from services.engine.engine import KlineEngine
 from services.engine.gaps import FALL_MAX_MS
 from services.engine.window import rows_to_load
 from shared.config import AuditConfig, EngineConfig
-from shared.interval import INTERVAL_NAMES
+from shared.interval import INTERVALS
 from shared.kline import AUDITED, CLOSED, EXCHANGE, FINAL
 from shared.wire import (
     AppEvent,
@@ -217,12 +217,15 @@ class Simulation:
             wrong.append(f"{symbol}: {mark.audit.mismatches} are not what the exchange says")
         whole = expected(trades)
         newest = max((trade.time for trade in trades if trade.trade_count), default=0)
-        for interval in INTERVAL_NAMES:
+        begins: dict[str, int] = {}
+        for interval, _, child in INTERVALS:
             times = sorted(key[2] for key in self.store.rows if key[:2] == (symbol, interval))
             if not times:
                 wrong.append(f"{symbol} {interval}: no kline")
                 continue
-            open_time = times[0]
+            begins[interval] = open_time = times[0]
+            if open_time > begins.get(child, open_time):
+                wrong.append(f"{symbol} {interval}: begins at {(open_time - START) / MINUTE:.0f}, later than {child}")
             for have in times:
                 if have != open_time:
                     wrong.append(f"{symbol} {interval}: {(open_time - START) / MINUTE:.0f} is missing")

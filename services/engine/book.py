@@ -12,7 +12,7 @@
 5. What is traded in the newest minute gathers in one kline a symbol, `gathered`, in no row until it is *settled*.
    Merging comes to the same whenever it is done, so it waits until somebody looks: a trade touches one kline, not 15.
 
-What ids say is decided elsewhere (continuity.py, proof.py): here a gap only keeps a replay from losing the rows that it
+What ids say is decided elsewhere (gaps.py, proof.py): here a gap only keeps a replay from losing the rows that it
 belongs to. Knows no message and no socket, and of time what it is told.
 """
 

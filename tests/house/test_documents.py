@@ -104,11 +104,11 @@ def test_what_documents_link_to_is_there() -> None:
     assert not wrong
 
 
-def test_the_files_that_architecture_and_contributing_name_are_there() -> None:
+def test_the_files_that_documents_name_are_there() -> None:
     folders = [ROOT, ROOT / "services", *(path for path in (ROOT / "services").iterdir() if path.is_dir())]
     wrong = []
-    for name in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
-        for file in re.findall(r"`([\w/]+\.(?:py|js|sql|toml))[:`]", (ROOT / name).read_text(encoding="utf-8")):
+    for path in DOCUMENTS:
+        for file in re.findall(r"`([\w/]+\.(?:py|js|sql|toml))[:`]", path.read_text(encoding="utf-8")):
             if "_N" not in file and not any((folder / file).exists() for folder in folders):
-                wrong.append(f"{name}: {file}")
+                wrong.append(f"{path.relative_to(ROOT)}: {file}")
     assert not wrong

@@ -9,6 +9,7 @@ database, and the current one; what is in the database and what comes here are t
 on each change sends the whole row again, so a lost message is healed by the next.
 """
 
+import os
 import sys
 from datetime import UTC, datetime
 
@@ -54,5 +55,7 @@ if __name__ == "__main__":
     arguments = sys.argv[1:] + ["tcp://127.0.0.1:5556", "BTCUSDT", "1m"][len(sys.argv) - 1 :]
     try:
         main(*arguments)
+    except BrokenPipeError:  # whoever read this has ended, as `| head` does; at exit Python would flush to it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        sys.exit(0)
+        pass

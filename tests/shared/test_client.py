@@ -209,6 +209,23 @@ def test_the_python_example_attaches_with_nothing_of_klagg(endpoint: str, tmp_pa
         check_example(Example(sys.executable, "subscribe.py", endpoint, "BTCUSDT", "1h", cwd=tmp_path), engine)
 
 
+def test_the_python_example_ends_without_a_word_when_nobody_reads_it_any_more(endpoint: str) -> None:
+    command = [sys.executable, "examples/subscribe.py", endpoint, "BTCUSDT", "1h"]
+    with PlayedEngine(endpoint, sends_health=False) as engine:
+        engine.unsaved["kline.BTCUSDT.1h"] = made_up("BTCUSDT", "1h", 2)
+        example = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            assert example.stdout
+            example.stdout.readline()
+            example.stdout.close()
+            assert example.stderr
+            assert example.stderr.read() == b""
+            assert example.wait(60) == 0
+        finally:
+            example.kill()
+            example.wait()
+
+
 def test_the_node_example_attaches_with_nothing_of_klagg(endpoint: str) -> None:
     folder = Path(os.environ.get("KLAGG_TEST_NODE_MODULES", "nowhere"))
     node = shutil.which("node")
